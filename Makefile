@@ -1,0 +1,24 @@
+# make demo: a latent diffusion model from nothing to pictures.   make test: lint and tests.
+PYTHON ?= python3
+BIN := .venv/bin
+# One process and no mixed precision, said here so that accelerate does not warn that nobody said it.
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: demo test clean
+
+.venv/.installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/python train_vq.py --config configs/demo-vq.yaml --overwrite true
+	$(LAUNCH) train_ldm.py --config configs/demo.yaml --overwrite true
+	$(BIN)/python sample.py --model runs/demo --num_images 64 --batch_size 64 --output_dir runs/demo/pictures --overwrite true --strip true
+	@echo "The run is runs/demo (its report: runs/demo/README.md). Look at runs/demo/pictures/grid.png"
+
+test: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest

@@ -1,0 +1,41 @@
+"""Draw pictures with a trained model:
+
+python sample.py --model runs/demo --output_dir runs/demo/pictures
+python sample.py --model user/faces --num_images 64 --scheduler dpm-solver++ --num_inference_steps 20 --strip true
+"""
+
+from tinyldm.config import Sample, parse
+from tinyldm.errors import one_line_errors
+
+
+def main() -> None:
+    """Load the model, choose the sampler, draw, save."""
+    config = parse(Sample, __doc__)
+
+    import torch  # after parsing, so that --help need not wait for it
+    from tqdm.auto import tqdm
+
+    from tinyldm import sampling
+    from tinyldm.pictures import OutputFolder
+
+    output = OutputFolder(config.output_dir, config.overwrite)
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = sampling.load_model(config.model, device, getattr(torch, config.dtype))
+    model.scheduler = sampling.choose_scheduler(model.scheduler, config.scheduler)
+    steps, eta = config.num_inference_steps, config.eta
+
+    with tqdm(total=config.num_images, unit="image", desc="sampling", dynamic_ncols=True) as bar:
+        for batch in sampling.sample(model, config.num_images, config.batch_size, config.seed, steps, eta):
+            output.add(batch, config.seed)
+            bar.update(len(batch))
+    output.finish()
+    if config.strip:
+        output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, steps, eta))
+    if config.interpolate:
+        output.interpolation(sampling.interpolate(model, *config.interpolate, steps))
+    print(f"{config.num_images} images are in {output.path}; all on one page: {output.path / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,127 @@
+"""Checkpoints: written aside, synced, renamed; checksummed; never unpickled.
+
+checkpoints/step-1000/
+    unet.safetensors ...    one file a network, named as the trainer names it
+    ema.safetensors         the averaged weights of the first network
+    optimizers.pt           optimizer states, read with weights_only=True
+    state.json              step, seconds, best loss, the config
+    checksums.json          SHA-256 of each file: written last
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tinyldm.errors import UserError
+
+CHECKSUMS = "checksums.json"
+
+
+class Damaged(UserError):
+    """A checkpoint that is incomplete or does not match its checksums."""
+
+
+def save(run: Path, step: int, networks: dict[str, dict[str, torch.Tensor]], optimizers: Any, state: dict) -> Path:
+    """Write checkpoints/step-N of a run; a kill at any moment leaves either the whole folder or none."""
+    final = run / "checkpoints" / f"step-{step}"
+    aside = final.with_name(f".saving-{step}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        for name, tensors in networks.items():
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside / f"{name}.safetensors")
+        torch.save(optimizers, aside / "optimizers.pt")
+        (aside / "state.json").write_text(json.dumps(state, indent=1))
+        sums = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
+        (aside / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+        for file in aside.iterdir():
+            _sync(file)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        _sync(final.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return final
+
+
+def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Any, dict]:
+    """(networks, optimizers, state) of a checkpoint, on the CPU.
+
+    Raises:
+        Damaged: when a file is missing or differs from its checksum.
+    """
+    verify(folder)
+    networks = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
+    return networks, optimizers, json.loads((folder / "state.json").read_text())
+
+
+def verify(folder: Path) -> None:
+    """Raise Damaged unless every file of the checkpoint is there and has its checksum."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text())
+        wrong = [name for name, digest in sums.items() if _sha256(folder / name) != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        raise Damaged(f"checkpoint {folder} is incomplete ({error})") from error
+    if wrong:
+        raise Damaged(f"checkpoint {folder} is damaged: {', '.join(wrong)} changed since it was saved")
+
+
+def steps(run: Path) -> list[int]:
+    """The steps that have a checkpoint, ascending."""
+    found = []
+    for folder in (run / "checkpoints").glob("step-*"):
+        with contextlib.suppress(ValueError):
+            found.append(int(folder.name.removeprefix("step-")))
+    return sorted(found)
+
+
+def find(run: Path, resume: str) -> Path:
+    """The checkpoint that `resume` means: `latest`, which passes over damaged ones and says so, or a path.
+
+    Raises:
+        UserError: when there is none that is whole.
+    """
+    if resume != "latest":
+        folder = Path(resume)
+        if not folder.is_dir():
+            raise UserError(f"checkpoint {resume} does not exist; {run} has steps {steps(run)}")
+        verify(folder)
+        return folder
+    for step in reversed(steps(run)):
+        folder = run / "checkpoints" / f"step-{step}"
+        try:
+            verify(folder)
+            return folder
+        except Damaged as error:
+            print(f"warning: {error}; passing over it", file=sys.stderr)
+    raise UserError(f"{run} has no whole checkpoint to resume from; start anew with --overwrite true")
+
+
+def prune(run: Path, keep: int, best: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the one of step `best`."""
+    for step in steps(run)[:-keep]:
+        if step != best:
+            shutil.rmtree(run / "checkpoints" / f"step-{step}", ignore_errors=True)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,359 @@
+"""The schema of a recipe: what a YAML file in configs/ may say, what each key means and its default.
+
+    config = parse(TrainLDM, "Train a latent diffusion model.")     # reads sys.argv: --config FILE --section.key value ...
+
+Each entry script has one dataclass; the docstring under a field is what `--help` prints for it. The sections `unet`, `vq`
+and `scheduler` are diffusers' own arguments (see diffusers_sections.py). Importing this file imports neither torch nor
+diffusers, so that `--help` is quick.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig, VQConfig
+from tinyldm.errors import UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+@dataclass
+class DataConfig:
+    """Any data set with an image column becomes a stream of square images."""
+
+    name: str = "toyfaces"
+    """`toyfaces` (drawn on the fly, nothing to download), a Hub id, or a folder with images, parquet files or WebDataset
+    tars."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub data set; give a commit for numbers that somebody else can repeat."""
+    data_files: str | list[str] | dict[str, str] | None = None
+    """Which files of it to read, as `datasets.load_dataset` takes them."""
+    split: str = "train"
+    """The part to train on."""
+    eval_split: str | None = None
+    """The part for held-out losses and metrics. null: the fraction `eval_fraction` of `split` is held out, chosen by a
+    hash of each image file, so that no copy of a held-out image is trained on."""
+    eval_fraction: float = 0.05
+    """How much of `split` is held out when there is no `eval_split`."""
+    image_column: str | None = None
+    """The column with the images. null: the first column of the type Image."""
+    resolution: int = 256
+    """Side in pixels: the shorter side is resized to it (antialiased), then the centre is cropped."""
+    random_flip: bool = False
+    """Mirror half of the training images."""
+    streaming: bool = True
+    """Read while training, nothing stored. false: download once, then random access and a full shuffle each epoch."""
+    shuffle_buffer: int = 2048
+    """Undecoded examples from which a stream draws the next one at random."""
+    num_workers: int = 2
+    """Threads that decode and resize, per process."""
+    cache_dir: str = "~/.cache/tinyldm"
+    """Where encoded latents are kept, so that a second run does not encode again."""
+
+
+@dataclass
+class FirstStageConfig:
+    """The autoencoder between images and latents."""
+
+    path: str = "CompVis/ldm-celebahq-256"
+    """A run of train_vq.py, a folder, or a Hub id, of a VQModel, AutoencoderKL or AutoencoderTiny."""
+    subfolder: str | None = None
+    """The folder in it that holds the autoencoder, e.g. `vqvae` in a pipeline."""
+    revision: str | None = None
+    """Branch, tag or commit, when `path` is a Hub id."""
+
+
+@dataclass
+class TrainConfig:
+    """The loop: the same for each training."""
+
+    max_steps: int | None = None
+    """Optimizer steps. Where both are given it goes before `num_epochs`."""
+    num_epochs: float | None = None
+    """Passes over the training part."""
+    batch_size: int = 64
+    """Images per process and forward pass."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes per optimizer step."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    """Its course after the warm-up; linear and cosine end at 0 at the last step."""
+    lr_warmup_steps: int = 0
+    """Steps in which the learning rate grows from 0."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the gradient mean."""
+    adam_beta2: float = 0.999
+    """AdamW's decay of the squared gradient mean."""
+    adam_weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this norm. null: never."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the networks' forward passes on a GPU; noise and losses stay in fp32. On a CPU leave it at `no`."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights, which are the ones that are evaluated and shipped. It starts low and grows as
+    (1 + step) / (10 + step)."""
+    compile: bool = False
+    """torch.compile the networks: some minutes at the start, faster steps afterwards."""
+    channels_last: bool = True
+    """Keep images as (B, H, W, C) in memory: faster convolutions on most hardware."""
+    xformers: bool = False
+    """Use xformers' attention instead of PyTorch's own (an extra: CUDA only)."""
+    logging_steps: int = 50
+    """Steps between rows of metrics.csv."""
+    eval_steps: int = 1000
+    """Steps between evaluations on the held-out part."""
+    num_eval_images: int = 512
+    """Held-out images that each evaluation looks at: always the same ones."""
+    sample_steps: int = 5000
+    """Steps between pictures in samples/."""
+    checkpointing_steps: int = 5000
+    """Steps between checkpoints; there is always one at the end."""
+    checkpoints_total_limit: int = 2
+    """How many of the newest checkpoints are kept; the best by held-out loss is kept beside them."""
+    log_with: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Where curves go besides metrics.csv; wandb and trackio must be installed."""
+
+
+@dataclass
+class DiffusionConfig:
+    """What the denoiser learns, beyond the scheduler's own arguments."""
+
+    snr_gamma: float | None = 5.0
+    """Min-SNR loss weighting (Hang et al. 2023) with this gamma. null: all timesteps weigh the same in the loss of the
+    chosen `scheduler.prediction_type`."""
+    preview_steps: int = 50
+    """DDIM steps of the sample grids drawn while training."""
+
+
+@dataclass
+class VQLossConfig:
+    """The first stage's losses (Esser et al. 2021)."""
+
+    perceptual: Literal["lpips", "none"] = "lpips"
+    """`lpips` needs VGG16's weights (torchvision downloads them once, 528 MB); `none` goes without."""
+    perceptual_weight: float = 1.0
+    """Weight of LPIPS beside the L1 loss."""
+    gradient_weight: float = 0.0
+    """Weight of the L1 loss of horizontal and vertical image differences: sharper edges where LPIPS cannot be had."""
+    codebook_weight: float = 1.0
+    """Weight of the codebook and commitment loss."""
+    adversarial_weight: float = 0.75
+    """Weight of the patch discriminator, on top of the adaptive weight that balances the two gradients. 0: none."""
+    feature_matching_weight: float = 0.0
+    """Weight of the L1 distance of the discriminator's features of image and reconstruction, beside its verdict
+    (Larsen et al. 2016)."""
+    discriminator_start: int = 10_000
+    """The step at which the discriminator sets in."""
+    discriminator_ramp_steps: int = 1000
+    """Steps over which its weight grows from 0: a sudden start ruins reconstructions."""
+    discriminator_channels: int = 64
+    """Width of its first layer."""
+    discriminator_layers: int = 3
+    """Its strided layers: each doubles the side of the patch that it judges."""
+    discriminator_learning_rate: float = 1e-4
+    """Its own learning rate."""
+    revive_steps: int = 200
+    """Every so many steps, codes that were not used since are moved onto latents of the current batch. 0: never."""
+
+
+@dataclass
+class HubConfig:
+    """Publishing the run."""
+
+    push: bool = False
+    """Push the finished run to the Hub."""
+    repo_id: str | None = None
+    """The repository, `user/name`; it is created when it does not exist."""
+    private: bool = False
+    """Create it as a private one."""
+
+
+@dataclass
+class TrainVQ:
+    """Train a VQ-VAE first stage."""
+
+    output_dir: str
+    """The run folder."""
+    seed: int = 0
+    """Of weights, order, noise and held-out choice."""
+    resume: str | None = None
+    """`latest`, or the path of a checkpoint of this run."""
+    overwrite: bool = False
+    """Delete the run that is in `output_dir` already."""
+    data: DataConfig = field(default_factory=DataConfig)
+    vq: VQConfig = field(default_factory=VQConfig)
+    loss: VQLossConfig = field(default_factory=VQLossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+
+    def check(self) -> None:
+        """Refuse values that contradict each other, before anything is downloaded or written."""
+        _check_training(self)
+        self.vq.check()
+        side = self.data.resolution
+        if side % self.vq.downscale:
+            raise UserError(f"data.resolution {side} is not a multiple of the first stage's factor {self.vq.downscale}")
+        if self.train.mixed_precision == "fp16" and self.loss.adversarial_weight > 0:
+            raise UserError("two optimizers cannot share fp16's one loss scaler; set train.mixed_precision to bf16 or no")
+
+
+@dataclass
+class TrainLDM:
+    """Train a latent diffusion model over a first stage."""
+
+    output_dir: str
+    """The run folder."""
+    seed: int = 0
+    """Of weights, order, noise and held-out choice."""
+    resume: str | None = None
+    """`latest`, or the path of a checkpoint of this run."""
+    overwrite: bool = False
+    """Delete the run that is in `output_dir` already."""
+    data: DataConfig = field(default_factory=DataConfig)
+    first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+
+    def check(self) -> None:
+        """Refuse values that contradict each other, before anything is downloaded or written."""
+        _check_training(self)
+        self.unet.check(self.scheduler)
+
+
+@dataclass
+class Sample:
+    """Draw pictures with a trained model."""
+
+    model: str
+    """A run of train_ldm.py, a diffusers pipeline folder, or a Hub id."""
+    num_images: int = 16
+    """How many: the images of seeds `seed`, `seed` + 1, ..."""
+    batch_size: int = 16
+    """Images at a time; it changes the speed, not the pictures."""
+    seed: int = 0
+    """Of the first image."""
+    scheduler: Literal["ddim", "ddpm", "dpm-solver++", "euler", "heun", "unipc"] | None = None
+    """The sampler. null: the one that the model was saved with."""
+    num_inference_steps: int = 50
+    """Denoising steps."""
+    eta: float = 0.0
+    """DDIM's noise, from 0 (none, deterministic) to 1 (as much as DDPM)."""
+    output_dir: str = "samples"
+    """Gets images/, grid.png, samples.npz and what else is asked for."""
+    overwrite: bool = False
+    """Replace the pictures that are in `output_dir` already."""
+    strip: bool = False
+    """Also draw how the first images come out of the noise: denoising.png and denoising.gif."""
+    interpolate: tuple[int, int] | None = None
+    """Two seeds: also draw the way from one's image to the other's along the sphere of noise: interpolation.png, .gif."""
+    device: str | None = None
+    """cuda, mps, cpu ... null: the GPU if there is one."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Precision of the networks. On a CPU leave it at float32."""
+
+    def check(self) -> None:
+        """Raise UserError for values that make no sense."""
+        for key in ("num_images", "batch_size", "num_inference_steps"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"{key} is {getattr(self, key)}; give a number above 0")
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"eta is {self.eta}; it must lie between 0 and 1")
+        if self.eta and self.scheduler not in (None, "ddim"):
+            raise UserError(f"eta is DDIM's and means nothing to {self.scheduler}; leave it away, or use --scheduler ddim")
+
+
+Schema = TypeVar("Schema")
+
+
+def parse(schema: type[Schema], description: str, args: list[str] | None = None) -> Schema:
+    """Read `--config FILE` and `--section.key value` overrides into an instance of `schema`.
+
+    Raises:
+        UserError: for an unknown key, a value of the wrong type, or values that contradict each other.
+    """
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="A YAML file with any of the keys below.")
+    parser.add_class_arguments(schema)
+    try:
+        config = parser.instantiate(parser.parse_args(args))
+    except ArgumentError as error:
+        raise UserError(f"{error}; --help explains every key") from error
+    values = {key: value for key, value in vars(config).items() if key != "config"}
+    config = schema(**values)
+    config.check()
+    return config
+
+
+def _check_training(config: "TrainVQ | TrainLDM") -> None:
+    positive = {
+        "data.resolution": config.data.resolution,
+        "data.num_workers": config.data.num_workers,
+        "train.batch_size": config.train.batch_size,
+        "train.gradient_accumulation_steps": config.train.gradient_accumulation_steps,
+        "train.logging_steps": config.train.logging_steps,
+        "train.eval_steps": config.train.eval_steps,
+        "train.sample_steps": config.train.sample_steps,
+        "train.checkpointing_steps": config.train.checkpointing_steps,
+        "train.checkpoints_total_limit": config.train.checkpoints_total_limit,
+        "train.num_eval_images": config.train.num_eval_images,
+        "train.learning_rate": config.train.learning_rate,
+    }
+    for key, value in positive.items():
+        if value <= 0:
+            raise UserError(f"{key} is {value}; give a number above 0")
+    if config.train.max_steps is None and config.train.num_epochs is None:
+        raise UserError("how long to train is not said: give train.max_steps or train.num_epochs")
+    if not 0 <= config.train.ema_decay < 1:
+        raise UserError(f"train.ema_decay is {config.train.ema_decay}; it must be at least 0 and below 1")
+    if not 0 < config.data.eval_fraction < 1:
+        raise UserError(f"data.eval_fraction is {config.data.eval_fraction}; it must lie between 0 and 1")
+    if config.data.eval_split == config.data.split:
+        raise UserError(
+            f"data.split and data.eval_split are both {config.data.split!r}: the held-out part would be trained on; "
+            "set data.eval_split to null to hold out a part of it"
+        )
+    if config.hub.push and not config.hub.repo_id:
+        raise UserError("hub.push is true but hub.repo_id is missing; give user/name")
+    if config.resume and config.overwrite:
+        raise UserError("resume and overwrite contradict each other; give one of them")
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved config as YAML, every key in it, in the order of the schema."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, width=120)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The resolved config as plain dicts, lists, numbers and strings; tuples become lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return plain(asdict(config))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a run's config.yaml.
+
+    Raises:
+        UserError: when it is missing or not YAML.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {path.parent} is not a run folder") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML any more: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a config's keys")
+    return values

@@ -1,0 +1,66 @@
+"""The network that removes noise: diffusers' UNet2DModel from a config, its size and its cost."""
+
+from dataclasses import asdict, replace
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from tinyldm.config import TrainConfig
+from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig
+from tinyldm.errors import UserError
+
+
+def make_denoiser(config: UNetConfig, side: int, channels: int) -> UNet2DModel:
+    """A UNet2DModel for inputs (B, channels, side, side); arguments left null are filled from these.
+
+    Raises:
+        UserError: when the config says another shape, or arguments that diffusers refuses.
+    """
+    for key, given, needed in (
+        ("sample_size", config.sample_size, side),
+        ("in_channels", config.in_channels, channels),
+        ("out_channels", config.out_channels, channels),
+    ):
+        if given not in (None, needed):
+            raise UserError(f"unet.{key} is {given}, but the data and first stage give {needed}; leave it at null")
+    halvings = len(config.block_out_channels) - 1
+    if side % 2**halvings:
+        raise UserError(
+            f"the denoiser halves its input of side {side} {halvings} times, which leaves a fraction; "
+            "change data.resolution, or use fewer blocks in unet.block_out_channels"
+        )
+    filled = replace(config, sample_size=side, in_channels=channels, out_channels=channels)
+    try:
+        return UNet2DModel(**asdict(filled))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the section unet does not make a UNet2DModel: {error}") from error
+
+
+def make_scheduler(config: SchedulerConfig) -> DDPMScheduler:
+    """The forward process.
+
+    Raises:
+        UserError: for a schedule that diffusers does not know.
+    """
+    try:
+        return DDPMScheduler(**asdict(config))
+    except (NotImplementedError, ValueError, TypeError) as error:
+        raise UserError(f"the section scheduler does not make a DDPMScheduler: {error}") from error
+
+
+def use_xformers(network: UNet2DModel, train: TrainConfig) -> None:
+    """Switch to xformers' attention when train.xformers asks for it; PyTorch's own needs nothing.
+
+    Raises:
+        UserError: without CUDA or the package.
+    """
+    if not train.xformers:
+        return
+    if not torch.cuda.is_available():
+        raise UserError("train.xformers needs CUDA; set it to false: PyTorch's own attention is used then")
+    try:
+        network.enable_xformers_memory_efficient_attention()
+    except (ImportError, ModuleNotFoundError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"train.xformers: {error}; pip install xformers (a build for this torch), or set it to false"
+        ) from error

@@ -1,0 +1,124 @@
+"""The autoencoder between images and latents: loading one, encoding, decoding, the scale of its latents."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from torch import nn
+
+from tinyldm.config import FirstStageConfig
+from tinyldm.errors import UserError
+
+KINDS = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+SCALE_TOLERANCE = 0.05  # a carried scaling_factor further than this from the measured one is replaced
+
+
+@dataclass
+class FirstStage:
+    """A diffusers autoencoder, frozen, with one interface for the three kinds.
+
+    Latents are in the autoencoder's own units in `encode` and `decode`; diffusion works on them times `scaling_factor`.
+    """
+
+    model: nn.Module
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return self.model.config.latent_channels
+
+    @property
+    def downscale(self) -> int:
+        """The factor f between the sides of an image and of its latents."""
+        config = self.model.config
+        widths = config.encoder_block_out_channels if isinstance(self.model, AutoencoderTiny) else config.block_out_channels
+        return 2 ** (len(widths) - 1)
+
+    @property
+    def scaling_factor(self) -> float:
+        """Latents times this have unit variance; what LDMPipeline divides by before it decodes."""
+        return self.model.config.scaling_factor
+
+    @scaling_factor.setter
+    def scaling_factor(self, value: float) -> None:
+        self.model.register_to_config(scaling_factor=value)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> latents (B, C, H/f, W/f): a VQModel's before quantisation, a KL's mean."""
+        encoded = self.model.encode(images)
+        return encoded.latent_dist.mode() if isinstance(self.model, AutoencoderKL) else encoded.latents
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) -> images (B, 3, f h, f w), about in [-1, 1]; a VQModel quantises first."""
+        return self.model.decode(latents).sample
+
+    def fingerprint(self) -> str:
+        """Hash of the weights and of the config without the scale: the same first stage gives the same latents."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def check_resolution(self, resolution: int) -> int:
+        """Side of the latents of images of this side.
+
+        Raises:
+            UserError: when the factor does not divide it.
+        """
+        if resolution % self.downscale:
+            raise UserError(
+                f"data.resolution {resolution} is not a multiple of the first stage's factor {self.downscale}; "
+                f"the nearest is {max(1, round(resolution / self.downscale)) * self.downscale}"
+            )
+        return resolution // self.downscale
+
+    def choose_scale(self, measured: float) -> str | None:
+        """Keep the carried scaling_factor when it makes these latents' variance about one, else take the measured one.
+
+        Args:
+            measured: 1 / standard deviation of the latents of the data.
+
+        Returns:
+            What there is to say about it, or None.
+        """
+        carried = self.scaling_factor
+        if abs(carried / measured - 1) <= SCALE_TOLERANCE:
+            return None
+        self.scaling_factor = measured
+        why = " (VQModel's default, which is Stable Diffusion's and wrong for a VQ-f4)" if carried == 0.18215 else ""
+        return f"the first stage carries scaling_factor {carried:g}{why}; measured on the data: {measured:.4f}, which is used"
+
+
+def load_first_stage(config: FirstStageConfig) -> FirstStage:
+    """Load a run of train_vq.py, a folder or a Hub id.
+
+    Raises:
+        UserError: when it is missing, or is not an autoencoder that this project can use.
+    """
+    path, subfolder = config.path, config.subfolder
+    local = Path(path).expanduser()
+    if local.is_dir():
+        if subfolder is None and not (local / "config.json").exists():
+            subfolder = next((name for name in ("vqvae", "vae") if (local / name / "config.json").exists()), None)
+        folder = local / subfolder if subfolder else local
+        if not (folder / "config.json").exists():
+            raise UserError(f"first_stage.path {folder} is not a model folder: it has no config.json")
+        path = str(local)
+    try:
+        found = VQModel.load_config(path, subfolder=subfolder, revision=config.revision)
+        kind = KINDS.get(found.get("_class_name"))
+        if kind is None:
+            raise UserError(
+                f"first_stage.path {config.path} holds a {found.get('_class_name')}; it must be one of {', '.join(KINDS)}"
+            )
+        model = kind.from_pretrained(path, subfolder=subfolder, revision=config.revision)
+    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+        where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded: check the name and the network"
+        raise UserError(f"first_stage.path {config.path} {where} ({error})") from error
+    return FirstStage(model.eval().requires_grad_(False))

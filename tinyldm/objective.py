@@ -1,0 +1,96 @@
+"""What a diffusion model learns, on one page: noise an image, predict what was done to it, weigh the error.
+
+Forward process (Ho et al. 2020, equation 4), with abar_t = prod_{s <= t} (1 - beta_s):
+
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps,        SNR(t) = abar_t / (1 - abar_t)
+
+The network sees x_t and t and predicts one of (`scheduler.prediction_type`)
+
+    epsilon        eps                                              (Ho et al. 2020)
+    v_prediction   v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0      (Salimans & Ho 2022, appendix D)
+    sample         x_0
+
+An error e of x_0 is an error of eps of sqrt(SNR) e and of v of sqrt(SNR + 1) e, so that a loss of any of the three is a
+weighted loss of x_0; min-SNR (Hang et al. 2023, equation 8) gives the x_0 loss the weight min(SNR, gamma) for each.
+"""
+
+import torch
+from diffusers import DDPMScheduler
+from torch import nn
+
+from tinyldm.randomness import Draw
+
+
+def signal_to_noise(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
+    """SNR(t) = abar_t / (1 - abar_t) for timesteps (B,)."""
+    alphas_cumprod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    return alphas_cumprod / (1 - alphas_cumprod)
+
+
+def target(scheduler: DDPMScheduler, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """What the network shall predict (B, C, H, W)."""
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return noise
+        case "v_prediction":
+            return scheduler.get_velocity(x0, noise, timesteps)
+        case "sample":
+            return x0
+    raise ValueError(f"unknown prediction_type {scheduler.config.prediction_type!r}")
+
+
+def weight(scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
+    """Weights (B,) of the squared errors. snr_gamma None: 1, the simple loss of the chosen prediction type."""
+    if snr_gamma is None:
+        return torch.ones_like(timesteps, dtype=torch.float32)
+    snr = signal_to_noise(scheduler, timesteps)
+    clipped = snr.clamp(max=snr_gamma)
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return clipped / snr  # SNR 0 would divide by 0, but the config refuses epsilon with zero terminal SNR
+        case "v_prediction":
+            return clipped / (snr + 1)
+        case "sample":
+            return clipped
+    raise ValueError(f"unknown prediction_type {scheduler.config.prediction_type!r}")
+
+
+def draw_timesteps(scheduler: DDPMScheduler, count: int, draw: Draw) -> torch.Tensor:
+    """Uniform timesteps (count,), spread evenly over a batch: the same expectation with less variance."""
+    steps = scheduler.config.num_train_timesteps
+    return (draw.stratified(count) * steps).long().clamp(max=steps - 1)
+
+
+def diffusion_loss(
+    network: nn.Module,
+    scheduler: DDPMScheduler,
+    x0: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    snr_gamma: float | None,
+) -> torch.Tensor:
+    """Weighted squared errors (B,), each the mean over the elements of its image.
+
+    Args:
+        network: (x_t (B, C, H, W), timesteps (B,)) -> object with `.sample` (B, C, H, W).
+        x0: images or latents (B, C, H, W) of about unit variance, in fp32 like `noise`.
+        timesteps: (B,) in 0..T-1.
+    """
+    x_t = scheduler.add_noise(x0, noise, timesteps)
+    predicted = network(x_t, timesteps).sample.float()
+    error = (predicted - target(scheduler, x0, noise, timesteps)).square().mean((1, 2, 3))
+    return weight(scheduler, timesteps, snr_gamma) * error
+
+
+def error_in_v(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
+    """Factors (B,) that turn an unweighted squared error of any prediction type into one of v: held-out losses in one
+    unit compare between runs whatever they were trained to predict."""
+    snr = signal_to_noise(scheduler, timesteps)
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return (snr + 1) / snr
+        case "v_prediction":
+            return torch.ones_like(snr)
+        case "sample":
+            return snr + 1
+    raise ValueError(f"unknown prediction_type {scheduler.config.prediction_type!r}")

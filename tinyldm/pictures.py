@@ -1,0 +1,107 @@
+"""Everything worth looking at, as a picture: grids, strips, animations, curves."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.utils import make_grid
+
+from tinyldm.errors import UserError
+
+MIN_SIDE = 128  # small images are enlarged to at least this side, so that a grid can be judged by eye
+
+
+def grid(images: torch.Tensor, columns: int | None = None) -> Image.Image:
+    """uint8 images (N, 3, H, W) as one picture, enlarged by a whole factor where they are small."""
+    images = images.cpu()
+    columns = columns or max(1, round(math.sqrt(len(images))))
+    factor = max(1, MIN_SIDE // images.shape[-1]) if len(images) <= 144 else 1
+    padding = 2
+    tiled = make_grid(images, nrow=columns, padding=padding, pad_value=255)
+    tiled = tiled.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    return to_pil(tiled)
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    """uint8 (3, H, W) -> RGB image."""
+    return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def save_gif(frames: list[Image.Image], path: Path, seconds: float = 4.0) -> None:
+    """An animation that dwells on its last frame."""
+    each = max(20, round(1000 * seconds / len(frames)))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[each] * (len(frames) - 1) + [1500], loop=0)
+
+
+def curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Training and held-out curves of a metrics.csv: losses on the left, held-out quality on the right."""
+    import matplotlib  # here, since only the end of a run needs it and it takes a while to import
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    losses = [key for key in ("loss", "eval_loss") if any(key in row for row in rows)]
+    others = list(dict.fromkeys(key for row in rows for key in row if key.startswith("eval_") and key not in losses))
+    figure, axes = plt.subplots(1, 1 + len(others), figsize=(5 * (1 + len(others)), 3.6), squeeze=False)
+    for axis, keys in zip(axes[0], [losses, *[[key] for key in others]], strict=True):
+        for key in keys:
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            axis.plot(*zip(*points, strict=True), label=key, lw=1 if key == "loss" else 1.8, alpha=0.6 if key == "loss" else 1)
+        axis.set_xlabel("optimizer steps")
+        axis.legend()
+        axis.grid(alpha=0.3)
+    values = sorted(row[key] for row in rows for key in losses if key in row)
+    if values:  # the first steps would squash everything that follows
+        low, high = values[0], values[int(0.98 * (len(values) - 1))]
+        axes[0][0].set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+class OutputFolder:
+    """Where sample.py leaves its pictures.
+
+    Raises:
+        UserError: when it holds pictures already and `overwrite` is false, or cannot be written.
+    """
+
+    def __init__(self, path: str, overwrite: bool):
+        self.path, self.images = Path(path), Path(path) / "images"
+        if self.images.is_dir() and any(self.images.iterdir()):
+            if not overwrite:
+                raise UserError(f"{path} holds pictures already; choose another output_dir, or give --overwrite true")
+            for old in self.images.glob("seed-*.png"):
+                old.unlink()
+        try:
+            self.images.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output_dir {path} cannot be written ({error.strerror}); choose another") from error
+        self.batches: list[torch.Tensor] = []
+
+    def add(self, batch: torch.Tensor, first_seed: int) -> None:
+        """Save uint8 images (B, 3, H, W) as images/seed-N.png."""
+        seed = first_seed + sum(map(len, self.batches))
+        for i, image in enumerate(batch):
+            to_pil(image).save(self.images / f"seed-{seed + i:06d}.png")
+        self.batches.append(batch)
+
+    def finish(self) -> None:
+        """grid.png, and samples.npz: arr_0, uint8 (N, H, W, 3), which the usual evaluation suites read."""
+        images = torch.cat(self.batches)
+        grid(images[:100]).save(self.path / "grid.png")
+        np.savez(self.path / "samples.npz", images.permute(0, 2, 3, 1).numpy())
+
+    def strip(self, frames: list[torch.Tensor]) -> None:
+        """denoising.png, a row an image from noise to picture, and denoising.gif."""
+        rows = torch.stack(frames, 1)  # (B, frames, 3, H, W)
+        grid(rows.flatten(0, 1), len(frames)).save(self.path / "denoising.png")
+        save_gif([grid(frame) for frame in frames], self.path / "denoising.gif")
+
+    def interpolation(self, images: torch.Tensor) -> None:
+        """interpolation.png, one row, and interpolation.gif."""
+        grid(images, len(images)).save(self.path / "interpolation.png")
+        save_gif([grid(image[None]) for image in images], self.path / "interpolation.gif")

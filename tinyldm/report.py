@@ -1,0 +1,88 @@
+"""The run's README.md: its report and its model card in one. Every number in it comes from the run."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from tinyldm import config as configs
+from tinyldm.config import DataConfig
+
+TEMPLATES = Path(__file__).parent.parent / "model_cards"
+LABELS = {
+    "eval_loss": ("held-out loss", "loss"),
+    "eval_psnr": ("PSNR in dB", "psnr"),
+    "eval_ssim": ("SSIM", "ssim"),
+    "eval_perplexity": ("codebook perplexity", "perplexity"),
+    "eval_codes_used": ("share of codes in use", "codes_used"),
+}
+
+
+def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, Any]], config: Any) -> None:
+    """Fill model_cards/<template>.md into run/README.md.
+
+    Args:
+        facts: what the template names: parameters, seconds, images, images_per_second, train_images, ...
+        rows: of metrics.csv; the last held-out figures become the card's results.
+    """
+    figures: dict[str, float] = {}
+    for row in rows:
+        figures.update({key: value for key, value in row.items() if key in LABELS})
+    data: DataConfig = config.data
+    hub_id = data.name if "/" in data.name and not Path(data.name).expanduser().exists() else None
+    name = (config.hub.repo_id or run.resolve().name).split("/")[-1]
+    results = [
+        EvalResult(
+            task_type="unconditional-image-generation",
+            dataset_type=hub_id or Path(data.name).name,
+            dataset_name=Path(data.name).name,
+            dataset_split=data.eval_split or f"{data.eval_fraction:.0%} of {data.split}, held out by hash",
+            dataset_revision=data.revision,
+            metric_type=LABELS[key][1],
+            metric_name=LABELS[key][0],
+            metric_value=round(value, 5),
+        )
+        for key, value in figures.items()
+    ]
+    card_data = ModelCardData(
+        model_name=name,
+        library_name="diffusers",
+        license="other",
+        license_name="follows-the-training-data",
+        tags=["tinyldm", "diffusers", "unconditional-image-generation", template],
+        datasets=[hub_id] if hub_id else None,
+        eval_results=results,
+    )
+    samples = sorted((run / "samples").glob("step-*.png"))
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATES / f"{template}.md"),
+        name=name,
+        repo_id=config.hub.repo_id or str(run),
+        pushed=config.hub.push,
+        data=data,
+        figures=[(LABELS[key][0], f"{value:.4g}") for key, value in figures.items()],
+        hardware=hardware(),
+        torch_version=torch.__version__,
+        picture=samples[-1].relative_to(run) if samples else None,
+        config=configs.to_yaml(config).strip(),
+        train=config.train,
+        duration=duration(facts["seconds"]),
+        **facts,
+    )
+    card.save(run / "README.md")
+
+
+def hardware() -> str:
+    """What the run ran on, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1 h 23 min` or `4 min 5 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

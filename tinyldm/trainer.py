@@ -1,0 +1,367 @@
+"""The one loop: batch -> losses -> backward -> step -> average -> now and then log, evaluate, draw, save.
+
+What differs between trainings is a `Task`, handed in. See VQTask (vq_task.py) and DiffusionTask (diffusion_task.py).
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import nn
+from tqdm.auto import tqdm
+
+from tinyldm import checkpoint, pictures, report
+from tinyldm import config as configs
+from tinyldm.config import TrainConfig
+from tinyldm.errors import UserError
+from tinyldm.randomness import Draw
+from tinyldm.run_folder import RunFolder
+
+Losses = Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]
+
+
+class Task(Protocol):
+    """What one training adds to the loop.
+
+    Attributes:
+        networks: by name; the first is the one that is averaged, evaluated and shipped. The trainer puts the prepared
+            (distributed, mixed-precision) ones back in here.
+        learning_rates: the peak for each network.
+        examples_per_epoch: images in a pass, or None when a stream does not say.
+        card: the template in model_cards/ for its report.
+    """
+
+    card: str
+
+    networks: dict[str, nn.Module]
+    learning_rates: dict[str, float]
+    examples_per_epoch: int | None
+
+    def batches(self, start: int) -> Iterator[torch.Tensor]:
+        """Endless micro-batches of this process from number `start` on."""
+
+    def losses(self, batch: torch.Tensor, step: int, draw: Draw) -> Losses:
+        """(network's name, its loss, numbers to log), one for each network that learns in this step; the trainer calls
+        backward on each before it asks for the next."""
+
+    def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
+        """Called after the optimizers' step."""
+
+    def evaluate(self, process: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Sums over this process's share of the held-out images (and their `count`), reduced by `summarize`."""
+
+    def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Held-out figures from the sums of all processes; `eval_loss` chooses the best checkpoint."""
+
+    def picture(self, path: Path) -> None:
+        """Draw what the network does now, without touching the training's random numbers."""
+
+    def export(self, run: Path) -> None:
+        """Write the model that a user loads, from the current weights."""
+
+    def facts(self) -> dict[str, Any]:
+        """What its template names beyond what the trainer knows."""
+
+
+def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
+    """Accelerate, with what this loop cannot do refused in one line."""
+    from accelerate.utils import set_seed
+
+    if train.log_with not in ("none", "tensorboard"):
+        try:
+            __import__(train.log_with)
+        except ImportError as error:
+            raise UserError(f"train.log_with {train.log_with} needs the package: pip install {train.log_with}") from error
+    if train.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.mixed_precision fp16 needs a GPU; leave it at no on a CPU")
+    accelerator = Accelerator(
+        mixed_precision=train.mixed_precision,
+        log_with=None if train.log_with == "none" else train.log_with,
+        project_dir=str(Path(output_dir) / "logs"),
+    )
+    if accelerator.distributed_type not in (
+        DistributedType.NO,
+        DistributedType.MULTI_CPU,
+        DistributedType.MULTI_GPU,
+    ):
+        raise UserError(
+            f"{accelerator.distributed_type.value} is not supported: a network of 5M parameters fits on each GPU, so "
+            "plain data parallelism (accelerate launch --multi_gpu) is both simpler and faster"
+        )
+    if accelerator.device.type == "cpu":
+        # accelerate launch sets OMP_NUM_THREADS to 1 where nothing is said: a laptop would train on one of its cores.
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(max(1, cores() // local))
+    set_seed(0)  # libraries' own use of global generators; ours are all explicit
+    return accelerator
+
+
+class Trainer:
+    """Holds what the loop needs; `Trainer(...).fit()` runs it."""
+
+    def __init__(self, task: Task, config: Any, accelerator: Accelerator, run: RunFolder | None):
+        self.task, self.config, self.accelerator, self.run = task, config, accelerator, run
+        train = config.train
+        self.process = (accelerator.process_index, accelerator.num_processes)
+        self.images_per_step = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
+        self.max_steps = self._max_steps()
+        self.main = next(iter(task.networks))
+
+        self.optimizers, self.schedules = {}, {}
+        for name, network in task.networks.items():
+            if train.channels_last:
+                network.to(memory_format=torch.channels_last)
+            if train.compile:
+                network.compile()
+            optimizer = torch.optim.AdamW(
+                [weight for weight in network.parameters() if weight.requires_grad],
+                lr=task.learning_rates[name],
+                betas=(train.adam_beta1, train.adam_beta2),
+                weight_decay=train.adam_weight_decay,
+                fused=True,
+            )
+            # The schedule works on the bare optimizer and counts our steps: a prepared one would count processes too.
+            self.schedules[name] = get_scheduler(
+                train.lr_scheduler,
+                optimizer,
+                num_warmup_steps=train.lr_warmup_steps,
+                num_training_steps=self.max_steps,
+            )
+            task.networks[name], self.optimizers[name] = accelerator.prepare(network, optimizer)
+        self.ema = EMAModel(self._weights(), decay=train.ema_decay, foreach=True)
+        self.ema.to(accelerator.device)
+        accelerator.init_trackers("tinyldm")
+        self.step, self.seconds, self.best = 0, 0.0, (math.inf, None)
+        if config.resume:
+            self._resume(checkpoint.find(Path(config.output_dir), config.resume))
+
+    def _max_steps(self) -> int:
+        train, length = self.config.train, self.task.examples_per_epoch
+        if train.max_steps is not None:
+            return train.max_steps
+        if length is None:
+            raise UserError("this stream does not say how long an epoch is; give train.max_steps instead of num_epochs")
+        return max(1, round(train.num_epochs * length / self.images_per_step))
+
+    def _weights(self) -> list[nn.Parameter]:
+        return list(self.task.networks[self.main].parameters())
+
+    # ------------------------------------------------------------------------------------------------------- the loop
+
+    def fit(self) -> None:
+        """Train to the last step, evaluating, drawing and saving on the way."""
+        train, accelerator = self.config.train, self.accelerator
+        accumulation = train.gradient_accumulation_steps
+        batches = self.task.batches(self.step * accumulation)
+        logged: dict[str, torch.Tensor] = {}  # sums since the last row, on the device: no synchronisation in each step
+        since = 0
+        started, resumed_at, seconds_before = time.monotonic(), self.step, self.seconds
+        bar = tqdm(
+            total=self.max_steps,
+            initial=self.step,
+            unit="step",
+            desc="training",
+            disable=not accelerator.is_main_process,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+        with ExitStack() as stack:
+            stack.callback(bar.close)
+            stack.callback(batches.close)
+            while self.step < self.max_steps:
+                for micro in range(accumulation):
+                    draw = Draw(self.config.seed, self.step, micro, self.process, accelerator.device)
+                    batch = next(batches).to(accelerator.device, non_blocking=True)
+                    with self._sync_gradients(micro == accumulation - 1):
+                        for _, loss, numbers in self.task.losses(batch, self.step, draw):
+                            accelerator.backward(loss / accumulation)
+                            for key, value in numbers.items():
+                                logged[key] = logged.get(key, 0) + value.detach() / accumulation
+                for name, optimizer in self.optimizers.items():
+                    if train.max_grad_norm is not None:
+                        accelerator.clip_grad_norm_(self.task.networks[name].parameters(), train.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    self.schedules[name].step()
+                self.ema.step(self._weights())
+                self.step += 1
+                self.task.after_step(self.step, draw, self.ema)
+                since += 1
+                bar.update()
+
+                last = self.step == self.max_steps
+                evaluate = last or self.step % train.eval_steps == 0
+                save = last or self.step % train.checkpointing_steps == 0
+                if evaluate or save or self.step % train.logging_steps == 0:
+                    self.seconds = seconds_before + time.monotonic() - started
+                    speed = (self.step - resumed_at) * self.images_per_step / (self.seconds - seconds_before)
+                    self._log(logged, since, speed, bar)
+                    logged, since = {}, 0
+                if evaluate:
+                    self._evaluate(bar)
+                if last or self.step % train.sample_steps == 0:
+                    with self.averaged_weights():
+                        if accelerator.is_main_process:
+                            self.task.picture(self.run.path / "samples" / f"step-{self.step:07d}.png")
+                if save:
+                    self._save()
+        accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _sync_gradients(self, sync: bool) -> Iterator[None]:
+        """Processes exchange gradients only in the last of the accumulated passes."""
+        with ExitStack() as stack:
+            if not sync:
+                for network in self.task.networks.values():
+                    stack.enter_context(self.accelerator.no_sync(network))
+            yield
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The main network with its EMA weights and in eval mode, for evaluation, pictures and export."""
+        weights, network = self._weights(), self.task.networks[self.main]
+        self.ema.store(weights)
+        self.ema.copy_to(weights)
+        network.eval()
+        try:
+            yield
+        finally:
+            network.train()
+            self.ema.restore(weights)
+
+    def _log(self, sums: dict[str, torch.Tensor], steps: int, speed: float, bar: tqdm) -> None:
+        keys = list(sums)
+        means = torch.stack([sums[key].float().reshape(()) for key in keys]) / steps
+        values = dict(zip(keys, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
+            done = checkpoint.steps(Path(self.config.output_dir))
+            good = f"the last good checkpoint is step-{done[-1]}" if done else "there is no checkpoint yet"
+            raise UserError(
+                f"the loss is {values['loss']} at step {self.step}: {good}; lower train.learning_rate or set "
+                "train.mixed_precision to no, and continue with --resume latest"
+            )
+        bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.1f} images/s")
+        if self.run:
+            rate = self.schedules[self.main].get_last_lr()[0]
+            self.run.log(step=self.step, images=self.step * self.images_per_step, learning_rate=rate, **values)
+        self.accelerator.log({**values, "images_per_second": speed}, step=self.step)
+
+    def _evaluate(self, bar: tqdm) -> None:
+        with self.averaged_weights(), torch.no_grad():
+            sums = self.task.evaluate(self.process)
+        values = self.task.summarize({key: self.accelerator.reduce(value, "sum") for key, value in sums.items()})
+        if values["eval_loss"] < self.best[0]:
+            self.best = (values["eval_loss"], self.step)
+        if self.run:
+            self.run.log(step=self.step, **values)
+            pictures.curves(self.run.rows, self.run.path / "loss.png")
+            figures = ", ".join(f"{key.removeprefix('eval_')} {value:.4g}" for key, value in values.items())
+            bar.write(f"step {self.step}: held-out {figures}", file=sys.stderr)
+        self.accelerator.log(values, step=self.step)
+
+    # ------------------------------------------------------------------------------------------- saving and resuming
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            networks = {
+                name: self.accelerator.unwrap_model(network).state_dict() for name, network in self.task.networks.items()
+            }
+            names = [name for name, _ in self.accelerator.unwrap_model(self.task.networks[self.main]).named_parameters()]
+            networks["ema"] = dict(zip(names, self.ema.shadow_params, strict=True))
+            optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+            if self.accelerator.scaler is not None:
+                optimizers["scaler"] = self.accelerator.scaler.state_dict()
+            state = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "best_eval_loss": self.best[0],
+                "best_step": self.best[1],
+                "examples_per_epoch": self.task.examples_per_epoch,
+                "config": configs.to_dict(self.config),
+            }
+            checkpoint.save(self.run.path, self.step, networks, optimizers, state)
+            checkpoint.prune(self.run.path, self.config.train.checkpoints_total_limit, self.best[1])
+        with self.averaged_weights():
+            if self.accelerator.is_main_process:
+                self.task.export(self.run.path)
+                report.write(self.run.path, self.task.card, self._facts(), self.run.rows, self.config)
+        self.accelerator.wait_for_everyone()
+
+    def _facts(self) -> dict[str, Any]:
+        images = self.step * self.images_per_step
+        return {
+            "steps": self.step,
+            "images": images,
+            "images_per_step": self.images_per_step,
+            "seconds": self.seconds,
+            "images_per_second": images / self.seconds,
+            "parameters": count_parameters(self.accelerator.unwrap_model(self.task.networks[self.main])),
+            **self.task.facts(),
+        }
+
+    def _resume(self, folder: Path) -> None:
+        networks, optimizers, state = checkpoint.load(folder)
+        self._compare_configs(folder, state["config"])
+        try:
+            for name, network in self.task.networks.items():
+                self.accelerator.unwrap_model(network).load_state_dict(networks[name])
+                self.optimizers[name].load_state_dict(optimizers[name])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise UserError(f"checkpoint {folder} does not fit this config: {error}") from error
+        for name, schedule in self.schedules.items():
+            # The course may have changed with the number of steps: it is a function of the step, so it is set, not loaded.
+            schedule.last_epoch = state["step"]
+            bare = self.optimizers[name].optimizer
+            for group, base, factor in zip(bare.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+                group["initial_lr"], group["lr"] = base, base * factor(state["step"])
+            schedule._last_lr = [group["lr"] for group in bare.param_groups]
+        for shadow, saved in zip(self.ema.shadow_params, networks["ema"].values(), strict=True):
+            shadow.copy_(saved)
+        self.ema.optimization_step = state["step"]
+        if self.accelerator.scaler is not None and "scaler" in optimizers:
+            self.accelerator.scaler.load_state_dict(optimizers["scaler"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.best = (state["best_eval_loss"], state["best_step"])
+        if self.run:
+            self.run.rewind(self.step)
+            print(f"resuming from {folder}", file=sys.stderr)
+        if self.step >= self.max_steps:
+            raise UserError(f"{folder} is at step {self.step} already; give a larger train.max_steps to go on")
+
+    def _compare_configs(self, folder: Path, before: dict[str, Any]) -> None:
+        old, new = _flatten(before), _flatten(configs.to_dict(self.config))
+        changed = [
+            key for key in {**old, **new} if old.get(key) != new.get(key) and key not in ("resume", "overwrite", "output_dir")
+        ]
+        if changed and self.accelerator.is_main_process:
+            told = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
+            print(f"changed since {folder.name}: {told}", file=sys.stderr)
+        if model := [key for key in changed if key.split(".")[0] in ("unet", "vq", "scheduler", "first_stage")]:
+            raise UserError(f"{', '.join(model)} changed since {folder}: that is another model; train it in a new folder")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trained values."""
+    return sum(weight.numel() for weight in network.parameters())
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat

@@ -1,0 +1,283 @@
+"""Training a first stage: a VQ autoencoder against L1, perceptual, codebook and adversarial losses (Esser et al. 2021,
+"Taming Transformers", equations 4 to 7), with codes that nobody uses revived."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from diffusers import VQModel
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from tinyldm import pictures
+from tinyldm.config import TrainVQ
+from tinyldm.data import ImageBatches, Images, first_images, open_sources, to_float, to_uint8
+from tinyldm.errors import UserError
+from tinyldm.randomness import Draw
+from tinyldm.trainer import Losses
+
+PICTURE_IMAGES = 8
+
+
+class Autoencoder(nn.Module):
+    """A VQModel whose forward pass also tells which codes it used."""
+
+    def __init__(self, vq: VQModel):
+        super().__init__()
+        self.vq = vq
+        vq.quantize.legacy = False  # diffusers' default swaps the weights of the codebook and the commitment loss
+        self.register_buffer("uses", torch.zeros(vq.config.num_vq_embeddings))  # of each code, since the last revival
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] -> reconstructions, codebook loss (), latents (B, C, h, w), codes (B h w)."""
+        latents = self.vq.encode(images).latents
+        quantized, codebook_loss, (_, _, codes) = self.vq.quantize(latents)
+        return self.vq.decode(quantized, force_not_quantize=True).sample, codebook_loss, latents, codes
+
+
+class Discriminator(nn.Module):
+    """Tells real patches from reconstructed ones (Isola et al. 2017): a small receptive field judges texture, not faces."""
+
+    def __init__(self, channels: int, layers: int):
+        super().__init__()
+        widths = [3, *(min(2**i, 8) * channels for i in range(layers)), min(2**layers, 8) * channels]
+        blocks = []
+        for i, (wide_in, wide_out) in enumerate(itertools.pairwise(widths)):
+            stride = 2 if i < layers else 1
+            norm = nn.Identity() if i == 0 else nn.GroupNorm(8, wide_out)
+            blocks.append(nn.Sequential(nn.Conv2d(wide_in, wide_out, 4, stride, 1), norm, nn.LeakyReLU(0.2)))
+        self.blocks = nn.ModuleList(blocks)
+        self.verdict = nn.Conv2d(widths[-1], 1, 4, 1, 1)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Images (B, 3, H, W) -> a logit a patch (B, 1, h, w), positive for real, and each layer's features."""
+        features = []
+        for block in self.blocks:
+            images = block(images)
+            features.append(images)
+        return self.verdict(images), features
+
+
+def load_lpips() -> nn.Module:
+    """LPIPS with VGG16 (Zhang et al. 2018) as a loss.
+
+    Raises:
+        UserError: when the weights of VGG16 cannot be downloaded.
+    """
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    try:
+        return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net.eval().requires_grad_(False)
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"the weights of LPIPS's VGG16 cannot be had ({error}): check the network, or train without them: "
+            "--loss.perceptual none --loss.gradient_weight 1"
+        ) from error
+
+
+def gradient_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """L1 distance of the horizontal and the vertical differences of neighbouring pixels."""
+    difference = a - b
+    return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+
+
+class VQTask:
+    """See trainer.Task."""
+
+    card = "vq"
+
+    def __init__(self, config: TrainVQ, accelerator: Accelerator):
+        self.config, self.loss, self.accelerator = config, config.loss, accelerator
+        torch.manual_seed(config.seed)
+        vq = VQModel(**asdict(config.vq))
+        self.networks: dict[str, nn.Module] = {"autoencoder": Autoencoder(vq)}
+        self.learning_rates = {"autoencoder": config.train.learning_rate}
+        if self.loss.adversarial_weight > 0:
+            self.networks["discriminator"] = Discriminator(self.loss.discriminator_channels, self.loss.discriminator_layers)
+            self.learning_rates["discriminator"] = self.loss.discriminator_learning_rate
+        self.lpips = load_lpips().to(accelerator.device) if self.loss.perceptual == "lpips" else None
+
+        process = (accelerator.process_index, accelerator.num_processes)
+        train, held_out = open_sources(config.data, config.seed)
+        self.images = Images(train, config.data.resolution, config.data.num_workers)
+        self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, process)
+        needs_length = config.train.max_steps is None
+        self.examples_per_epoch = train.length() if needs_length else None
+        self.stream.length = self.examples_per_epoch
+        self.held_out = first_images(
+            Images(held_out, config.data.resolution, config.data.num_workers), config.train.num_eval_images
+        )
+
+    def batches(self, start: int) -> Iterator[torch.Tensor]:
+        """uint8 images (B, 3, H, W)."""
+        return self.stream(start)
+
+    # ------------------------------------------------------------------------------------------------------ learning
+
+    def losses(self, batch: torch.Tensor, step: int, draw: Draw) -> Losses:
+        """First the autoencoder's loss, then, once it has set in, the discriminator's."""
+        loss = self.loss
+        images = to_float(batch)
+        if self.config.data.random_flip:
+            flip = draw.uniform(len(images)) < 0.5
+            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+        reconstructed, codebook_loss, latents, codes = self.networks["autoencoder"](images)
+        self._watch_codes(latents, codes)
+
+        numbers = {"l1": (reconstructed - images).abs().mean()}
+        reconstruction_loss = numbers["l1"]
+        if loss.gradient_weight:
+            numbers["gradient"] = gradient_l1(reconstructed, images)
+            reconstruction_loss = reconstruction_loss + loss.gradient_weight * numbers["gradient"]
+        if self.lpips is not None:
+            numbers["lpips"] = self.lpips(reconstructed.clamp(-1, 1), images).mean()
+            reconstruction_loss = reconstruction_loss + loss.perceptual_weight * numbers["lpips"]
+        numbers["codebook"] = codebook_loss
+        numbers["loss"] = reconstruction_loss + loss.codebook_weight * codebook_loss
+        if loss.adversarial_weight == 0 or step < loss.discriminator_start:
+            yield "autoencoder", numbers["loss"], numbers
+            return
+
+        # One pass through the discriminator serves both players: its gradient at the reconstruction goes on into the
+        # autoencoder, its gradient at its own weights comes from the hinge loss below.
+        fake = reconstructed.detach().requires_grad_()
+        verdicts, features = self.networks["discriminator"](torch.cat([images, fake]))
+        real_verdict, fake_verdict = verdicts.chunk(2)
+        adversarial_loss = -fake_verdict.mean()
+        if loss.feature_matching_weight:
+            matching = sum(F.l1_loss(both.chunk(2)[1], both.chunk(2)[0].detach()) for both in features) / len(features)
+            numbers["feature_matching"] = matching
+            adversarial_loss = adversarial_loss + loss.feature_matching_weight * matching
+        (adversarial_gradient,) = torch.autograd.grad(adversarial_loss, fake, retain_graph=True)
+        (reconstruction_gradient,) = torch.autograd.grad(reconstruction_loss, reconstructed, retain_graph=True)
+        numbers["adaptive_weight"] = self._adaptive_weight(reconstructed, reconstruction_gradient, adversarial_gradient)
+        ramp = min(1.0, (step - loss.discriminator_start + 1) / max(1, loss.discriminator_ramp_steps))
+        weight = ramp * loss.adversarial_weight * numbers["adaptive_weight"]
+        # The product has the gradient that the sum of the weighted losses would have, and each network is passed once.
+        surrogate = (reconstructed * (reconstruction_gradient + weight * adversarial_gradient)).sum()
+        yield "autoencoder", surrogate + loss.codebook_weight * codebook_loss, numbers
+
+        hinge = 0.5 * (F.relu(1 - real_verdict).mean() + F.relu(1 + fake_verdict).mean())
+        yield "discriminator", hinge, {"discriminator": hinge}
+
+    def _adaptive_weight(
+        self, reconstructed: torch.Tensor, reconstruction_gradient: torch.Tensor, adversarial_gradient: torch.Tensor
+    ) -> torch.Tensor:
+        """Ratio of the two losses' gradients at the decoder's last layer (Esser et al. 2021, equation 7)."""
+        last = self.accelerator.unwrap_model(self.networks["autoencoder"]).vq.decoder.conv_out.weight
+        sizes = [
+            torch.autograd.grad(reconstructed, last, gradient, retain_graph=True)[0].norm()
+            for gradient in (reconstruction_gradient, adversarial_gradient)
+        ]
+        return (sizes[0] / (sizes[1] + 1e-4)).clamp(0, 1e4).detach()
+
+    @torch.no_grad()
+    def _watch_codes(self, latents: torch.Tensor, codes: torch.Tensor) -> None:
+        model = self.accelerator.unwrap_model(self.networks["autoencoder"])
+        uses = torch.bincount(codes.flatten(), minlength=len(model.uses)).to(model.uses)
+        model.uses += self.accelerator.reduce(uses, "sum") if self.accelerator.num_processes > 1 else uses
+        self.latents = latents.detach().movedim(1, -1).flatten(0, -2).float()  # (B h w, C)
+
+    @torch.no_grad()
+    def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
+        """Move unused codes onto latents of the current batch; all of them in the first step, where latents are not yet
+        where the codes were drawn."""
+        loss, model = self.loss, self.accelerator.unwrap_model(self.networks["autoencoder"])
+        if loss.revive_steps == 0 or (step % loss.revive_steps and step != 1):
+            return
+        dead = model.uses == 0 if step > 1 else torch.ones_like(model.uses, dtype=torch.bool)
+        choice = (draw.uniform(len(dead)) * len(self.latents)).long()
+        fresh = broadcast(self.latents[choice].contiguous())  # all processes move them to the same place
+        codebook = model.vq.quantize.embedding.weight
+        averaged = next(
+            shadow for shadow, weight in zip(ema.shadow_params, model.parameters(), strict=True) if weight is codebook
+        )
+        for weights in (codebook, averaged):
+            weights.data[dead] = fresh[dead].to(weights)
+        model.uses.zero_()
+
+    # ---------------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, process: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Sums of L1, PSNR and SSIM over held-out images, and how often each code was used."""
+        rank, processes = process
+        model = self.accelerator.unwrap_model(self.networks["autoencoder"])
+        device = self.accelerator.device
+        sums = {
+            key: torch.zeros((), device=device)
+            for key in ("loss", "psnr", "ssim", "count", "latent", "latent_square", "values")
+        }
+        sums["uses"] = torch.zeros(len(model.uses), device=device)
+        for batch in self.held_out[rank::processes].split(self.config.train.batch_size):
+            images = to_float(batch.to(device))
+            reconstructed, _, latents, codes = model(images)
+            loss = (reconstructed - images).abs().mean((1, 2, 3))
+            if self.lpips is not None:
+                loss = loss + self.loss.perceptual_weight * self.lpips(reconstructed.clamp(-1, 1), images).flatten()
+            pair = to_uint8(reconstructed).float(), batch.to(device).float()
+            sums["loss"] += loss.sum()
+            sums["psnr"] += peak_signal_noise_ratio(*pair, data_range=255.0, dim=(1, 2, 3), reduction="none").sum()
+            sums["ssim"] += structural_similarity_index_measure(*pair, data_range=255.0, reduction="none").sum()
+            sums["count"] += len(images)
+            sums["uses"] += torch.bincount(codes.flatten(), minlength=len(model.uses))
+            sums["latent"] += latents.float().sum()
+            sums["latent_square"] += latents.float().square().sum()
+            sums["values"] += latents.numel()
+        return sums
+
+    def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Means; the codebook's perplexity (exp of the entropy of code use) and the share of codes in use."""
+        share = sums["uses"] / sums["uses"].sum()
+        mean = sums["latent"] / sums["values"]
+        self.latent_std = float((sums["latent_square"] / sums["values"] - mean.square()).sqrt())
+        return {
+            "eval_loss": float(sums["loss"] / sums["count"]),
+            "eval_psnr": float(sums["psnr"] / sums["count"]),
+            "eval_ssim": float(sums["ssim"] / sums["count"]),
+            "eval_perplexity": float(torch.special.entr(share).sum().exp()),
+            "eval_codes_used": float((sums["uses"] > 0).float().mean()),
+        }
+
+    @torch.no_grad()
+    def picture(self, path: Path) -> None:
+        """Held-out images above their reconstructions."""
+        images = self.held_out[: 2 * PICTURE_IMAGES]
+        model = self.accelerator.unwrap_model(self.networks["autoencoder"])
+        reconstructed = to_uint8(model(to_float(images.to(self.accelerator.device)))[0]).cpu()
+        rows = [
+            part
+            for pair in zip(images.split(PICTURE_IMAGES), reconstructed.split(PICTURE_IMAGES), strict=True)
+            for part in pair
+        ]
+        pictures.grid(torch.cat(rows), PICTURE_IMAGES).save(path)
+
+    def export(self, run: Path) -> None:
+        """vqvae/, a diffusers VQModel folder, with the measured scaling_factor in its config."""
+        vq = self.accelerator.unwrap_model(self.networks["autoencoder"]).vq
+        if getattr(self, "latent_std", 0) > 0:
+            vq.register_to_config(scaling_factor=1 / self.latent_std)
+        vq.save_pretrained(run / "vqvae")
+
+    def facts(self) -> dict[str, Any]:
+        """For model_cards/vq.md."""
+        loss, vq = self.loss, self.config.vq
+        side = self.config.data.resolution // vq.downscale
+        parts = ["L1", f"codebook x {loss.codebook_weight:g}"]
+        parts += [f"LPIPS (VGG16) x {loss.perceptual_weight:g}"] if self.lpips is not None else []
+        parts += [f"L1 of image gradients x {loss.gradient_weight:g}"] if loss.gradient_weight else []
+        if loss.adversarial_weight:
+            parts.append(f"patch discriminator x {loss.adversarial_weight:g} (adaptive) from step {loss.discriminator_start}")
+        return {
+            "latent_shape": f"{vq.latent_channels} x {side} x {side}, {vq.num_vq_embeddings} codes",
+            "losses": ", ".join(parts),
+            "scaling_factor": self.accelerator.unwrap_model(self.networks["autoencoder"]).vq.config.scaling_factor,
+            "eval_images": len(self.held_out),
+        }
