@@ -9,17 +9,22 @@ from tinyldm.errors import one_line_errors
 
 
 def main() -> None:
-    """Read the config, put the parts together, train, write the report."""
+    """Read the config, put the parts together, train, publish."""
     config = parse(TrainVQ, __doc__)
 
-    from tinyldm.run_folder import RunFolder  # after parsing, so that --help need not wait for torch
+    from tinyldm import hub  # after parsing, so that --help need not wait for torch
+    from tinyldm.run_folder import RunFolder
     from tinyldm.trainer import Trainer, make_accelerator
     from tinyldm.vq_task import VQTask
 
     accelerator = make_accelerator(config.train, config.output_dir)
+    if config.hub.push:
+        hub.check_token()
     run = RunFolder(config) if accelerator.is_main_process else None
     trainer = Trainer(VQTask(config, accelerator), config, accelerator, run)
     trainer.fit()
+    if run and config.hub.push:
+        print(f"pushed to {hub.push(run.path, config.hub)}")
 
 
 if __name__ == "__main__":

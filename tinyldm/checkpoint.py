@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from tinyldm.errors import UserError
 
 CHECKSUMS = "checksums.json"
+NEEDED = {"optimizers.pt", "state.json"}  # beside the networks, whose names the trainer knows
 
 
 class Damaged(UserError):
@@ -33,7 +35,8 @@ def save(run: Path, step: int, networks: dict[str, dict[str, torch.Tensor]], opt
     """Write checkpoints/step-N of a run; a kill at any moment leaves either the whole folder or none."""
     final = run / "checkpoints" / f"step-{step}"
     aside = final.with_name(f".saving-{step}")
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in final.parent.glob(".saving-*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         for name, tensors in networks.items():
@@ -42,7 +45,7 @@ def save(run: Path, step: int, networks: dict[str, dict[str, torch.Tensor]], opt
         (aside / "state.json").write_text(json.dumps(state, indent=1))
         sums = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
         (aside / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-        for file in aside.iterdir():
+        for file in [*aside.iterdir(), aside]:
             _sync(file)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
@@ -57,11 +60,14 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Any, dict]:
     """(networks, optimizers, state) of a checkpoint, on the CPU.
 
     Raises:
-        Damaged: when a file is missing or differs from its checksum.
+        Damaged: when a file is missing, differs from its checksum, or is not what it should be.
     """
     verify(folder)
     networks = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
-    optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
+    try:
+        optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise Damaged(f"{folder / 'optimizers.pt'} holds more than tensors and numbers, or is no such file") from error
     return networks, optimizers, json.loads((folder / "state.json").read_text())
 
 
@@ -69,8 +75,13 @@ def verify(folder: Path) -> None:
     """Raise Damaged unless every file of the checkpoint is there and has its checksum."""
     try:
         sums = json.loads((folder / CHECKSUMS).read_text())
+        if not isinstance(sums, dict) or not sums.keys() >= NEEDED:
+            raise ValueError(f"it does not list {' and '.join(sorted(NEEDED))}")
+    except (OSError, ValueError) as error:
+        raise Damaged(f"checkpoint {folder} is incomplete: {CHECKSUMS} cannot be used ({error})") from error
+    try:
         wrong = [name for name, digest in sums.items() if _sha256(folder / name) != digest]
-    except (OSError, ValueError, AttributeError) as error:
+    except OSError as error:
         raise Damaged(f"checkpoint {folder} is incomplete ({error})") from error
     if wrong:
         raise Damaged(f"checkpoint {folder} is damaged: {', '.join(wrong)} changed since it was saved")
@@ -112,6 +123,13 @@ def prune(run: Path, keep: int, best: int | None) -> None:
     for step in steps(run)[:-keep]:
         if step != best:
             shutil.rmtree(run / "checkpoints" / f"step-{step}", ignore_errors=True)
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Delete the checkpoints after `step`: a run that goes on from there writes them anew."""
+    for later in steps(run):
+        if later > step:
+            shutil.rmtree(run / "checkpoints" / f"step-{later}", ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:

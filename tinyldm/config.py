@@ -7,12 +7,12 @@ and `scheduler` are diffusers' own arguments (see diffusers_sections.py). Import
 diffusers, so that `--help` is quick.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig, VQConfig
 from tinyldm.errors import UserError
@@ -29,7 +29,7 @@ class DataConfig:
     tars."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set; give a commit for numbers that somebody else can repeat."""
-    data_files: str | list[str] | dict[str, str] | None = None
+    data_files: str | list[str] | dict[str, str | list[str]] | None = None
     """Which files of it to read, as `datasets.load_dataset` takes them."""
     split: str = "train"
     """The part to train on."""
@@ -126,6 +126,8 @@ class DiffusionConfig:
     snr_gamma: float | None = 5.0
     """Min-SNR loss weighting (Hang et al. 2023) with this gamma. null: all timesteps weigh the same in the loss of the
     chosen `scheduler.prediction_type`."""
+    preview_images: int = 16
+    """Images in the sample grids drawn while training."""
     preview_steps: int = 50
     """DDIM steps of the sample grids drawn while training."""
 
@@ -226,6 +228,14 @@ class TrainLDM:
         """Refuse values that contradict each other, before anything is downloaded or written."""
         _check_training(self)
         self.unet.check(self.scheduler)
+        self.scheduler.check()
+        if self.diffusion.snr_gamma is not None and not self.diffusion.snr_gamma > 0:
+            raise UserError(f"diffusion.snr_gamma is {self.diffusion.snr_gamma}; give a number above 0, or null for none")
+        if not 0 < self.diffusion.preview_steps <= self.scheduler.num_train_timesteps:
+            raise UserError(
+                f"diffusion.preview_steps is {self.diffusion.preview_steps}; it must lie between 1 and "
+                f"scheduler.num_train_timesteps, {self.scheduler.num_train_timesteps}"
+            )
 
 
 @dataclass
@@ -279,13 +289,19 @@ def parse(schema: type[Schema], description: str, args: list[str] | None = None)
     Raises:
         UserError: for an unknown key, a value of the wrong type, or values that contradict each other.
     """
-    parser = ArgumentParser(description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="A YAML file with any of the keys below.")
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="A YAML file with any of these keys; what follows overrides it.")
     parser.add_class_arguments(schema)
     try:
-        config = parser.instantiate(parser.parse_args(args))
+        config = parser.parse_args(args)
+        for section in (part.name for part in fields(schema) if is_dataclass(part.type)):
+            if not isinstance(config[section], Namespace):
+                raise UserError(f"{section} is {config[section]!r}, but it is a section: give its keys, --help lists them")
+        config = parser.instantiate(config)
     except ArgumentError as error:
-        raise UserError(f"{error}; --help explains every key") from error
+        raise UserError(f"{' '.join(str(error).split())}; --help explains every key") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the file given as --config is not a text ({error}); it must be a YAML file") from error
     values = {key: value for key, value in vars(config).items() if key != "config"}
     config = schema(**values)
     config.check()
@@ -296,6 +312,7 @@ def _check_training(config: "TrainVQ | TrainLDM") -> None:
     positive = {
         "data.resolution": config.data.resolution,
         "data.num_workers": config.data.num_workers,
+        "data.shuffle_buffer": config.data.shuffle_buffer,
         "train.batch_size": config.train.batch_size,
         "train.gradient_accumulation_steps": config.train.gradient_accumulation_steps,
         "train.logging_steps": config.train.logging_steps,
@@ -305,14 +322,25 @@ def _check_training(config: "TrainVQ | TrainLDM") -> None:
         "train.checkpoints_total_limit": config.train.checkpoints_total_limit,
         "train.num_eval_images": config.train.num_eval_images,
         "train.learning_rate": config.train.learning_rate,
+        "train.max_steps": config.train.max_steps,
+        "train.num_epochs": config.train.num_epochs,
+        "train.max_grad_norm": config.train.max_grad_norm,
     }
     for key, value in positive.items():
-        if value <= 0:
+        if value is not None and not value > 0:  # nan is not above 0 either
             raise UserError(f"{key} is {value}; give a number above 0")
     if config.train.max_steps is None and config.train.num_epochs is None:
         raise UserError("how long to train is not said: give train.max_steps or train.num_epochs")
     if not 0 <= config.train.ema_decay < 1:
         raise UserError(f"train.ema_decay is {config.train.ema_decay}; it must be at least 0 and below 1")
+    for key in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(config.train, key) < 1:
+            raise UserError(f"train.{key} is {getattr(config.train, key)}; it must be at least 0 and below 1")
+    for key in ("lr_warmup_steps", "adam_weight_decay"):
+        if getattr(config.train, key) < 0:
+            raise UserError(f"train.{key} is {getattr(config.train, key)}; it cannot be negative")
+    if config.seed < 0:
+        raise UserError(f"seed is {config.seed}; it cannot be negative")
     if not 0 < config.data.eval_fraction < 1:
         raise UserError(f"data.eval_fraction is {config.data.eval_fraction}; it must lie between 0 and 1")
     if config.data.eval_split == config.data.split:
@@ -350,7 +378,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} is missing: {path.parent} is not a run folder") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML any more: {error}") from error

@@ -8,22 +8,27 @@ The order has no state to save. Position p of the endless stream is example `p -
 examples, uneven shards do not matter, and one process with batch 2 B sees what two with batch B see.
 """
 
+import contextlib
 import hashlib
 import io
 import itertools
 import queue
 import sys
+import tarfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from datasets.exceptions import DatasetGenerationError
 from datasets.utils.file_utils import xopen
+from huggingface_hub.errors import HTTPError
 from PIL import Image, ImageOps
 
 from tinyldm import toyfaces
@@ -32,6 +37,7 @@ from tinyldm.errors import UserError
 
 MAX_CORRUPT = 0.05  # more than this share of unreadable images means that something else is wrong
 MIN_POSITIONS = 100  # before judging that share
+UNREADABLE = (OSError, ValueError, tarfile.TarError, DatasetGenerationError, HTTPError)  # damaged files, a lost network
 
 
 # ---------------------------------------------------------------------------------------------------------- one image
@@ -99,7 +105,7 @@ class Source:
 
     def length(self) -> int:
         """Examples in one pass; a stream has to be read through once (undecoded) to know."""
-        return sum(1 for _ in self.dataset) if self.streamed else len(self.dataset)
+        return sum(1 for _ in self.epoch(None, 0)) if self.streamed else len(self.dataset)
 
     def epoch(self, seed: int | None, epoch: int, start: int = 0) -> Iterator[Callable[[], dict[str, Any]]]:
         """The examples from position `start` of one pass on, each as a function that fetches it.
@@ -108,6 +114,9 @@ class Source:
             seed: order of (seed, epoch). None: the order of the files.
             epoch: number of the pass, from 0.
             start: how many to skip; skipped ones are not decoded.
+
+        Raises:
+            UserError: where a stream breaks off: a damaged shard, a lost network.
         """
         if not self.streamed:
             order = np.arange(len(self.dataset))
@@ -118,10 +127,14 @@ class Source:
             return
         stream = self.dataset
         if seed is not None:
-            stream = stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer)
+            # Several shards at a time are read in threads, and datasets sleeps 5 s after each epoch until they are gone.
+            stream = stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=1)
             stream.set_epoch(epoch)
-        for example in stream.skip(start) if start else stream:
-            yield lambda example=example: example
+        try:
+            for example in itertools.islice(stream, start, None):  # stream.skip() would change the order
+                yield lambda example=example: example
+        except UNREADABLE as error:
+            raise UserError(_why_not(self.name, error)) from error
 
     def cell(self, example: dict[str, Any]) -> dict[str, Any]:
         """The undecoded image of an example."""
@@ -159,46 +172,55 @@ def open_sources(data: DataConfig, seed: int) -> tuple[Source, Source]:
 
 
 def _load(data: DataConfig, split: str) -> Source:
+    if data.name == "toyfaces" and not data.streaming:
+        raise UserError("toyfaces is drawn on the fly; set data.streaming to true")
     try:
         if data.name == "toyfaces":
             dataset = toyfaces.load(split, data.resolution)
-            if not data.streaming:
-                raise UserError("toyfaces is drawn on the fly; set data.streaming to true")
         else:
             dataset = datasets.load_dataset(
-                data.name,
+                str(Path(data.name).expanduser()) if data.name.startswith("~") else data.name,
                 data_files=data.data_files,
                 revision=data.revision,
                 split=split,
                 streaming=data.streaming,
             )
-        features = dataset.features or next(iter(dataset.take(1))).keys()
-    except (OSError, ValueError, StopIteration) as error:
+        if dataset.features is None:  # a stream of CSV or JSON lines does not know its columns before it is read
+            dataset = dataset._resolve_features()
+    except UNREADABLE as error:
         raise UserError(_why_not(data.name, error)) from error
-    column = _image_column(data, features)
+    column = _image_column(data, dataset.features)
     dataset = dataset.cast_column(column, datasets.Image(decode=False))
     return Source(dataset, column, data.name, data.shuffle_buffer)
 
 
 def _why_not(name: str, error: Exception) -> str:
+    if isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # its own message says nothing
     text = str(error) or type(error).__name__
-    if isinstance(error, ConnectionError):
+    if isinstance(error, ConnectionError | HTTPError):
         return f"data set {name!r} cannot be reached ({text}): check the network, or give a local folder as data.name"
-    if "Bad split" in text or "Unknown split" in text:
+    if "bad split" in text.lower() or "unknown split" in text.lower():
         return f"data set {name!r}: {text}; set data.split and data.eval_split (null holds out a part of data.split)"
+    if "save_to_disk" in text:
+        return f"data set {name!r} was saved by save_to_disk: set data.name to arrow and data.data_files to {name}/**/*.arrow"
     return f"data set {name!r} cannot be read ({text}): data.name takes a Hub id, a folder with images, parquet or tars"
 
 
-def _image_column(data: DataConfig, features: Any) -> str:
-    names = list(features)
-    images = [name for name in names if isinstance(getattr(features, "get", {}.get)(name), datasets.Image)]
+def _image_column(data: DataConfig, features: datasets.Features) -> str:
+    names = ", ".join(features)
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if data.image_column:
-        if data.image_column not in names:
-            raise UserError(f"data set {data.name!r} has no column {data.image_column!r}; it has: {', '.join(names)}")
+        if data.image_column not in features:
+            raise UserError(f"data set {data.name!r} has no column {data.image_column!r}; it has: {names}")
+        feature = features[data.image_column]
+        encoded = getattr(feature, "dtype", None) in ("binary", "large_binary", "string", "large_string")  # files or paths
+        if not (isinstance(feature, datasets.Image) or encoded or (isinstance(feature, dict) and "bytes" in feature)):
+            raise UserError(f"data.image_column {data.image_column!r} of {data.name!r} holds {feature}, not encoded images")
         return data.image_column
     if not images:
         raise UserError(
-            f"data set {data.name!r} has no column of the type Image; it has: {', '.join(names)}; "
+            f"data set {data.name!r} has no column of the type Image; it has: {names}; "
             "name the one with encoded images as data.image_column"
         )
     return images[0]
@@ -229,8 +251,8 @@ class Images:
         try:
             with Image.open(io.BytesIO(image_bytes(self.source.cell(fetch())))) as image:
                 return to_square(image, self.resolution)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return f"{type(error).__name__}: {error}"  # SyntaxError is Pillow's for broken PNG chunks
+        except Exception as error:  # Pillow's readers raise what they like: SyntaxError (PNG), RuntimeError (AVIF) ...
+            return f"{type(error).__name__}: {error}"
 
     def __call__(self, examples: Iterable[Callable[[], dict[str, Any]]]) -> Iterator[np.ndarray]:
         """Decode `examples`; the result is as long, but for corrupt images at its end."""
@@ -319,11 +341,11 @@ class ImageBatches:
             epoch, skip = epoch + 1, 0
 
 
-def read_ahead(batches: Iterator[torch.Tensor], depth: int = 4, timeout: float = 600.0) -> Iterator[torch.Tensor]:
-    """Run an iterator in a thread, `depth` items ahead.
+def read_ahead(batches: Generator[torch.Tensor], depth: int = 4, timeout: float = 600.0) -> Iterator[torch.Tensor]:
+    """Run a generator in a thread, `depth` items ahead.
 
     Raises:
-        UserError: when nothing came for `timeout` seconds (a stalled network), or what the iterator raised.
+        UserError: when nothing came for `timeout` seconds (a stalled network), or what the generator raised.
     """
     ready: queue.Queue = queue.Queue(depth)
     stopped = threading.Event()
@@ -337,10 +359,11 @@ def read_ahead(batches: Iterator[torch.Tensor], depth: int = 4, timeout: float =
 
     def run() -> None:
         try:
-            for batch in batches:
-                put(batch)
-                if stopped.is_set():
-                    return
+            with contextlib.closing(batches):  # its decoding threads end with it
+                for batch in batches:
+                    put(batch)
+                    if stopped.is_set():
+                        return
             put(StopIteration())
         except BaseException as error:  # handed to the consumer, who raises it
             put(error)

@@ -1,9 +1,10 @@
 """The network that removes noise: diffusers' UNet2DModel from a config, its size and its cost."""
 
+import math
 from dataclasses import asdict, replace
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from tinyldm.config import TrainConfig
 from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig
@@ -29,6 +30,10 @@ def make_denoiser(config: UNetConfig, side: int, channels: int) -> UNet2DModel:
             f"the denoiser halves its input of side {side} {halvings} times, which leaves a fraction; "
             "change data.resolution, or use fewer blocks in unet.block_out_channels"
         )
+    pairs = zip(config.down_block_types, config.block_out_channels, strict=True)
+    attended = [width for kind, width in pairs if "Attn" in kind] + [config.block_out_channels[-1]] * config.add_attention
+    if config.attention_head_dim and config.attention_head_dim > min(attended, default=math.inf):  # no head would be left
+        raise UserError(f"unet.attention_head_dim {config.attention_head_dim} is wider than a block with attention")
     filled = replace(config, sample_size=side, in_channels=channels, out_channels=channels)
     try:
         return UNet2DModel(**asdict(filled))
@@ -43,9 +48,16 @@ def make_scheduler(config: SchedulerConfig) -> DDPMScheduler:
         UserError: for a schedule that diffusers does not know.
     """
     try:
-        return DDPMScheduler(**asdict(config))
-    except (NotImplementedError, ValueError, TypeError) as error:
-        raise UserError(f"the section scheduler does not make a DDPMScheduler: {error}") from error
+        scheduler = DDPMScheduler(**asdict(config))
+        DDIMScheduler.from_config(scheduler.config)  # the sampler that is drawn with and shipped knows fewer schedules
+    except (NotImplementedError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"the section scheduler does not make a DDPMScheduler and DDIMScheduler: {error}") from error
+    if len(scheduler.betas) != config.num_train_timesteps:
+        raise UserError(
+            f"scheduler.trained_betas has {len(scheduler.betas)} entries, but scheduler.num_train_timesteps is "
+            f"{config.num_train_timesteps}"
+        )
+    return scheduler
 
 
 def use_xformers(network: UNet2DModel, train: TrainConfig) -> None:
@@ -57,7 +69,9 @@ def use_xformers(network: UNet2DModel, train: TrainConfig) -> None:
     if not train.xformers:
         return
     if not torch.cuda.is_available():
-        raise UserError("train.xformers needs CUDA; set it to false: PyTorch's own attention is used then")
+        raise UserError(
+            "train.xformers needs CUDA (and pip install xformers); set it to false: PyTorch's own attention is used then"
+        )
     try:
         network.enable_xformers_memory_efficient_attention()
     except (ImportError, ModuleNotFoundError, ValueError, NotImplementedError) as error:

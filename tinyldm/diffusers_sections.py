@@ -5,13 +5,14 @@ installed signatures), so that `--help` explains them and a mistyped key is refu
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tinyldm.errors import UserError
 
 
 @dataclass
 class UNetConfig:
-    """diffusers.UNet2DModel; the defaults have 4.9M parameters for latents of 64 x 64 x 3."""
+    """diffusers.UNet2DModel; the defaults have 5.4M parameters for latents of 64 x 64 x 3."""
 
     sample_size: int | None = None
     """Side of its input. null: taken from the data's resolution and the first stage."""
@@ -21,8 +22,8 @@ class UNetConfig:
     """null: as in_channels."""
     center_input_sample: bool = False
     """Map inputs from [0, 1] to [-1, 1]; ours are centred already."""
-    time_embedding_type: str = "positional"
-    """positional, fourier or learned."""
+    time_embedding_type: Literal["positional", "fourier", "learned"] = "positional"
+    """How the timestep is told to the network."""
     time_embedding_dim: int | None = None
     """Width of the time embedding. null: four times the first of block_out_channels."""
     freq_shift: int = 0
@@ -43,10 +44,10 @@ class UNetConfig:
     """Divides the output of the middle's residual layers."""
     downsample_padding: int = 1
     """Padding of the strided convolutions."""
-    downsample_type: str = "conv"
-    """conv or resnet."""
-    upsample_type: str = "conv"
-    """conv or resnet."""
+    downsample_type: Literal["conv", "resnet"] = "conv"
+    """What halves the side."""
+    upsample_type: Literal["conv", "resnet"] = "conv"
+    """What doubles it."""
     dropout: float = 0.0
     """Dropout in the residual layers."""
     act_fn: str = "silu"
@@ -59,12 +60,12 @@ class UNetConfig:
     """Groups before the middle's attention. null: as norm_num_groups."""
     norm_eps: float = 1e-5
     """Added to the variance in the normalisations."""
-    resnet_time_scale_shift: str = "scale_shift"
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "scale_shift"
     """default: the time embedding is added; scale_shift: it scales and shifts the normalised features."""
     add_attention: bool = True
     """Self-attention in the middle block."""
-    class_embed_type: str | None = None
-    """null, timestep or identity."""
+    class_embed_type: Literal["timestep", "identity"] | None = None
+    """How labels become embeddings. null: by a table, when there is num_class_embeds."""
     num_class_embeds: int | None = None
     """Number of classes for a label-conditional model."""
     num_train_timesteps: int | None = None
@@ -116,8 +117,8 @@ class VQConfig:
     """Channels of a code. null: latent_channels."""
     scaling_factor: float = 0.18215
     """Overwritten by train_vq.py with 1 / standard deviation of the latents, measured on the data."""
-    norm_type: str = "group"
-    """group or spatial."""
+    norm_type: Literal["group", "spatial"] = "group"
+    """Normalisation in the decoder; spatial modulates it by the code."""
     mid_block_add_attention: bool = True
     """Self-attention in the middle blocks."""
     lookup_from_codebook: bool = False
@@ -151,15 +152,15 @@ class SchedulerConfig:
     """The first beta."""
     beta_end: float = 0.0195
     """The last beta."""
-    beta_schedule: str = "scaled_linear"
-    """linear, scaled_linear (linear in the square root of beta), squaredcos_cap_v2 (cosine) or sigmoid."""
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"] = "scaled_linear"
+    """scaled_linear is linear in the square root of beta, squaredcos_cap_v2 the cosine schedule."""
     trained_betas: list[float] | None = None
     """The betas themselves, instead of a schedule."""
-    variance_type: str = "fixed_small"
+    variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"] = "fixed_small"
     """Variance of the ancestral sampler's steps."""
     clip_sample: bool = False
     """Clip the predicted x0: off, since latents are not bounded."""
-    prediction_type: str = "v_prediction"
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
     """epsilon (the noise), v_prediction (Salimans & Ho 2022) or sample (x0)."""
     thresholding: bool = False
     """Dynamic thresholding, for pixels only."""
@@ -169,14 +170,31 @@ class SchedulerConfig:
     """Bound for clip_sample."""
     sample_max_value: float = 1.0
     """Bound for thresholding."""
-    timestep_spacing: str = "trailing"
+    timestep_spacing: Literal["linspace", "leading", "trailing"] = "trailing"
     """Which timesteps a sampler with fewer steps visits; trailing begins at T (Lin et al. 2023)."""
     steps_offset: int = 0
     """Added to the timesteps of the leading spacing."""
     rescale_betas_zero_snr: bool = False
     """Rescale the betas so that nothing of the image is left at T (Lin et al. 2023)."""
 
+    def check(self) -> None:
+        """Raise UserError for a schedule that is none."""
+        if self.num_train_timesteps < 1:
+            raise UserError(f"scheduler.num_train_timesteps is {self.num_train_timesteps}; give a number above 0")
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise UserError(
+                f"scheduler.trained_betas has {len(self.trained_betas)} entries, but scheduler.num_train_timesteps is "
+                f"{self.num_train_timesteps}"
+            )
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise UserError(
+                f"scheduler.beta_start {self.beta_start} and scheduler.beta_end {self.beta_end} must lie between 0 and 1, "
+                "the first not above the last"
+            )
+
 
 def _check_groups(section: str, widths: tuple[int, ...], groups: int) -> None:
+    if groups < 1:
+        raise UserError(f"{section}.norm_num_groups is {groups}; give a number above 0")
     if odd := [width for width in widths if width % groups]:
         raise UserError(f"{section}.norm_num_groups {groups} does not divide the width {odd[0]} in block_out_channels")

@@ -21,7 +21,6 @@ from tinyldm.randomness import Draw, derive_seed
 from tinyldm.sampling import Model, denoise, generators, initial_noise, to_images
 from tinyldm.trainer import Losses
 
-PICTURE_IMAGES = 16
 BINS = 4  # held-out loss by quarter of the timesteps: where does the model learn?
 
 
@@ -87,10 +86,11 @@ class DiffusionTask:
         device = self.accelerator.device
         sums = torch.zeros(2, BINS, device=device)
         parts = (self.eval_latents, self.eval_noise, self.eval_timesteps)
-        mine = [part[rank::processes].split(self.config.train.batch_size) for part in parts]
+        mine = [part[rank::processes].split(self.config.train.batch_size) for part in parts if len(part) > rank]
+        unet = self.accelerator.unwrap_model(self.networks["unet"])  # processes may hold unequal shares
         for x0, noise, timesteps in zip(*mine, strict=True):
             x0, noise, timesteps = x0.to(device), noise.to(device), timesteps.to(device)
-            errors = diffusion_loss(self.networks["unet"], self.scheduler, x0, noise, timesteps, None)
+            errors = diffusion_loss(unet, self.scheduler, x0, noise, timesteps, None)
             errors = errors * error_in_v(self.scheduler, timesteps)
             bins = timesteps * BINS // self.scheduler.config.num_train_timesteps
             sums[0].index_add_(0, bins, errors)
@@ -110,7 +110,7 @@ class DiffusionTask:
 
     def picture(self, path: Path) -> None:
         """Images from fixed noise, from generators of their own."""
-        model, random = self.model(), generators(0, PICTURE_IMAGES)
+        model, random = self.model(), generators(0, self.config.diffusion.preview_images)
         x0 = denoise(model, initial_noise(model.unet, random), self.config.diffusion.preview_steps)
         pictures.grid(to_images(model, x0)).save(path)
 

@@ -28,7 +28,8 @@ class FirstStage:
     @property
     def channels(self) -> int:
         """Channels of the latents."""
-        return self.model.config.latent_channels
+        config = self.model.config
+        return config.get("vq_embed_dim") or config.latent_channels  # a VQModel may map them to narrower codes
 
     @property
     def downscale(self) -> int:
@@ -59,7 +60,8 @@ class FirstStage:
 
     def fingerprint(self) -> str:
         """Hash of the weights and of the config without the scale: the same first stage gives the same latents."""
-        digest = hashlib.sha256()
+        config = {k: v for k, v in self.model.config.items() if not k.startswith("_") and k != "scaling_factor"}
+        digest = hashlib.sha256(json.dumps([type(self.model).__name__, config], sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
@@ -91,7 +93,8 @@ class FirstStage:
         if abs(carried / measured - 1) <= SCALE_TOLERANCE:
             return None
         self.scaling_factor = measured
-        why = " (VQModel's default, which is Stable Diffusion's and wrong for a VQ-f4)" if carried == 0.18215 else ""
+        default = isinstance(self.model, VQModel) and carried == 0.18215
+        why = " (VQModel's default, which is Stable Diffusion's and wrong for a VQ-f4)" if default else ""
         return f"the first stage carries scaling_factor {carried:g}{why}; measured on the data: {measured:.4f}, which is used"
 
 
@@ -117,8 +120,10 @@ def load_first_stage(config: FirstStageConfig) -> FirstStage:
             raise UserError(
                 f"first_stage.path {config.path} holds a {found.get('_class_name')}; it must be one of {', '.join(KINDS)}"
             )
-        model = kind.from_pretrained(path, subfolder=subfolder, revision=config.revision)
-    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
+        model, info = kind.from_pretrained(path, subfolder=subfolder, revision=config.revision, output_loading_info=True)
+        if missing := info["missing_keys"]:  # diffusers would go on with random ones
+            raise ValueError(f"{len(missing)} weights are missing, {missing[0]} for one")
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:  # nonsense in its config too
         where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded: check the name and the network"
         raise UserError(f"first_stage.path {config.path} {where} ({error})") from error
     return FirstStage(model.eval().requires_grad_(False))

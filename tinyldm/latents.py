@@ -4,6 +4,7 @@ A store is a folder: latents.bin, float16 (N, V, C, h, w) with V = 2 where mirro
 store.json, which says what it was made of. It is memory-mapped: in memory as far as it fits, on the disk otherwise.
 """
 
+import glob
 import hashlib
 import json
 import math
@@ -62,7 +63,7 @@ def open_store(
     made_of = {
         "version": VERSION,
         "data": [data.name, data.revision, data.data_files, data.split, data.eval_split, source.image_column],
-        "files": _local_files(data.name),
+        "files": _local_files(data),
         "held out": None if data.eval_split else [data.eval_fraction, seed],
         "part": part,
         "resolution": data.resolution,
@@ -76,13 +77,13 @@ def open_store(
     return _read(folder)
 
 
-def _local_files(name: str) -> list | None:
+def _local_files(data: DataConfig) -> list:
     """Name, size and time of each file of a local data set: a changed folder is another data set."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return None
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return [[str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    named = data.data_files or []  # may lie elsewhere than data.name, as for data.name parquet
+    named = [named] if isinstance(named, str) else named.values() if isinstance(named, dict) else named
+    files = {file for pattern in named for file in glob.glob(os.path.expanduser(pattern), recursive=True)}
+    files.update(map(str, Path(data.name).expanduser().rglob("*")))
+    return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in sorted(files) if os.path.isfile(file)]
 
 
 def _read(folder: Path) -> LatentStore:
@@ -92,14 +93,19 @@ def _read(folder: Path) -> LatentStore:
         if (folder / "latents.bin").stat().st_size != 2 * math.prod(shape):
             raise ValueError("latents.bin has the wrong size")
         latents = np.memmap(folder / "latents.bin", np.float16, "r", shape=shape)
+        if not 0 < about["std"] < float("inf"):
+            raise ValueError(f"store.json says standard deviation {about['std']}")
         return LatentStore(latents, about["std"], about["corrupt"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"latent store {folder} is damaged ({error}); delete that folder and start again") from error
 
 
 def _build(folder: Path, made_of: dict, images: Images, first_stage: FirstStage, device: torch.device, mirrored: bool) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"data.cache_dir {folder.parent} cannot be written ({error.strerror}); choose another") from error
     count, total, squares, shape = 0, 0.0, 0.0, ()
     try:
         with (
@@ -109,8 +115,8 @@ def _build(folder: Path, made_of: dict, images: Images, first_stage: FirstStage,
             for batch in one_pass(images, 16):
                 pixels = to_float(batch.to(device))
                 views = [pixels, pixels.flip(-1)] if mirrored else [pixels]
-                latents = torch.stack([first_stage.encode(view).float().cpu() for view in views], 1)  # (B, V, C, h, w)
-                file.write(latents.numpy().astype(np.float16).tobytes())
+                latents = torch.stack([first_stage.encode(view).cpu().half() for view in views], 1)  # (B, V, C, h, w)
+                file.write(latents.numpy().tobytes())
                 count, shape = count + len(latents), tuple(latents.shape[1:])
                 total += latents.double().sum().item()
                 squares += latents.double().square().sum().item()
@@ -122,7 +128,7 @@ def _build(folder: Path, made_of: dict, images: Images, first_stage: FirstStage,
                 f"the {made_of['part']} part of {images.source.name!r} is empty: see data.split and data.eval_fraction"
             )
         values = count * math.prod(shape)
-        std = math.sqrt(squares / values - (total / values) ** 2)
+        std = math.sqrt(max(squares / values - (total / values) ** 2, 0.0))
         if not 0 < std < float("inf"):
             raise UserError(f"the first stage gives latents of standard deviation {std}: are its weights whole?")
         about = {**made_of, "shape": [count, *shape], "std": std, "corrupt": images.corrupt}

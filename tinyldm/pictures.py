@@ -51,10 +51,11 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
             points = [(row["step"], row[key]) for row in rows if key in row]
             axis.plot(*zip(*points, strict=True), label=key, lw=1 if key == "loss" else 1.8, alpha=0.6 if key == "loss" else 1)
         axis.set_xlabel("optimizer steps")
-        axis.legend()
+        if keys:
+            axis.legend()
         axis.grid(alpha=0.3)
     values = sorted(row[key] for row in rows for key in losses if key in row)
-    if values:  # the first steps would squash everything that follows
+    if len(values) > 1:  # the first steps would squash everything that follows
         low, high = values[0], values[int(0.98 * (len(values) - 1))]
         axes[0][0].set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
     figure.tight_layout()
@@ -69,13 +70,13 @@ class OutputFolder:
         UserError: when it holds pictures already and `overwrite` is false, or cannot be written.
     """
 
+    ON_TOP = ("grid.png", "samples.npz", "denoising.png", "denoising.gif", "interpolation.png", "interpolation.gif")
+
     def __init__(self, path: str, overwrite: bool):
         self.path, self.images = Path(path), Path(path) / "images"
-        if self.images.is_dir() and any(self.images.iterdir()):
-            if not overwrite:
-                raise UserError(f"{path} holds pictures already; choose another output_dir, or give --overwrite true")
-            for old in self.images.glob("seed-*.png"):
-                old.unlink()
+        self.old = [*self.images.glob("*"), *(self.path / name for name in self.ON_TOP if (self.path / name).exists())]
+        if self.old and not overwrite:
+            raise UserError(f"{path} holds pictures already; choose another output_dir, or give --overwrite true")
         try:
             self.images.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -83,7 +84,11 @@ class OutputFolder:
         self.batches: list[torch.Tensor] = []
 
     def add(self, batch: torch.Tensor, first_seed: int) -> None:
-        """Save uint8 images (B, 3, H, W) as images/seed-N.png."""
+        """Save uint8 images (B, 3, H, W) as images/seed-N.png, the first of them in place of all old pictures."""
+        while self.old:
+            file = self.old.pop()
+            if file.match("seed-*.png") or file.name in self.ON_TOP:  # nothing that is not ours
+                file.unlink()
         seed = first_seed + sum(map(len, self.batches))
         for i, image in enumerate(batch):
             to_pil(image).save(self.images / f"seed-{seed + i:06d}.png")

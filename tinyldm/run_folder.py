@@ -30,25 +30,33 @@ class RunFolder:
             raise UserError(f"another process trains in {self.path}; choose another output_dir") from None
         except OSError as error:
             raise UserError(f"output_dir {self.path} cannot be written ({error.strerror}); choose another") from error
-        # What a run leaves that failed before its first step does not make a folder used.
         entries = [entry for entry in self.path.iterdir() if entry.name != ".lock"]
-        used = [
-            entry
-            for entry in entries
-            if entry.name not in ("config.yaml", "logs") and (entry.is_file() or any(entry.rglob("*")))
-        ]
+        # What a run leaves that failed before its first step does not make a folder used.
+        used = any(
+            entry.name not in ("config.yaml", "logs") and (not entry.is_dir() or any(entry.iterdir())) for entry in entries
+        )
         if used and config.overwrite:
-            if not (self.path / "config.yaml").exists():
+            if not {"output_dir", "data", "train"} <= self._previous_config().keys():
                 raise UserError(f"{self.path} is not a run folder, so --overwrite does not delete it; choose another")
-            for entry in used:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            for entry in entries:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         elif used and not config.resume:
             raise UserError(f"{self.path} is in use already; continue with --resume latest, or --overwrite true")
         elif not used and config.resume:
             raise UserError(f"{self.path} holds no run to resume; leave --resume away")
         (self.path / "samples").mkdir(exist_ok=True)
-        (self.path / "config.yaml").write_text(configs.to_yaml(config))
-        self.rows: list[dict[str, Any]] = []
+        self.config, self.rows = config, []
+        if not config.resume:
+            self._write_config()  # a resumed run keeps the old one until its checkpoint has been found to fit: rewind()
+
+    def _write_config(self) -> None:
+        (self.path / "config.yaml").write_text(configs.to_yaml(self.config))
+
+    def _previous_config(self) -> dict[str, Any]:
+        try:
+            return configs.read_yaml(self.path / "config.yaml")
+        except UserError:
+            return {}
 
     # -- metrics.csv: one row a step, columns in the order of their first appearance, written anew and renamed each time
 
@@ -72,7 +80,8 @@ class RunFolder:
         os.replace(aside, self.metrics_file)
 
     def rewind(self, step: int) -> None:
-        """Forget the rows after `step`: a resumed run writes them again."""
+        """Take up the run at `step`: the rows after it are forgotten, since they will be written again."""
+        self._write_config()
         self.rows = [row for row in read_metrics(self.metrics_file) if row["step"] <= step]
 
 

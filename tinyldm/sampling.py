@@ -3,6 +3,7 @@
 Image i of seed s starts from the generator s + i, whatever the batch size: the image of seed 7 is the image of seed 7.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,13 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    UNet2DModel,
     UniPCMultistepScheduler,
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from tinyldm.data import to_uint8
 from tinyldm.errors import UserError
 
 SCHEDULERS: dict[str, type[SchedulerMixin]] = {
@@ -68,13 +69,14 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
     elif local.is_absolute() or path.startswith("."):
         raise UserError(f"model folder {path} does not exist")
     try:
-        pipeline = DiffusionPipeline.from_pretrained(str(local) if local.is_dir() else path, torch_dtype=dtype)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise UserError(f"model {path} cannot be loaded ({error}): give a run, a pipeline folder, or a Hub id") from error
+        pipeline = DiffusionPipeline.from_pretrained(str(local) if local.is_dir() else path, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:  # nonsense in its configs too
+        where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded: check the name and the network"
+        raise UserError(f"model {path} {where} ({error}); give a run, a pipeline folder, or a Hub id") from error
     parts = pipeline.components
-    if "unet" not in parts or "scheduler" not in parts:
+    if not isinstance(parts.get("unet"), UNet2DModel) or parts.get("scheduler") is None:
         raise UserError(
-            f"model {path} is a {type(pipeline).__name__}: its parts are {', '.join(parts)}, not unet and scheduler"
+            f"model {path} is a {type(pipeline).__name__} of {', '.join(parts)}; sampling needs a UNet2DModel and a scheduler"
         )
     first_stage = parts.get("vqvae") or parts.get("vae")
     try:
@@ -88,16 +90,20 @@ def choose_scheduler(current: SchedulerMixin, name: str | None) -> SchedulerMixi
     """The sampler of that name over the model's own forward process; None keeps the model's.
 
     Raises:
-        UserError: for an unknown name, or a sampler that cannot start from zero terminal SNR.
+        UserError: for an unknown name, or a sampler that does not know this forward process.
     """
     if name is None:
         return current
     if name not in SCHEDULERS:
         raise UserError(f"unknown scheduler {name!r}; choose one of {', '.join(SCHEDULERS)}")
-    if current.config.get("rescale_betas_zero_snr") and name in ("heun", "unipc"):
-        raise UserError(f"{name} cannot start from zero terminal SNR; this model needs ddim, ddpm, euler or dpm-solver++")
-    spacing = current.config.get("timestep_spacing", "leading")
-    return SCHEDULERS[name].from_config(current.config, timestep_spacing=spacing)
+    if current.config.get("rescale_betas_zero_snr") and name == "heun":  # it would silently use the betas as they were
+        raise UserError("heun cannot start from zero terminal SNR; this model needs another scheduler, e.g. dpm-solver++")
+    # from_config leaves out what was a default of the current class, but the defaults of the classes differ.
+    config = {key: value for key, value in current.config.items() if key != "_use_default_values"}
+    try:
+        return SCHEDULERS[name].from_config({"timestep_spacing": "leading", **config})
+    except NotImplementedError as error:
+        raise UserError(f"{name} cannot be used with this model: {error}") from error
 
 
 def generators(seed: int, count: int) -> list[torch.Generator]:
@@ -125,25 +131,32 @@ def denoise(
     Args:
         noise: standard normal (B, C, S, S).
         num_inference_steps: network evaluations (Heun's method takes two a step).
-        random: generators of the noise that ddpm, and ddim with eta > 0, add in each step.
+        random: generators of the noise that ddpm, ddim with eta > 0 and other stochastic samplers add in each step.
         eta: DDIM's, from 0 (deterministic) to 1 (ancestral).
-        watch: called with (step, x) before each step and at the end.
+        watch: called with (step, what the network sees) before each step, and with x_0 at the end.
 
     Returns:
         x_0 (B, C, S, S), in the units that the network was trained in.
+
+    Raises:
+        UserError: for more steps than the forward process has, or an eta that the sampler does not know.
     """
     scheduler = model.scheduler
+    if num_inference_steps > scheduler.config.num_train_timesteps:
+        raise UserError(
+            f"num_inference_steps is {num_inference_steps}; this model has {scheduler.config.num_train_timesteps} timesteps"
+        )
     scheduler.set_timesteps(num_inference_steps, device=model.device)
-    extra = {}
-    if isinstance(scheduler, DDIMScheduler):
-        extra = {"eta": eta, "generator": random}
-    elif isinstance(scheduler, DDPMScheduler):
-        extra = {"generator": random}
+    accepted = inspect.signature(scheduler.step).parameters
+    if eta and "eta" not in accepted:
+        raise UserError(f"eta means nothing to the model's {type(scheduler).__name__}; leave it away, or choose scheduler ddim")
+    extra = {key: value for key, value in {"eta": eta, "generator": random}.items() if key in accepted}
     x = noise.to(model.device, model.dtype) * scheduler.init_noise_sigma
     for step, t in enumerate(scheduler.timesteps):
+        seen = scheduler.scale_model_input(x, t)
         if watch:
-            watch(step, x)
-        predicted = model.unet(scheduler.scale_model_input(x, t), t).sample
+            watch(step, seen)
+        predicted = model.unet(seen, t).sample
         x = scheduler.step(predicted, t, x, **extra).prev_sample
     if watch:
         watch(len(scheduler.timesteps), x)
@@ -152,10 +165,11 @@ def denoise(
 
 @torch.no_grad()
 def to_images(model: Model, x0: torch.Tensor) -> torch.Tensor:
-    """What the network made -> uint8 images (B, 3, H, W): decoded where there is a first stage, and clamped."""
+    """What the network made -> uint8 images (B, 3, H, W): decoded where there is a first stage, clamped, and rounded in
+    the very operations of diffusers' pipelines, so that the pictures are theirs to the bit."""
     if model.first_stage is not None:
         x0 = model.first_stage.decode(x0 / model.first_stage.config.scaling_factor).sample
-    return to_uint8(x0)
+    return ((x0.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def sample(
@@ -171,8 +185,10 @@ def sample(
 def slerp(a: torch.Tensor, b: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:
     """Spherical interpolation between two noises (C, S, S): (N, C, S, S). On the straight line the norm would dip, and a
     network has never seen noise of that norm."""
-    angle = torch.arccos((a * b).sum() / (a.norm() * b.norm()))
+    angle = torch.arccos(((a * b).sum() / (a.norm() * b.norm())).clamp(-1, 1))
     f = fractions.view(-1, 1, 1, 1)
+    if angle < 1e-3:  # one direction, as for twice the same seed: the sphere is flat there, and its formula 0 / 0
+        return (1 - f) * a + f * b
     return (torch.sin((1 - f) * angle) * a + torch.sin(f * angle) * b) / torch.sin(angle)
 
 

@@ -156,6 +156,9 @@ class Trainer:
     def _weights(self) -> list[nn.Parameter]:
         return list(self.task.networks[self.main].parameters())
 
+    def _weight_names(self) -> list[str]:
+        return [name for name, _ in self.accelerator.unwrap_model(self.task.networks[self.main]).named_parameters()]
+
     # ------------------------------------------------------------------------------------------------------- the loop
 
     def fit(self) -> None:
@@ -216,6 +219,7 @@ class Trainer:
                 if save:
                     self._save()
         accelerator.wait_for_everyone()
+        accelerator.end_training()
 
     @contextmanager
     def _sync_gradients(self, sync: bool) -> Iterator[None]:
@@ -276,8 +280,7 @@ class Trainer:
             networks = {
                 name: self.accelerator.unwrap_model(network).state_dict() for name, network in self.task.networks.items()
             }
-            names = [name for name, _ in self.accelerator.unwrap_model(self.task.networks[self.main]).named_parameters()]
-            networks["ema"] = dict(zip(names, self.ema.shadow_params, strict=True))
+            networks["ema"] = dict(zip(self._weight_names(), self.ema.shadow_params, strict=True))
             optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
             if self.accelerator.scaler is not None:
                 optimizers["scaler"] = self.accelerator.scaler.state_dict()
@@ -325,8 +328,8 @@ class Trainer:
             for group, base, factor in zip(bare.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
                 group["initial_lr"], group["lr"] = base, base * factor(state["step"])
             schedule._last_lr = [group["lr"] for group in bare.param_groups]
-        for shadow, saved in zip(self.ema.shadow_params, networks["ema"].values(), strict=True):
-            shadow.copy_(saved)
+        for shadow, name in zip(self.ema.shadow_params, self._weight_names(), strict=True):
+            shadow.copy_(networks["ema"][name])
         self.ema.optimization_step = state["step"]
         if self.accelerator.scaler is not None and "scaler" in optimizers:
             self.accelerator.scaler.load_state_dict(optimizers["scaler"])
@@ -334,6 +337,7 @@ class Trainer:
         self.best = (state["best_eval_loss"], state["best_step"])
         if self.run:
             self.run.rewind(self.step)
+            checkpoint.forget_after(self.run.path, self.step)
             print(f"resuming from {folder}", file=sys.stderr)
         if self.step >= self.max_steps:
             raise UserError(f"{folder} is at step {self.step} already; give a larger train.max_steps to go on")

@@ -2,6 +2,7 @@
 "Taming Transformers", equations 4 to 7), with codes that nobody uses revived."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +53,7 @@ class Discriminator(nn.Module):
         blocks = []
         for i, (wide_in, wide_out) in enumerate(itertools.pairwise(widths)):
             stride = 2 if i < layers else 1
-            norm = nn.Identity() if i == 0 else nn.GroupNorm(8, wide_out)
+            norm = nn.Identity() if i == 0 else nn.GroupNorm(math.gcd(8, wide_out), wide_out)
             blocks.append(nn.Sequential(nn.Conv2d(wide_in, wide_out, 4, stride, 1), norm, nn.LeakyReLU(0.2)))
         self.blocks = nn.ModuleList(blocks)
         self.verdict = nn.Conv2d(widths[-1], 1, 4, 1, 1)
@@ -97,7 +98,10 @@ class VQTask:
     def __init__(self, config: TrainVQ, accelerator: Accelerator):
         self.config, self.loss, self.accelerator = config, config.loss, accelerator
         torch.manual_seed(config.seed)
-        vq = VQModel(**asdict(config.vq))
+        try:
+            vq = VQModel(**asdict(config.vq))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"the section vq does not make a VQModel: {error}") from error
         self.networks: dict[str, nn.Module] = {"autoencoder": Autoencoder(vq)}
         self.learning_rates = {"autoencoder": config.train.learning_rate}
         if self.loss.adversarial_weight > 0:
@@ -216,7 +220,8 @@ class VQTask:
             for key in ("loss", "psnr", "ssim", "count", "latent", "latent_square", "values")
         }
         sums["uses"] = torch.zeros(len(model.uses), device=device)
-        for batch in self.held_out[rank::processes].split(self.config.train.batch_size):
+        mine = self.held_out[rank::processes]
+        for batch in mine.split(self.config.train.batch_size) if len(mine) else ():
             images = to_float(batch.to(device))
             reconstructed, _, latents, codes = model(images)
             loss = (reconstructed - images).abs().mean((1, 2, 3))

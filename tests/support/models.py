@@ -1,0 +1,82 @@
+"""Tiny models for tests, and the one denoiser whose samples are known in closed form."""
+
+from types import SimpleNamespace
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DModel, VQModel
+from torch import nn
+
+torch.set_num_threads(1)  # tiny networks are slower with more
+
+
+def scheduler(**changes) -> DDPMScheduler:
+    """The forward process of our configs' defaults."""
+    latent_diffusion = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear", "clip_sample": False}
+    return DDPMScheduler(**{**latent_diffusion, "prediction_type": "v_prediction", "timestep_spacing": "trailing", **changes})
+
+
+def unet(side: int = 8, channels: int = 3) -> UNet2DModel:
+    """A UNet2DModel with a block with attention and one without, at weights far from its zeros of initialisation."""
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=side,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+    ).eval()
+
+
+def vq_model(**changes) -> VQModel:
+    """VQModel, f2, 16 codes."""
+    torch.manual_seed(0)
+    shape = {"block_out_channels": (8, 16), "norm_num_groups": 4, "num_vq_embeddings": 16}
+    return VQModel(**{**shape, **_blocks(2), **changes}).eval()
+
+
+def kl_model() -> AutoencoderKL:
+    """AutoencoderKL, f4."""
+    torch.manual_seed(0)
+    return AutoencoderKL(block_out_channels=(8, 8, 16), norm_num_groups=4, latent_channels=4, **_blocks(3)).eval()
+
+
+def tiny_model() -> AutoencoderTiny:
+    """AutoencoderTiny, f4."""
+    torch.manual_seed(0)
+    ones, widths = (1, 1, 1), (8, 8, 8)
+    return AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=ones,
+        num_decoder_blocks=ones,
+    ).eval()
+
+
+def _blocks(count: int) -> dict:
+    return {"down_block_types": ("DownEncoderBlock2D",) * count, "up_block_types": ("UpDecoderBlock2D",) * count}
+
+
+class GaussianDenoiser(nn.Module):
+    """What a network with no error predicts when every x_0 value is drawn from N(mean, std^2).
+
+    x_t ~ N(a mean, a^2 std^2 + b^2) with a = sqrt(abar), b = sqrt(1 - abar), and
+    E[x_0 | x_t] = mean + a std^2 / (a^2 std^2 + b^2) (x_t - a mean).
+    """
+
+    def __init__(self, forward: DDPMScheduler, mean: float, std: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))  # says device and dtype
+        self.config = SimpleNamespace(sample_size=1, in_channels=1)
+        self.alphas_cumprod, self.kind = forward.alphas_cumprod.double(), forward.config.prediction_type
+        self.mean, self.std = mean, std
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor | float) -> SimpleNamespace:
+        abar = self.alphas_cumprod[torch.as_tensor(timestep).long()].reshape(-1, 1, 1, 1)
+        a, b = abar.sqrt(), (1 - abar).sqrt()
+        x0 = self.mean + a * self.std**2 / (abar * self.std**2 + 1 - abar) * (x.double() - a * self.mean)
+        eps = (x.double() - a * x0) / b
+        predicted = {"epsilon": eps, "v_prediction": a * eps - b * x0, "sample": x0}[self.kind]
+        return SimpleNamespace(sample=predicted.float())

@@ -1,0 +1,70 @@
+"""Small data sets on the disk. Picture number i is of one colour that says i, so that a test can tell what it got."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import datasets
+import torch
+from PIL import Image
+
+LABELS = ("cat", "dog")
+
+
+def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
+    """The file of an image."""
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def picture(number: int, width: int = 12, height: int = 8) -> bytes:
+    """PNG of number 0 to 65535, not square."""
+    return encode(Image.new("RGB", (width, height), (number % 256, number // 256, 77)))
+
+
+def corrupt(number: int) -> bytes:
+    """A file cut off in its pixels, other bytes for each number."""
+    return picture(number)[:-25]
+
+
+def numbers(images: torch.Tensor) -> list[int]:
+    """Which pictures a batch (B, 3, H, W) of uint8 holds."""
+    assert (images[:, 2] == 77).all() and (images == images[:, :, :1, :1]).all(), "not whole pictures"
+    return (images[:, 0, 0, 0].int() + 256 * images[:, 1, 0, 0].int()).tolist()
+
+
+def folder(path: Path, files: dict[str, bytes]) -> Path:
+    """Any files, by their names in the folder."""
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def table(contents: list[bytes | None], column: str = "image") -> datasets.Dataset:
+    """Encoded images and labels."""
+    cells = [content and {"bytes": content, "path": None} for content in contents]
+    features = datasets.Features({"label": datasets.ClassLabel(names=list(LABELS)), column: datasets.Image()})
+    return datasets.Dataset.from_dict({"label": [i % 2 for i in range(len(cells))], column: cells}, features=features)
+
+
+def parquet(path: Path, shards: list[list[bytes | None]], column: str = "image", split: str = "train") -> Path:
+    """A parquet file a shard, named as on the Hub."""
+    path.mkdir(parents=True, exist_ok=True)
+    for i, contents in enumerate(shards):
+        table(contents, column).to_parquet(path / f"{split}-{i:05d}-of-{len(shards):05d}.parquet")
+    return path
+
+
+def tars(path: Path, shards: list[list[bytes]]) -> Path:
+    """A WebDataset tar a shard: 000003.png and 000003.cls beside each other."""
+    path.mkdir(parents=True, exist_ok=True)
+    for i, contents in enumerate(shards):
+        with tarfile.open(path / f"{i:03d}.tar", "w") as tar:
+            for j, content in enumerate(contents):
+                for ending, member in (("png", content), ("cls", str(j % 2).encode())):
+                    info = tarfile.TarInfo(f"{i:03d}{j:03d}.{ending}")
+                    info.size = len(member)
+                    tar.addfile(info, io.BytesIO(member))
+    return path

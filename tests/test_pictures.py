@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tinyldm import pictures
+from tinyldm.errors import UserError
+from tinyldm.pictures import OutputFolder
+
+
+def images(count: int, side: int) -> torch.Tensor:
+    return torch.randint(0, 255, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.mark.parametrize(("count", "side", "columns"), [(6, 8, 3), (5, 128, 2), (4, 100, None), (200, 8, 20)])
+def test_each_image_stands_in_its_place_of_the_grid(count, side, columns):
+    batch = images(count, side)
+    picture = np.asarray(pictures.grid(batch, columns))
+    columns, factor = columns or 2, 1 if count > 144 else max(1, 128 // side)
+    rows, pitch = -(-count // columns), side + 2
+    assert picture.shape == (factor * (rows * pitch + 2), factor * (columns * pitch + 2), 3)
+    picture = picture[::factor, ::factor]
+    for i, image in enumerate(batch.permute(0, 2, 3, 1).numpy()):
+        top, left = 2 + i // columns * pitch, 2 + i % columns * pitch
+        assert np.array_equal(picture[top : top + side, left : left + side], image)
+    assert (picture[:2] == 255).all() and (picture[:, :2] == 255).all()
+
+
+def test_one_image_is_enlarged_by_a_whole_factor():
+    picture = np.asarray(pictures.grid(images(1, 32)))
+    assert picture.shape == (128, 128, 3)
+    assert np.array_equal(picture[::4, ::4], images(1, 32)[0].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns of empty legends and collapsed axes
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.5}],
+        [{"step": 10, "loss": 1.0}, {"step": 20, "eval_loss": 0.7, "eval_psnr": 20.0}, {"step": 30, "loss": 0.4}],
+        [{"step": 10, "loss": 1.0}],
+        [{"step": 10, "eval_loss": 1.0}],
+        [{"step": 10, "eval_psnr": 1.0}],
+        [],
+    ],
+)
+def test_curves_with_and_without_evaluations(tmp_path, rows):
+    pictures.curves(rows, tmp_path / "loss.png")
+    panels = 1 + sum(key not in ("step", "loss", "eval_loss") for row in rows for key in row)
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.width == pytest.approx(panels * 550, abs=2)
+        assert len(picture.convert("L").getcolors()) > 10  # something is drawn
+
+
+# --------------------------------------------------------------------------------------------------- the output folder
+
+
+def test_the_files_are_the_images(tmp_path):
+    batch = images(5, 16)
+    output = OutputFolder(str(tmp_path / "new" / "out"), overwrite=False)
+    output.add(batch[:3], first_seed=7)
+    output.add(batch[3:], first_seed=7)
+    output.finish()
+    assert sorted(file.name for file in output.images.iterdir()) == [f"seed-{seed:06d}.png" for seed in range(7, 12)]
+    stored = np.load(output.path / "samples.npz")["arr_0"]
+    assert stored.dtype == np.uint8 and np.array_equal(stored, batch.permute(0, 2, 3, 1).numpy())
+    for i in range(5):
+        assert np.array_equal(pixels(output.images / f"seed-{7 + i:06d}.png"), stored[i])
+    assert np.array_equal(pixels(output.path / "grid.png"), np.asarray(pictures.grid(batch)))
+
+
+def test_strips_and_animations(tmp_path):
+    output = OutputFolder(str(tmp_path), overwrite=False)
+    frames = [images(2, 128) // (i + 1) for i in range(3)]
+    output.strip(frames)
+    strip = pixels(tmp_path / "denoising.png")
+    for row in range(2):
+        for column in range(3):
+            top, left = 2 + row * 130, 2 + column * 130
+            wanted = frames[column][row].permute(1, 2, 0).numpy()
+            assert np.array_equal(strip[top : top + 128, left : left + 128], wanted)
+    output.interpolation(images(4, 128))
+    assert pixels(tmp_path / "interpolation.png").shape == (132, 4 * 130 + 2, 3)
+    for name, count in (("denoising", 3), ("interpolation", 4)):
+        with Image.open(tmp_path / f"{name}.gif") as animation:
+            assert animation.n_frames == count
+            animation.seek(count - 1)
+            assert animation.info["duration"] == 1500  # the result is looked at longest
+
+
+def test_one_frame_is_an_animation_too(tmp_path):
+    pictures.save_gif([pictures.grid(images(1, 16))], tmp_path / "one.gif")
+    with Image.open(tmp_path / "one.gif") as animation:
+        assert animation.n_frames == 1
+
+
+def test_old_pictures_are_not_mixed_with_new_ones(tmp_path):
+    first = OutputFolder(str(tmp_path), overwrite=False)
+    first.add(images(4, 16), first_seed=0)
+    first.finish()
+    first.strip([images(1, 16)])
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds pictures already"):
+        OutputFolder(str(tmp_path), overwrite=False)
+    before = sorted(tmp_path.rglob("*"))
+    second = OutputFolder(str(tmp_path), overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before  # nothing is lost if the model does not load
+    second.add(images(1, 16), first_seed=2)
+    second.add(images(1, 16), first_seed=2)
+    names = sorted(path.name for path in tmp_path.rglob("*"))
+    assert names == ["images", "notes.txt", "seed-000002.png", "seed-000003.png"]
+    (tmp_path / "grid.png").write_bytes(b"of another run")
+    with pytest.raises(UserError, match="holds pictures already"):
+        OutputFolder(str(tmp_path), overwrite=False)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for path in ("file", "file/below"):
+        with pytest.raises(UserError, match="cannot be written"):
+            OutputFolder(str(tmp_path / path), overwrite=True)
