@@ -131,5 +131,5 @@ def test_splits_have_their_lengths_and_no_face_in_common():
 
 
 def test_unknown_split():
-    with pytest.raises(ValueError, match="'test'.*train.*validation"):
+    with pytest.raises(ValueError, match=r"'test'.*train.*validation"):
         toyfaces.load("test", 32)

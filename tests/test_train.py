@@ -173,7 +173,18 @@ def test_the_pipeline_draws_what_sample_draws(ldm_run, tmp_path, monkeypatch):
 
 def test_sample_leaves_every_kind_of_picture(ldm_run, tmp_path, monkeypatch):
     out = tmp_path / "pictures"
-    args = ["--model", ldm_run / "pipeline", "--output_dir", out, "--num_images", 5, "--batch_size", 2, "--num_inference_steps", 3]
+    args = [
+        "--model",
+        ldm_run / "pipeline",
+        "--output_dir",
+        out,
+        "--num_images",
+        5,
+        "--batch_size",
+        2,
+        "--num_inference_steps",
+        3,
+    ]
     run(monkeypatch, sample, *args, "--scheduler", "dpm-solver++", "--strip", "true", "--interpolate", "[0,4]")
     expected = {"grid.png", "samples.npz", "denoising.png", "denoising.gif", "interpolation.png", "interpolation.gif"}
     assert files(out) == expected | {f"images/seed-{seed:06d}.png" for seed in range(5)}
@@ -263,7 +274,7 @@ def test_a_diverging_loss_stops_and_names_the_last_good_checkpoint(ldm_args, tmp
 
 
 def test_resuming_with_another_model_is_refused_and_names_the_key(ldm_run, ldm_args, monkeypatch):
-    with pytest.raises(UserError, match="unet.layers_per_block changed"):
+    with pytest.raises(UserError, match=r"unet.layers_per_block changed"):
         args = ["--output_dir", ldm_run, *ldm_args, "--train.max_steps", 9, "--resume", "latest"]
         run(monkeypatch, train_ldm, *args, "--unet.layers_per_block", 2)
 
@@ -271,7 +282,7 @@ def test_resuming_with_another_model_is_refused_and_names_the_key(ldm_run, ldm_a
 def test_a_first_stage_that_does_not_fit_is_refused(ldm_args, vq_run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="18 is not a multiple of the first stage's factor 4"):
         run(monkeypatch, train_ldm, "--output_dir", tmp_path / "a", *ldm_args, "--train.max_steps", 1, "--data.resolution", 18)
-    with pytest.raises(UserError, match="unet.in_channels is 4, but the data and first stage give 3"):
+    with pytest.raises(UserError, match=r"unet.in_channels is 4, but the data and first stage give 3"):
         run(monkeypatch, train_ldm, "--output_dir", tmp_path / "b", *ldm_args, "--train.max_steps", 1, "--unet.in_channels", 4)
 
 

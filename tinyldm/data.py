@@ -235,8 +235,7 @@ class Images:
     Pillow releases the interpreter's lock while it decodes and resizes, so threads do what worker processes would
     without copies between processes, and a stream is read once however many there are.
 
-    The place of a corrupt image is taken by the next readable one: batches stay full, and which image stands where is
-    still a function of the position. `corrupt` and `seen` count; above 5% the iteration stops.
+    `corrupt` and `seen` count; above 5% the iteration stops.
 
     Raises:
         UserError: while iterating, when more than 5% of the images, or all of a small set, are corrupt.
@@ -254,8 +253,13 @@ class Images:
         except Exception as error:  # Pillow's readers raise what they like: SyntaxError (PNG), RuntimeError (AVIF) ...
             return f"{type(error).__name__}: {error}"
 
-    def __call__(self, examples: Iterable[Callable[[], dict[str, Any]]]) -> Iterator[np.ndarray]:
-        """Decode `examples`; the result is as long, but for corrupt images at its end."""
+    def __call__(self, examples: Iterable[Callable[[], dict[str, Any]]], fill: bool = False) -> Iterator[np.ndarray]:
+        """Decode `examples`, leaving corrupt images out.
+
+        Args:
+            fill: give the place of a corrupt image to the next readable one: batches stay full, and which image stands
+                where is still a function of the position.
+        """
         waiting = 0  # places whose image was corrupt
         with ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode") as pool:
             pending: deque = deque()
@@ -271,8 +275,7 @@ class Images:
                 if isinstance(image, str):
                     self._count_corrupt(image)
                     continue
-                for _ in range(waiting):
-                    yield image
+                yield from itertools.repeat(image, waiting if fill else 1)
                 waiting = 0
 
     def _count_corrupt(self, reason: str) -> None:
@@ -313,7 +316,7 @@ class ImageBatches:
         return read_ahead(self._batches(start))
 
     def _batches(self, start: int) -> Iterator[torch.Tensor]:
-        decoded = self.images(self._examples(start))
+        decoded = self.images(self._examples(start), fill=True)
         while True:
             batch = list(itertools.islice(decoded, self.batch_size))
             if len(batch) < self.batch_size:

@@ -55,7 +55,7 @@ class DiffusionTask:
         self.stream = LatentBatches(
             train, config.seed, config.train.batch_size, (accelerator.process_index, accelerator.num_processes)
         )
-        self.examples_per_epoch = len(train)
+        self.examples_per_epoch, self.corrupt = len(train), train.corrupt
 
         # Held-out images, noise and timesteps are the same at each evaluation, so that its losses can be compared.
         count = min(config.train.num_eval_images, len(held_out))
@@ -125,6 +125,7 @@ class DiffusionTask:
         return {
             "latent_shape": f"{channels} x {side} x {side}",
             "train_images": self.examples_per_epoch,
+            "corrupt": self.corrupt,
             "first_stage": self.config.first_stage.path,
             "scaling_factor": self.scale,
             "prediction_type": self.config.scheduler.prediction_type,

@@ -283,6 +283,7 @@ class VQTask:
         return {
             "latent_shape": f"{vq.latent_channels} x {side} x {side}, {vq.num_vq_embeddings} codes",
             "losses": ", ".join(parts),
+            "corrupt": self.images.corrupt,
             "scaling_factor": self.accelerator.unwrap_model(self.networks["autoencoder"]).vq.config.scaling_factor,
             "eval_images": len(self.held_out),
         }

@@ -1,0 +1,67 @@
+"""configs/celebahq256.yaml at its full size, without a GPU and without the Hub: one step, saved, loaded, sampled."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, LDMPipeline, VQModel
+
+import train_ldm
+from tests.test_train import run
+from tinyldm import toyfaces
+from tinyldm.config import TrainLDM, parse
+from tinyldm.diffusers_sections import VQConfig
+
+CONFIG = Path(__file__).parent.parent / "configs" / "celebahq256.yaml"
+
+
+@pytest.fixture(scope="module")
+def vq_f4(tmp_path_factory) -> Path:
+    """The VQ-f4 of latent diffusion with random weights, as its authors' folder on the Hub: no scaling_factor said."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("CompVis") / "vqvae"
+    VQModel(**asdict(VQConfig())).save_pretrained(folder)
+    return folder.parent
+
+
+def test_the_first_stage_is_the_published_one(vq_f4):
+    """Rombach et al. 2022, table 8: VQ-f4 has 8192 codes of 3 channels; its checkpoint has 55.3M parameters."""
+    vq = VQModel.from_pretrained(vq_f4, subfolder="vqvae")
+    assert round(sum(weight.numel() for weight in vq.parameters()) / 1e6, 1) == 55.3
+    assert vq.encode(torch.zeros(1, 3, 256, 256)).latents.shape == (1, 3, 64, 64)
+
+
+def test_the_recipe_is_what_the_readme_says():
+    config = parse(TrainLDM, "", ["--config", str(CONFIG)])
+    assert config.data.name == "korexyz/celeba-hq-256x256"
+    assert (config.first_stage.path, config.first_stage.subfolder) == ("CompVis/ldm-celebahq-256", "vqvae")
+    assert config.train.num_epochs == 150
+    assert config.data.resolution == 256
+    assert not config.scheduler.clip_sample
+
+
+def test_one_step_at_full_size(vq_f4, tmp_path, monkeypatch):
+    data = tmp_path / "images"
+    data.mkdir()
+    for part, index in (("train", 0), ("validation", 1)):
+        (data / part).mkdir()
+        toyfaces.draw(0, index, 300).save(data / part / "face.jpg")
+    args = ["--config", CONFIG, "--output_dir", tmp_path / "run", "--first_stage.path", vq_f4, "--data.name", data]
+    small = [
+        *("--data.cache_dir", tmp_path / "cache", "--train.max_steps", 1, "--train.batch_size", 2),
+        *("--diffusion.preview_images", 1, "--diffusion.preview_steps", 1, "--train.mixed_precision", "no"),
+        *("--train.compile", "false", "--train.log_with", "none"),
+    ]
+    run(monkeypatch, train_ldm, *args, *small)
+
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert type(pipeline) is LDMPipeline
+    assert 4.5e6 <= sum(weight.numel() for weight in pipeline.unet.parameters()) <= 5.5e6
+    assert pipeline.unet.config.sample_size == 64
+    # 0.18215 is not the scale of these latents: the measured one took its place.
+    image = torch.nn.functional.interpolate(torch.zeros(1, 3, 8, 8), 256)
+    assert pipeline.vqvae.config.scaling_factor != pytest.approx(0.18215, rel=0.05)
+    assert pipeline.vqvae.encode(image).latents.shape == (1, 3, 64, 64)
+    (picture,) = pipeline(num_inference_steps=1, generator=torch.Generator().manual_seed(0)).images
+    assert picture.size == (256, 256)
