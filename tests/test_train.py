@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline, LDMPipeline, UNet2DModel, VQModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -323,3 +324,12 @@ def test_loaded_by_diffusers_alone(ldm_run):
     assert type(pipeline) is LDMPipeline
     assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
     assert not pipeline.scheduler.config.clip_sample
+
+
+def test_mixed_precision_keeps_losses_and_weights_in_full_precision(ldm_args, tmp_path, monkeypatch):
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision of the runs before
+    args = ["--train.mixed_precision", "bf16", "--train.max_steps", 1, "--train.batch_size", 2]
+    run(monkeypatch, train_ldm, "--output_dir", tmp_path / "run", *ldm_args, *args)
+    assert 0 < float(rows(tmp_path / "run")[0]["loss"]) < 10
+    weights = load_file(tmp_path / "run/checkpoints/step-1/unet.safetensors").values()
+    assert all(weight.dtype == torch.float32 for weight in weights)

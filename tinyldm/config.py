@@ -7,6 +7,7 @@ and `scheduler` are diffusers' own arguments (see diffusers_sections.py). Import
 diffusers, so that `--help` is quick.
 """
 
+import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -80,8 +81,11 @@ class TrainConfig:
     """Forward passes per optimizer step."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
-    """Its course after the warm-up; linear and cosine end at 0 at the last step."""
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "piecewise_constant"] = "constant_with_warmup"
+    """Its course after the warm-up; linear and cosine end at 0 at the last step, piecewise_constant takes `lr_step_rules`."""
+    lr_step_rules: str | None = None
+    """Factors for piecewise_constant as diffusers writes them: `1:1800,0.3:2400,0.1` is 1 for 1,800 steps, 0.3 up to step
+    2,400, and 0.1 from there on."""
     lr_warmup_steps: int = 0
     """Steps in which the learning rate grows from 0."""
     adam_beta1: float = 0.9
@@ -142,6 +146,9 @@ class VQLossConfig:
     """Weight of LPIPS beside the L1 loss."""
     gradient_weight: float = 0.0
     """Weight of the L1 loss of horizontal and vertical image differences: sharper edges where LPIPS cannot be had."""
+    quantize_start: int = 0
+    """The step at which quantisation sets in, with the codes laid onto latents. A plain autoencoder until then finds axes for
+    all that matters; codes from the start cover the largest differences only, and rare colours are lost for good."""
     codebook_weight: float = 1.0
     """Weight of the codebook and commitment loss."""
     adversarial_weight: float = 0.75
@@ -158,7 +165,8 @@ class VQLossConfig:
     discriminator_layers: int = 3
     """Its strided layers: each doubles the side of the patch that it judges."""
     discriminator_learning_rate: float = 1e-4
-    """Its own learning rate."""
+    """Its own learning rate, constant. Where it is not well above the autoencoder's at that time, the discriminator loses
+    (its loss stays at 1) and nothing gets sharper."""
     revive_steps: int = 200
     """Every so many steps, codes that were not used since are moved onto latents of the current batch. 0: never."""
 
@@ -331,6 +339,11 @@ def _check_training(config: "TrainVQ | TrainLDM") -> None:
             raise UserError(f"{key} is {value}; give a number above 0")
     if config.train.max_steps is None and config.train.num_epochs is None:
         raise UserError("how long to train is not said: give train.max_steps or train.num_epochs")
+    if (config.train.lr_scheduler == "piecewise_constant") != bool(config.train.lr_step_rules):
+        raise UserError("train.lr_scheduler piecewise_constant and train.lr_step_rules go together; give both or neither")
+    number = r"\d*\.?\d+(e-?\d+)?"
+    if config.train.lr_step_rules and not re.fullmatch(rf"({number}:\d+,)+{number}", config.train.lr_step_rules):
+        raise UserError(f"train.lr_step_rules is {config.train.lr_step_rules!r}; write it as 1:1800,0.3:2400,0.1")
     if not 0 <= config.train.ema_decay < 1:
         raise UserError(f"train.ema_decay is {config.train.ema_decay}; it must be at least 0 and below 1")
     for key in ("adam_beta1", "adam_beta2"):

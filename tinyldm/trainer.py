@@ -132,8 +132,9 @@ class Trainer:
             )
             # The schedule works on the bare optimizer and counts our steps: a prepared one would count processes too.
             self.schedules[name] = get_scheduler(
-                train.lr_scheduler,
+                train.lr_scheduler if name == self.main else "constant",
                 optimizer,
+                step_rules=train.lr_step_rules,
                 num_warmup_steps=train.lr_warmup_steps,
                 num_training_steps=self.max_steps,
             )
@@ -166,8 +167,8 @@ class Trainer:
         train, accelerator = self.config.train, self.accelerator
         accumulation = train.gradient_accumulation_steps
         batches = self.task.batches(self.step * accumulation)
-        logged: dict[str, torch.Tensor] = {}  # sums since the last row, on the device: no synchronisation in each step
-        since = 0
+        # Since the last row of metrics.csv; on the device, so that no step waits for a number to arrive.
+        logged: dict[str, list[torch.Tensor]] = {}
         started, resumed_at, seconds_before = time.monotonic(), self.step, self.seconds
         bar = tqdm(
             total=self.max_steps,
@@ -189,7 +190,7 @@ class Trainer:
                         for _, loss, numbers in self.task.losses(batch, self.step, draw):
                             accelerator.backward(loss / accumulation)
                             for key, value in numbers.items():
-                                logged[key] = logged.get(key, 0) + value.detach() / accumulation
+                                logged.setdefault(key, []).append(value.detach())
                 for name, optimizer in self.optimizers.items():
                     if train.max_grad_norm is not None:
                         accelerator.clip_grad_norm_(self.task.networks[name].parameters(), train.max_grad_norm)
@@ -199,7 +200,6 @@ class Trainer:
                 self.ema.step(self._weights())
                 self.step += 1
                 self.task.after_step(self.step, draw, self.ema)
-                since += 1
                 bar.update()
 
                 last = self.step == self.max_steps
@@ -208,8 +208,8 @@ class Trainer:
                 if evaluate or save or self.step % train.logging_steps == 0:
                     self.seconds = seconds_before + time.monotonic() - started
                     speed = (self.step - resumed_at) * self.images_per_step / (self.seconds - seconds_before)
-                    self._log(logged, since, speed, bar)
-                    logged, since = {}, 0
+                    self._log(logged, speed, bar)
+                    logged = {}
                 if evaluate:
                     self._evaluate(bar)
                 if last or self.step % train.sample_steps == 0:
@@ -243,10 +243,9 @@ class Trainer:
             network.train()
             self.ema.restore(weights)
 
-    def _log(self, sums: dict[str, torch.Tensor], steps: int, speed: float, bar: tqdm) -> None:
-        keys = list(sums)
-        means = torch.stack([sums[key].float().reshape(()) for key in keys]) / steps
-        values = dict(zip(keys, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+    def _log(self, logged: dict[str, list[torch.Tensor]], speed: float, bar: tqdm) -> None:
+        means = torch.stack([torch.stack(values).float().mean() for values in logged.values()])
+        values = dict(zip(logged, self.accelerator.reduce(means, "mean").tolist(), strict=True))
         if not math.isfinite(values["loss"]):
             done = checkpoint.steps(Path(self.config.output_dir))
             good = f"the last good checkpoint is step-{done[-1]}" if done else "there is no checkpoint yet"

@@ -37,10 +37,18 @@ class Autoencoder(nn.Module):
         vq.quantize.legacy = False  # diffusers' default swaps the weights of the codebook and the commitment loss
         self.register_buffer("uses", torch.zeros(vq.config.num_vq_embeddings))  # of each code, since the last revival
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Images (B, 3, H, W) in [-1, 1] -> reconstructions, codebook loss (), latents (B, C, h, w), codes (B h w)."""
+    def forward(
+        self, images: torch.Tensor, quantize: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] -> reconstructions, codebook loss (), latents (B, C, h, w), codes (B h w).
+
+        Args:
+            quantize: decode the latents' nearest codes; else the latents themselves, and the codebook loss is 0.
+        """
         latents = self.vq.encode(images).latents
         quantized, codebook_loss, (_, _, codes) = self.vq.quantize(latents)
+        if not quantize:
+            quantized, codebook_loss = latents, 0 * codebook_loss  # times 0: each weight keeps a gradient, as DDP wants
         return self.vq.decode(quantized, force_not_quantize=True).sample, codebook_loss, latents, codes
 
 
@@ -133,7 +141,8 @@ class VQTask:
         if self.config.data.random_flip:
             flip = draw.uniform(len(images)) < 0.5
             images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-        reconstructed, codebook_loss, latents, codes = self.networks["autoencoder"](images)
+        quantize = step >= loss.quantize_start
+        reconstructed, codebook_loss, latents, codes = self.networks["autoencoder"](images, quantize)
         self._watch_codes(latents, codes)
 
         numbers = {"l1": (reconstructed - images).abs().mean()}
@@ -192,12 +201,14 @@ class VQTask:
 
     @torch.no_grad()
     def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
-        """Move unused codes onto latents of the current batch; all of them in the first step, where latents are not yet
-        where the codes were drawn."""
+        """Move unused codes onto latents of the current batch; and all of them once, when quantisation begins, since the
+        latents are not where the codes were drawn."""
         loss, model = self.loss, self.accelerator.unwrap_model(self.networks["autoencoder"])
-        if loss.revive_steps == 0 or (step % loss.revive_steps and step != 1):
+        begins = step == max(1, loss.quantize_start)
+        revives = loss.revive_steps and step % loss.revive_steps == 0 and step > loss.quantize_start
+        if not begins and not revives:
             return
-        dead = model.uses == 0 if step > 1 else torch.ones_like(model.uses, dtype=torch.bool)
+        dead = torch.ones_like(model.uses, dtype=torch.bool) if begins else model.uses == 0
         choice = (draw.uniform(len(dead)) * len(self.latents)).long()
         fresh = broadcast(self.latents[choice].contiguous())  # all processes move them to the same place
         codebook = model.vq.quantize.embedding.weight
