@@ -1,9 +1,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from urllib.error import URLError
 
 import pytest
 import torch
+import torchvision
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
@@ -11,9 +13,10 @@ from tests.support import models
 from tinyldm.config import DataConfig, FirstStageConfig, TrainConfig, TrainVQ, VQLossConfig
 from tinyldm.data import to_float
 from tinyldm.diffusers_sections import VQConfig
+from tinyldm.errors import UserError
 from tinyldm.first_stage import load_first_stage
 from tinyldm.randomness import Draw
-from tinyldm.vq_task import Autoencoder, Discriminator, VQTask, gradient_l1
+from tinyldm.vq_task import Autoencoder, Discriminator, VQTask, gradient_l1, load_lpips
 
 LOSS = VQLossConfig(
     perceptual="none",
@@ -213,8 +216,19 @@ def test_revival_can_be_switched_off(make_task, images):
     model = task.networks["autoencoder"]
     before = model.vq.quantize.embedding.weight.detach().clone()
     list(task.losses(images, 0, draw()))
-    task.after_step(1, draw(), EMAModel(model.parameters()))
+    model.uses.zero_()
+    task.after_step(5, draw(), EMAModel(model.parameters()))
     assert torch.equal(model.vq.quantize.embedding.weight, before)
+
+
+def test_all_codes_are_laid_onto_latents_when_quantisation_begins(make_task, images):
+    task = make_task(adversarial_weight=0, revive_steps=2, quantize_start=3)
+    model = task.networks["autoencoder"]
+    before = model.vq.quantize.embedding.weight.detach().clone()
+    for step, moved in ((1, False), (2, False), (3, True)):
+        list(task.losses(images, step - 1, draw()))
+        task.after_step(step, draw(step), EMAModel(model.parameters()))
+        assert (model.vq.quantize.embedding.weight != before).any(1).all() == moved
 
 
 # ---------------------------------------------------------------------------------------------------------- the judge
@@ -291,3 +305,47 @@ def test_what_is_exported_is_a_first_stage_of_unit_variance(make_task, tmp_path)
     torch.testing.assert_close(latents, task.networks["autoencoder"](to_float(task.held_out))[2])
     assert (latents * stage.scaling_factor).std(correction=0).item() == pytest.approx(1, rel=1e-3)
     assert (tmp_path / "picture.png").stat().st_size > 0
+
+
+# ------------------------------------------------------------------------------------------------------------- LPIPS
+
+
+def test_lpips_without_its_weights_is_one_line_with_what_to_do(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.models, "vgg16", no_network)
+    with pytest.raises(UserError, match=r"--loss.perceptual none"):
+        load_lpips()
+
+
+def test_lpips_is_a_differentiable_distance(monkeypatch):
+    """With random weights for VGG16 (the trained ones are a download): 0 for equal images, and a gradient that leads there."""
+    original = torchvision.models.vgg16
+    monkeypatch.setattr(torchvision.models, "vgg16", lambda **_: original(weights=None))
+    torch.manual_seed(0)
+    lpips = load_lpips()
+    assert not any(weight.requires_grad for weight in lpips.parameters())
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    other = (image + 0.3 * torch.randn_like(image)).clamp(-1, 1).requires_grad_()
+    assert lpips(image, image).abs().max() < 1e-6
+    distance = lpips(other, image)
+    assert distance.numel() == 2
+    assert (distance > 0).all()
+    (gradient,) = torch.autograd.grad(distance.sum(), other)
+    nearer = other - 0.1 * gradient / gradient.abs().max()
+    assert lpips(nearer, image).sum() < distance.sum()
+
+
+# ---------------------------------------------------------------------------------------------- late quantisation
+
+
+def test_before_quantisation_the_latents_are_decoded_as_they_are():
+    torch.manual_seed(0)
+    model = Autoencoder(models.vq_model())
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        reconstructed, codebook_loss, latents, _ = model(images, quantize=False)
+        plain = model.vq.decode(latents, force_not_quantize=True).sample
+    assert torch.equal(reconstructed, plain)
+    assert codebook_loss == 0

@@ -37,29 +37,38 @@ def save_gif(frames: list[Image.Image], path: Path, seconds: float = 4.0) -> Non
 
 
 def curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Training and held-out curves of a metrics.csv: losses on the left, held-out quality on the right."""
+    """Curves of a metrics.csv: the training loss, then each held-out figure; the quarters of the timesteps share a panel."""
     import matplotlib  # here, since only the end of a run needs it and it takes a while to import
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    losses = [key for key in ("loss", "eval_loss") if any(key in row for row in rows)]
-    others = list(dict.fromkeys(key for row in rows for key in row if key.startswith("eval_") and key not in losses))
-    figure, axes = plt.subplots(1, 1 + len(others), figsize=(5 * (1 + len(others)), 3.6), squeeze=False)
-    for axis, keys in zip(axes[0], [losses, *[[key] for key in others]], strict=True):
+    panels: dict[str, list[str]] = {}
+    for key in dict.fromkeys(key for row in rows for key in row if key == "loss" or key.startswith("eval_")):
+        panels.setdefault("eval_loss_q" if key.startswith("eval_loss_q") else key, []).append(key)
+    columns = min(3, max(1, len(panels)))
+    lines = math.ceil(max(1, len(panels)) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 3.2 * lines), squeeze=False)
+    for axis in axes.flat[max(1, len(panels)) :]:
+        axis.axis("off")
+    for axis, (title, keys) in zip(axes.flat, panels.items(), strict=False):
         for key in keys:
             points = [(row["step"], row[key]) for row in rows if key in row]
-            axis.plot(*zip(*points, strict=True), label=key, lw=1 if key == "loss" else 1.8, alpha=0.6 if key == "loss" else 1)
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=key.removeprefix("eval_loss_"))
+        quarters = title == "eval_loss_q"
+        axis.set_title(
+            "held-out loss by quarter of the timesteps" if quarters else title.replace("eval_", "held-out "), size=10
+        )
         axis.set_xlabel("optimizer steps")
-        if keys:
-            axis.legend()
         axis.grid(alpha=0.3)
-    values = sorted(row[key] for row in rows for key in losses if key in row)
-    if len(values) > 1:  # the first steps would squash everything that follows
-        low, high = values[0], values[int(0.98 * (len(values) - 1))]
-        axes[0][0].set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
+        if quarters:
+            axis.legend(title="q1: least noise", fontsize=8, title_fontsize=8)
+        values = sorted(row[key] for row in rows for key in keys if key in row)
+        if title == "loss" and len(values) > 1:  # the first steps would squash everything that follows
+            low, high = values[0], values[int(0.98 * (len(values) - 1))]
+            axis.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
