@@ -180,3 +180,27 @@ def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_vq_embeddings": 8}))
     assert "is damaged or incomplete" in refused(tmp_path)
+
+
+def test_the_layout_of_2022_loads(tmp_path):
+    """CompVis/ldm-celebahq-256 was saved by diffusers 0.4: a .bin file, attention under its old names, no scaling_factor."""
+    model = models.vq_model()
+    model.save_pretrained(tmp_path / "vqvae")
+    (tmp_path / "vqvae" / "diffusion_pytorch_model.safetensors").unlink()
+    old_names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        for new, old in old_names.items():
+            name = name.replace(new, old)
+        weights[name] = tensor
+    assert any(".proj_attn." in name for name in weights)
+    torch.save(weights, tmp_path / "vqvae" / "diffusion_pytorch_model.bin")
+    config = json.loads((tmp_path / "vqvae" / "config.json").read_text())
+    del config["scaling_factor"]
+    (tmp_path / "vqvae" / "config.json").write_text(json.dumps(config))
+
+    loaded = load_first_stage(FirstStageConfig(path=str(tmp_path), subfolder="vqvae"))
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(loaded.encode(images), model.encode(images).latents)
+    assert loaded.scaling_factor == 0.18215  # VQModel's default stands in: the next thing is to measure
