@@ -9,22 +9,13 @@ from tinyldm.errors import one_line_errors
 
 
 def main() -> None:
-    """Read the config, put the parts together, train, publish."""
+    """Read the config and train."""
     config = parse(TrainLDM, __doc__)
 
-    from tinyldm import hub  # after parsing, so that --help need not wait for torch
-    from tinyldm.diffusion_task import DiffusionTask
-    from tinyldm.run_folder import RunFolder
-    from tinyldm.trainer import Trainer, make_accelerator
+    from tinyldm.diffusion_task import DiffusionTask  # after parsing, so that --help need not wait for torch
+    from tinyldm.trainer import run_training
 
-    accelerator = make_accelerator(config.train, config.output_dir)
-    if config.hub.push:
-        hub.check_token()
-    run = RunFolder(config) if accelerator.is_main_process else None
-    trainer = Trainer(DiffusionTask(config, accelerator), config, accelerator, run)
-    trainer.fit()
-    if run and config.hub.push:
-        print(f"pushed to {hub.push(run.path, config.hub)}")
+    run_training(config, DiffusionTask)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,13 @@ from tinyldm.errors import one_line_errors
 
 
 def main() -> None:
-    """Read the config, put the parts together, train, publish."""
+    """Read the config and train."""
     config = parse(TrainVQ, __doc__)
 
-    from tinyldm import hub  # after parsing, so that --help need not wait for torch
-    from tinyldm.run_folder import RunFolder
-    from tinyldm.trainer import Trainer, make_accelerator
-    from tinyldm.vq_task import VQTask
+    from tinyldm.trainer import run_training
+    from tinyldm.vq_task import VQTask  # after parsing, so that --help need not wait for torch
 
-    accelerator = make_accelerator(config.train, config.output_dir)
-    if config.hub.push:
-        hub.check_token()
-    run = RunFolder(config) if accelerator.is_main_process else None
-    trainer = Trainer(VQTask(config, accelerator), config, accelerator, run)
-    trainer.fit()
-    if run and config.hub.push:
-        print(f"pushed to {hub.push(run.path, config.hub)}")
+    run_training(config, VQTask)
 
 
 if __name__ == "__main__":

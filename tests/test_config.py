@@ -191,6 +191,9 @@ BELOW_ONE = [
 CONTRADICTIONS = [
     (TrainLDM, "train.max_steps null", "train.max_steps or train.num_epochs"),
     (TrainLDM, "train.ema_decay 1", "train.ema_decay"),
+    (TrainLDM, "train.lr_scheduler piecewise_constant", "train.lr_step_rules"),
+    (TrainLDM, "train.lr_step_rules 1:10,0.1", "piecewise_constant"),
+    (TrainLDM, "train.lr_scheduler piecewise_constant train.lr_step_rules 1:10", "write it as"),
     (TrainLDM, "train.adam_beta2 1", "train.adam_beta2"),
     (TrainLDM, "train.lr_warmup_steps -1", "train.lr_warmup_steps"),
     (TrainLDM, "seed -1", "seed"),

@@ -184,8 +184,8 @@ class HubConfig:
 
 
 @dataclass
-class TrainVQ:
-    """Train a VQ-VAE first stage."""
+class Training:
+    """What all trainings have in common."""
 
     output_dir: str
     """The run folder."""
@@ -196,14 +196,75 @@ class TrainVQ:
     overwrite: bool = False
     """Delete the run that is in `output_dir` already."""
     data: DataConfig = field(default_factory=DataConfig)
-    vq: VQConfig = field(default_factory=VQConfig)
-    loss: VQLossConfig = field(default_factory=VQLossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     hub: HubConfig = field(default_factory=HubConfig)
 
     def check(self) -> None:
-        """Refuse values that contradict each other, before anything is downloaded or written."""
-        _check_training(self)
+        """Refuse values that contradict each other, before anything is downloaded or written.
+
+        Raises:
+            UserError: naming the key.
+        """
+        positive = {
+            "data.resolution": self.data.resolution,
+            "data.num_workers": self.data.num_workers,
+            "data.shuffle_buffer": self.data.shuffle_buffer,
+            "train.batch_size": self.train.batch_size,
+            "train.gradient_accumulation_steps": self.train.gradient_accumulation_steps,
+            "train.logging_steps": self.train.logging_steps,
+            "train.eval_steps": self.train.eval_steps,
+            "train.sample_steps": self.train.sample_steps,
+            "train.checkpointing_steps": self.train.checkpointing_steps,
+            "train.checkpoints_total_limit": self.train.checkpoints_total_limit,
+            "train.num_eval_images": self.train.num_eval_images,
+            "train.learning_rate": self.train.learning_rate,
+            "train.max_steps": self.train.max_steps,
+            "train.num_epochs": self.train.num_epochs,
+            "train.max_grad_norm": self.train.max_grad_norm,
+        }
+        for key, value in positive.items():
+            if value is not None and not value > 0:  # nan is not above 0 either
+                raise UserError(f"{key} is {value}; give a number above 0")
+        if self.train.max_steps is None and self.train.num_epochs is None:
+            raise UserError("how long to train is not said: give train.max_steps or train.num_epochs")
+        if (self.train.lr_scheduler == "piecewise_constant") != bool(self.train.lr_step_rules):
+            raise UserError("train.lr_scheduler piecewise_constant and train.lr_step_rules go together; give both or neither")
+        number = r"\d*\.?\d+(e-?\d+)?"
+        if self.train.lr_step_rules and not re.fullmatch(rf"({number}:\d+,)+{number}", self.train.lr_step_rules):
+            raise UserError(f"train.lr_step_rules is {self.train.lr_step_rules!r}; write it as 1:1800,0.3:2400,0.1")
+        if not 0 <= self.train.ema_decay < 1:
+            raise UserError(f"train.ema_decay is {self.train.ema_decay}; it must be at least 0 and below 1")
+        for key in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self.train, key) < 1:
+                raise UserError(f"train.{key} is {getattr(self.train, key)}; it must be at least 0 and below 1")
+        for key in ("lr_warmup_steps", "adam_weight_decay"):
+            if getattr(self.train, key) < 0:
+                raise UserError(f"train.{key} is {getattr(self.train, key)}; it cannot be negative")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it cannot be negative")
+        if not 0 < self.data.eval_fraction < 1:
+            raise UserError(f"data.eval_fraction is {self.data.eval_fraction}; it must lie between 0 and 1")
+        if self.data.eval_split == self.data.split:
+            raise UserError(
+                f"data.split and data.eval_split are both {self.data.split!r}: the held-out part would be trained on; "
+                "set data.eval_split to null to hold out a part of it"
+            )
+        if self.hub.push and not self.hub.repo_id:
+            raise UserError("hub.push is true but hub.repo_id is missing; give user/name")
+        if self.resume and self.overwrite:
+            raise UserError("resume and overwrite contradict each other; give one of them")
+
+
+@dataclass
+class TrainVQ(Training):
+    """Train a VQ-VAE first stage."""
+
+    vq: VQConfig = field(default_factory=VQConfig)
+    loss: VQLossConfig = field(default_factory=VQLossConfig)
+
+    def check(self) -> None:
+        """See Training.check."""
+        super().check()
         self.vq.check()
         side = self.data.resolution
         if side % self.vq.downscale:
@@ -213,28 +274,17 @@ class TrainVQ:
 
 
 @dataclass
-class TrainLDM:
+class TrainLDM(Training):
     """Train a latent diffusion model over a first stage."""
 
-    output_dir: str
-    """The run folder."""
-    seed: int = 0
-    """Of weights, order, noise and held-out choice."""
-    resume: str | None = None
-    """`latest`, or the path of a checkpoint of this run."""
-    overwrite: bool = False
-    """Delete the run that is in `output_dir` already."""
-    data: DataConfig = field(default_factory=DataConfig)
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    hub: HubConfig = field(default_factory=HubConfig)
 
     def check(self) -> None:
-        """Refuse values that contradict each other, before anything is downloaded or written."""
-        _check_training(self)
+        """See Training.check."""
+        super().check()
         self.unet.check(self.scheduler)
         self.scheduler.check()
         if self.diffusion.snr_gamma is not None and not self.diffusion.snr_gamma > 0:
@@ -314,57 +364,6 @@ def parse(schema: type[Schema], description: str, args: list[str] | None = None)
     config = schema(**values)
     config.check()
     return config
-
-
-def _check_training(config: "TrainVQ | TrainLDM") -> None:
-    positive = {
-        "data.resolution": config.data.resolution,
-        "data.num_workers": config.data.num_workers,
-        "data.shuffle_buffer": config.data.shuffle_buffer,
-        "train.batch_size": config.train.batch_size,
-        "train.gradient_accumulation_steps": config.train.gradient_accumulation_steps,
-        "train.logging_steps": config.train.logging_steps,
-        "train.eval_steps": config.train.eval_steps,
-        "train.sample_steps": config.train.sample_steps,
-        "train.checkpointing_steps": config.train.checkpointing_steps,
-        "train.checkpoints_total_limit": config.train.checkpoints_total_limit,
-        "train.num_eval_images": config.train.num_eval_images,
-        "train.learning_rate": config.train.learning_rate,
-        "train.max_steps": config.train.max_steps,
-        "train.num_epochs": config.train.num_epochs,
-        "train.max_grad_norm": config.train.max_grad_norm,
-    }
-    for key, value in positive.items():
-        if value is not None and not value > 0:  # nan is not above 0 either
-            raise UserError(f"{key} is {value}; give a number above 0")
-    if config.train.max_steps is None and config.train.num_epochs is None:
-        raise UserError("how long to train is not said: give train.max_steps or train.num_epochs")
-    if (config.train.lr_scheduler == "piecewise_constant") != bool(config.train.lr_step_rules):
-        raise UserError("train.lr_scheduler piecewise_constant and train.lr_step_rules go together; give both or neither")
-    number = r"\d*\.?\d+(e-?\d+)?"
-    if config.train.lr_step_rules and not re.fullmatch(rf"({number}:\d+,)+{number}", config.train.lr_step_rules):
-        raise UserError(f"train.lr_step_rules is {config.train.lr_step_rules!r}; write it as 1:1800,0.3:2400,0.1")
-    if not 0 <= config.train.ema_decay < 1:
-        raise UserError(f"train.ema_decay is {config.train.ema_decay}; it must be at least 0 and below 1")
-    for key in ("adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(config.train, key) < 1:
-            raise UserError(f"train.{key} is {getattr(config.train, key)}; it must be at least 0 and below 1")
-    for key in ("lr_warmup_steps", "adam_weight_decay"):
-        if getattr(config.train, key) < 0:
-            raise UserError(f"train.{key} is {getattr(config.train, key)}; it cannot be negative")
-    if config.seed < 0:
-        raise UserError(f"seed is {config.seed}; it cannot be negative")
-    if not 0 < config.data.eval_fraction < 1:
-        raise UserError(f"data.eval_fraction is {config.data.eval_fraction}; it must lie between 0 and 1")
-    if config.data.eval_split == config.data.split:
-        raise UserError(
-            f"data.split and data.eval_split are both {config.data.split!r}: the held-out part would be trained on; "
-            "set data.eval_split to null to hold out a part of it"
-        )
-    if config.hub.push and not config.hub.repo_id:
-        raise UserError("hub.push is true but hub.repo_id is missing; give user/name")
-    if config.resume and config.overwrite:
-        raise UserError("resume and overwrite contradict each other; give one of them")
 
 
 def to_yaml(config: Any) -> str:

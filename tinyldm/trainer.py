@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +20,9 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from tinyldm import checkpoint, pictures, report
+from tinyldm import checkpoint, hub, pictures, report
 from tinyldm import config as configs
-from tinyldm.config import TrainConfig
+from tinyldm.config import TrainConfig, Training
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 from tinyldm.run_folder import RunFolder
@@ -106,10 +106,21 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
     return accelerator
 
 
-class Trainer:
-    """Holds what the loop needs; `Trainer(...).fit()` runs it."""
+def run_training(config: Training, make_task: Callable[[Any, Accelerator], Task]) -> None:
+    """What the training scripts do once they have read their config: put the parts together, train, publish."""
+    accelerator = make_accelerator(config.train, config.output_dir)
+    if config.hub.push:
+        hub.check_token()
+    run = RunFolder(config) if accelerator.is_main_process else None
+    Trainer(make_task(config, accelerator), config, accelerator, run).fit()
+    if run and config.hub.push:
+        print(f"pushed to {hub.push(run.path, config.hub)}")
 
-    def __init__(self, task: Task, config: Any, accelerator: Accelerator, run: RunFolder | None):
+
+class Trainer:
+    """Holds what the loop needs; `fit` runs it."""
+
+    def __init__(self, task: Task, config: Training, accelerator: Accelerator, run: RunFolder | None):
         self.task, self.config, self.accelerator, self.run = task, config, accelerator, run
         train = config.train
         self.process = (accelerator.process_index, accelerator.num_processes)
