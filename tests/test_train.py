@@ -244,6 +244,27 @@ def test_it_learns(ldm_args, tmp_path, monkeypatch):
     assert end < halfway < 0.8
 
 
+@pytest.mark.parametrize("kind", ["vq", "ldm"])
+def test_two_processes_train_like_one(kind, request, tmp_path):
+    """At the same global batch: the same images, noise, timesteps and revived codes, gradients exchanged, sums reduced."""
+    if kind == "vq":
+        name, args = "train_vq.py", [*DATA, *EVERY_STEP, *VQ, "--loss.quantize_start", "1"]
+    else:
+        name, args = "train_ldm.py", request.getfixturevalue("ldm_args")
+    args = [*args, "--train.max_steps", "6", "--train.eval_steps", "3", "--train.gradient_accumulation_steps", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    for processes in (1, 2):
+        command = [*launch, processes, name, "--output_dir", tmp_path / str(processes), *args]
+        command += ["--train.batch_size", 8 // processes]
+        subprocess.run(list(map(str, command)), check=True, cwd=ROOT, capture_output=True, timeout=300)
+    one, two = rows(tmp_path / "1"), rows(tmp_path / "2")
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for a, b in zip(one, two, strict=True):
+        for key in a:
+            if a[key]:
+                assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-3), (a["step"], key)
+
+
 # ------------------------------------------------------------------------------------------------- one line, exit code 2
 
 

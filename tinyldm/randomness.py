@@ -37,6 +37,10 @@ class Draw:
         """`count` numbers in [0, 1)."""
         return self._mine(torch.rand(count * self.processes, **self._where), count)
 
+    def common(self, count: int) -> torch.Tensor:
+        """`count` numbers in [0, 1), the same in all processes."""
+        return torch.rand(count, **self._where)
+
     def stratified(self, count: int) -> torch.Tensor:
         """`count` numbers in [0, 1), each uniform, that together cover the interval evenly: one common offset and equal
         distances over the batches of all processes (Kingma et al. 2021, appendix I.1)."""

@@ -85,6 +85,7 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
     if train.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.mixed_precision fp16 needs a GPU; leave it at no on a CPU")
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # said, or several processes on a CPU would not find each other
         mixed_precision=train.mixed_precision,
         log_with=None if train.log_with == "none" else train.log_with,
         project_dir=str(Path(output_dir) / "logs"),

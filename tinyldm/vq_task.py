@@ -12,7 +12,6 @@ from urllib.error import URLError
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from diffusers import VQModel
 from diffusers.training_utils import EMAModel
 from torch import nn
@@ -186,11 +185,11 @@ class VQTask:
     ) -> torch.Tensor:
         """Ratio of the two losses' gradients at the decoder's last layer (Esser et al. 2021, equation 7)."""
         last = self.accelerator.unwrap_model(self.networks["autoencoder"]).vq.decoder.conv_out.weight
-        sizes = [
-            torch.autograd.grad(reconstructed, last, gradient, retain_graph=True)[0].norm()
+        ours, theirs = (
+            self.accelerator.reduce(torch.autograd.grad(reconstructed, last, gradient, retain_graph=True)[0], "mean").norm()
             for gradient in (reconstruction_gradient, adversarial_gradient)
-        ]
-        return (sizes[0] / (sizes[1] + 1e-4)).clamp(0, 1e4).detach()
+        )
+        return (ours / (theirs + 1e-4)).clamp(0, 1e4).detach()
 
     @torch.no_grad()
     def _watch_codes(self, latents: torch.Tensor, codes: torch.Tensor) -> None:
@@ -209,8 +208,8 @@ class VQTask:
         if not begins and not revives:
             return
         dead = torch.ones_like(model.uses, dtype=torch.bool) if begins else model.uses == 0
-        choice = (draw.uniform(len(dead)) * len(self.latents)).long()
-        fresh = broadcast(self.latents[choice].contiguous())  # all processes move them to the same place
+        latents = self.accelerator.gather(self.latents)  # all processes move them to the same places
+        fresh = latents[(draw.common(len(dead)) * len(latents)).long()]
         codebook = model.vq.quantize.embedding.weight
         averaged = next(
             shadow for shadow, weight in zip(ema.shadow_params, model.parameters(), strict=True) if weight is codebook
