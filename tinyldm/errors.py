@@ -3,12 +3,23 @@
 import contextlib
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong and what to do."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether an error of Python, safetensors (which tells the number in its text) or torch.save means a full disk."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    return number in FULL or "PytorchStreamWriter failed writing" in str(error)
 
 
 @contextlib.contextmanager
@@ -21,10 +32,12 @@ def one_line_errors() -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        if not is_full_disk(error):
             raise
-        message = f"no space left for {error.filename or 'the file being written'}: free some and use --resume latest"
+        message = (
+            f"no space left for {getattr(error, 'filename', None) or 'what was being written'}: free some, then --resume latest"
+        )
     except KeyboardInterrupt:
         message = "interrupted"
     else:

@@ -1,0 +1,46 @@
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors import SafetensorError
+
+from tinyldm.errors import is_full_disk
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (SafetensorError("Error while deserializing header: HeaderTooLarge"), False),
+        (RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/3"), True),
+        (FileNotFoundError(errno.ENOENT, "No such file"), False),
+        (ValueError("28"), False),
+    ],
+)
+def test_what_a_full_disk_looks_like(error, full):
+    assert is_full_disk(error) == full
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        ("UserError('this is wrong:\\n do that')", 2, "error: this is wrong: do that\n"),
+        ("KeyboardInterrupt()", 2, "error: interrupted\n"),
+        (
+            "OSError(28, 'No space', 'weights.bin')",
+            2,
+            "error: no space left for weights.bin: free some, then --resume latest\n",
+        ),
+        ("ZeroDivisionError('a bug')", 1, "Traceback"),
+    ],
+)
+def test_one_line_for_the_user_and_a_traceback_for_a_bug(raised, code, words):
+    script = f"from tinyldm.errors import *\nwith one_line_errors():\n    raise {raised}"
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == code
+    assert done.stderr == words if code == 2 else words in done.stderr
