@@ -535,3 +535,13 @@ def test_a_stalled_source_is_given_up():
     with pytest.raises(UserError, match=r"gave nothing for .* s: check the network"):
         next(ahead)
     go_on.set()
+
+
+def test_file_names_do_not_make_splits_of_a_plain_folder(tmp_path):
+    """Of these, datasets alone would read train_01.png only, as the split train, and lose the others without a word."""
+    names = ["a.png", "train_01.png", "my-test-photo.png", "deep/er/validation 2.png"]
+    contents = {name: picture(i) for i, name in enumerate(names)}
+    for streaming in (True, False):
+        assert whole(folder(tmp_path / "plain", contents), streaming=streaming).length() == 4
+    split = {"train/a.png": picture(0), "test/b.png": picture(1), "test/train_2.png": picture(2)}
+    assert whole(folder(tmp_path / "split", split)).length() == 1

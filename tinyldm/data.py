@@ -180,7 +180,7 @@ def _load(data: DataConfig, split: str) -> Source:
         else:
             dataset = datasets.load_dataset(
                 str(Path(data.name).expanduser()) if data.name.startswith("~") else data.name,
-                data_files=data.data_files,
+                data_files=data.data_files or _plain_folder(data.name),
                 revision=data.revision,
                 split=split,
                 streaming=data.streaming,
@@ -192,6 +192,18 @@ def _load(data: DataConfig, split: str) -> Source:
     column = _image_column(data, dataset.features)
     dataset = dataset.cast_column(column, datasets.Image(decode=False))
     return Source(dataset, column, data.name, data.shuffle_buffer)
+
+
+def _plain_folder(name: str) -> str | None:
+    """`**` for a folder of images without folders named after splits, so that all of it is the split `train`: `datasets`
+    finds splits in file names too, and of a.png and train-1.png would silently read the second only."""
+    folder = Path(name).expanduser()
+    inside = [entry.relative_to(folder) for entry in folder.rglob("*")] if folder.is_dir() else []
+    images = any(entry.suffix.lower() in Image.registered_extensions() for entry in inside)
+    tables = any(entry.suffix in (".parquet", ".arrow", ".tar") and entry.stem != "metadata" for entry in inside)
+    parts = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
+    splits = any(folder.lower() in parts for entry in inside for folder in entry.parts[:-1])
+    return "**" if images and not tables and not splits else None
 
 
 def _why_not(name: str, error: Exception) -> str:
