@@ -147,8 +147,8 @@ class VQLossConfig:
     gradient_weight: float = 0.0
     """Weight of the L1 loss of horizontal and vertical image differences: sharper edges where LPIPS cannot be had."""
     quantize_start: int = 0
-    """The step at which quantisation sets in, with the codes laid onto latents. A plain autoencoder until then finds axes for
-    all that matters; codes from the start cover the largest differences only, and rare colours are lost for good."""
+    """The step at which quantisation sets in, with the codes laid onto the latents of a plain autoencoder: more of them are in
+    use early on."""
     codebook_weight: float = 1.0
     """Weight of the codebook and commitment loss."""
     adversarial_weight: float = 0.75
