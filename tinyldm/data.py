@@ -8,6 +8,7 @@ The order has no state to save. Position p of the endless stream is example `p -
 examples, uneven shards do not matter, and one process with batch 2 B sees what two with batch B see.
 """
 
+import atexit
 import contextlib
 import hashlib
 import io
@@ -385,6 +386,12 @@ def read_ahead(batches: Generator[torch.Tensor], depth: int = 4, timeout: float 
 
     thread = threading.Thread(target=run, daemon=True, name="read_ahead")
     thread.start()
+
+    def stop() -> None:
+        stopped.set()
+        thread.join(timeout=5)
+
+    atexit.register(stop)  # a daemon thread that is inside pyarrow when the interpreter goes aborts the process
     try:
         while True:
             try:
@@ -397,8 +404,8 @@ def read_ahead(batches: Generator[torch.Tensor], depth: int = 4, timeout: float 
                 raise item
             yield item
     finally:
-        stopped.set()
-        thread.join(timeout=5)
+        atexit.unregister(stop)
+        stop()
 
 
 def one_pass(images: Images, batch_size: int) -> Iterator[torch.Tensor]:
