@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests.support import models
 from tinyldm.config import DataConfig
-from tinyldm.data import Source
 from tinyldm.errors import UserError
 from tinyldm.first_stage import FirstStage
 from tinyldm.latents import LatentBatches, LatentStore, open_store
+from tinyldm.sources import Source
 
 COUNT, SIDE = 21, 16  # more than one batch of the encoder, and the last one not full
 

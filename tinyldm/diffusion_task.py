@@ -12,13 +12,13 @@ from torch import nn
 
 from tinyldm import pictures
 from tinyldm.config import TrainLDM
-from tinyldm.data import open_sources
 from tinyldm.denoiser import make_denoiser, make_scheduler, use_xformers
 from tinyldm.first_stage import load_first_stage
 from tinyldm.latents import LatentBatches, open_store
 from tinyldm.objective import diffusion_loss, draw_timesteps, error_in_v
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.sampling import Model, denoise, generators, initial_noise, to_images
+from tinyldm.sources import open_sources
 from tinyldm.trainer import Losses
 
 BINS = 4  # held-out loss by quarter of the timesteps: where does the model learn?

@@ -20,10 +20,11 @@ import torch
 from tqdm.auto import tqdm
 
 from tinyldm.config import DataConfig
-from tinyldm.data import Images, Source, one_pass, to_float
+from tinyldm.data import Images, one_pass, to_float
 from tinyldm.errors import UserError
 from tinyldm.first_stage import FirstStage
 from tinyldm.randomness import derive_seed
+from tinyldm.sources import Source
 
 VERSION = 1
 

@@ -19,9 +19,10 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from tinyldm import pictures
 from tinyldm.config import TrainVQ
-from tinyldm.data import ImageBatches, Images, first_images, open_sources, to_float, to_uint8
+from tinyldm.data import ImageBatches, Images, first_images, to_float, to_uint8
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
+from tinyldm.sources import open_sources
 from tinyldm.trainer import Losses
 
 PICTURE_IMAGES = 8

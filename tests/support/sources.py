@@ -1,12 +1,18 @@
 """Small data sets on the disk. Picture number i is of one colour that says i, so that a test can tell what it got."""
 
 import io
+import itertools
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 import torch
 from PIL import Image
+
+from tinyldm.config import DataConfig
+from tinyldm.data import Images, one_pass
+from tinyldm.sources import Source, open_sources
 
 LABELS = ("cat", "dog")
 
@@ -68,3 +74,20 @@ def tars(path: Path, shards: list[list[bytes]]) -> Path:
                     info.size = len(member)
                     tar.addfile(info, io.BytesIO(member))
     return path
+
+
+def config(path, **changes) -> DataConfig:
+    return DataConfig(name=str(path), resolution=8, shuffle_buffer=7, **changes)
+
+
+def whole(path, **changes) -> Source:
+    """The split `train`, nothing held out."""
+    return open_sources(config(path, eval_split="train", **changes), seed=0)[0]
+
+
+def in_order(source: Source) -> list[int]:
+    return [number for batch in one_pass(Images(source, 8, 2), 4) for number in numbers(batch)]
+
+
+def joined(parts: Iterable[list]) -> list:
+    return list(itertools.chain.from_iterable(parts))
