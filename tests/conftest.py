@@ -4,8 +4,53 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="tinyldm-tests-")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+import train_ldm  # noqa: E402
+import train_vq  # noqa: E402
+from tests.support.runs import DATA, EVERY_STEP, LDM, VQ, run  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def small_faces(tmp_path_factory) -> Path:
+    """60 drawn faces in a folder: a data set that is encoded in a second."""
+    from tinyldm import toyfaces
+
+    folder = tmp_path_factory.mktemp("faces")
+    for index in range(60):
+        toyfaces.draw(0, index, 24).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vq_run(tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("vq") / "run"
+        run(patch, train_vq, "--output_dir", path, *DATA, *EVERY_STEP, *VQ, "--train.max_steps", 4)
+    return path
+
+
+@pytest.fixture(scope="session")
+def ldm_args(vq_run, small_faces, tmp_path_factory) -> list[str]:
+    cache = tmp_path_factory.mktemp("cache")
+    data = ["--data.name", small_faces, "--data.eval_fraction", "0.2", "--data.resolution", "16", "--data.cache_dir", cache]
+    return [*map(str, data), *EVERY_STEP, *LDM, "--first_stage.path", str(vq_run)]
+
+
+@pytest.fixture(scope="session")
+def ldm_run(ldm_args, tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("ldm") / "run"
+        run(patch, train_ldm, "--output_dir", path, *ldm_args, "--train.max_steps", 6, "--train.checkpointing_steps", 2)
+    return path
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="how often test_interruption.py kills each kind of training")

@@ -367,3 +367,38 @@ def test_a_stalled_source_is_given_up():
     with pytest.raises(UserError, match=r"gave nothing for .* s: check the network"):
         next(ahead)
     go_on.set()
+
+
+def test_a_stream_that_stalls_is_opened_anew_where_it_stopped(tmp_path, monkeypatch, capsys):
+    source, asleep = uneven(tmp_path, streaming=True), threading.Event()
+    expected = batches_of(source, 4, 8)
+    whole_epoch, stalls = Source.epoch, iter([5, 2, None])
+
+    def epoch(self, seed, number, start=0):
+        stop = next(stalls, None)
+        for i, example in enumerate(whole_epoch(self, seed, number, start)):
+            if i == stop:
+                asleep.wait(30)
+            yield example
+
+    monkeypatch.setattr(Source, "epoch", epoch)
+    batches = ImageBatches(Images(source, 8, 2), 5, 4, timeout=0.3)
+    try:
+        assert take(batches(), 8) == expected
+        assert capsys.readouterr().err.count("gave nothing for 0 s: check the network; opening it anew") == 2
+        stalls = iter([0, 0, 0, 0])
+        with pytest.raises(UserError, match="gave nothing"):
+            next(batches())
+    finally:
+        asleep.set()
+
+
+def test_a_decoder_that_dies_ends_the_stream(tmp_path, monkeypatch):
+    """What is no error of an image, such as a kill of the thread, is not counted as a corrupt one."""
+
+    def die(self, fetch):
+        raise SystemExit("killed")
+
+    monkeypatch.setattr(Images, "decode", die)
+    with pytest.raises(SystemExit):
+        take(ImageBatches(Images(uneven(tmp_path, True), 8, 2), 5, 4)(), 1)

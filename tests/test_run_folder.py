@@ -50,8 +50,16 @@ def test_a_run_that_failed_before_its_first_step_leaves_a_folder_that_can_be_use
         (run.path / "logs" / "events").write_text("x")
     with opened(tmp_path, seed=3):
         assert read_yaml(tmp_path / "config.yaml")["seed"] == 3
+    with opened(tmp_path, resume="latest", seed=4) as run:
+        run.rewind(0)
+        assert read_yaml(tmp_path / "config.yaml")["seed"] == 4
+
+
+def test_a_folder_of_something_else_is_not_resumed(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="no run to resume"):
         RunFolder(config(tmp_path, resume="latest"))
+    assert contents(tmp_path) == {"thesis.tex"}
 
 
 def test_overwrite_deletes_a_run_but_nothing_that_a_link_leads_to(tmp_path):

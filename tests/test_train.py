@@ -1,7 +1,10 @@
 """The whole chain at a tiny size: what it leaves, what it refuses, what it repeats."""
 
-import csv
+import hashlib
+import itertools
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,73 +20,9 @@ from safetensors.torch import load_file
 import sample
 import train_ldm
 import train_vq
+from tests.support.runs import DATA, EVERY_STEP, ROOT, VQ, files, rows, run, same_weights
+from tinyldm.data import ImageBatches
 from tinyldm.errors import UserError
-
-ROOT = Path(__file__).parent.parent
-DATA = ["--data.name", "toyfaces", "--data.eval_split", "validation", "--data.resolution", "16", "--data.shuffle_buffer", "64"]
-EVERY_STEP = ["--train.logging_steps", "1", "--train.num_eval_images", "12", "--train.log_with", "none"]
-VQ = [
-    *("--vq.block_out_channels", "[8,8,16]", "--vq.layers_per_block", "1", "--vq.norm_num_groups", "4"),
-    *("--vq.num_vq_embeddings", "32", "--loss.perceptual", "none", "--loss.gradient_weight", "1"),
-    *("--loss.discriminator_start", "2", "--loss.discriminator_channels", "8", "--loss.discriminator_layers", "1"),
-    *("--loss.feature_matching_weight", "1", "--loss.revive_steps", "3", "--train.batch_size", "4"),
-    *("--data.random_flip", "true", "--train.learning_rate", "1e-3"),
-]
-LDM = [
-    *("--unet.block_out_channels", "[8,16]", "--unet.down_block_types", "[DownBlock2D,AttnDownBlock2D]"),
-    *("--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]", "--unet.norm_num_groups", "4", "--unet.attention_head_dim", "8"),
-    *("--diffusion.preview_images", "4", "--diffusion.preview_steps", "2", "--train.batch_size", "8"),
-    *("--train.learning_rate", "1e-3", "--data.random_flip", "true"),
-]
-
-
-def run(monkeypatch, script, *args: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, args)])
-    script.main()
-
-
-@pytest.fixture(scope="session")
-def small_faces(tmp_path_factory) -> Path:
-    """60 drawn faces in a folder: a data set that is encoded in a second."""
-    from tinyldm import toyfaces
-
-    folder = tmp_path_factory.mktemp("faces")
-    for index in range(60):
-        toyfaces.draw(0, index, 24).save(folder / f"{index}.png")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def vq_run(tmp_path_factory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        path = tmp_path_factory.mktemp("vq") / "run"
-        run(patch, train_vq, "--output_dir", path, *DATA, *EVERY_STEP, *VQ, "--train.max_steps", 4)
-    return path
-
-
-@pytest.fixture(scope="session")
-def ldm_args(vq_run, small_faces, tmp_path_factory) -> list[str]:
-    cache = tmp_path_factory.mktemp("cache")
-    data = ["--data.name", small_faces, "--data.eval_fraction", "0.2", "--data.resolution", "16", "--data.cache_dir", cache]
-    return [*map(str, data), *EVERY_STEP, *LDM, "--first_stage.path", str(vq_run)]
-
-
-@pytest.fixture(scope="session")
-def ldm_run(ldm_args, tmp_path_factory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        path = tmp_path_factory.mktemp("ldm") / "run"
-        run(patch, train_ldm, "--output_dir", path, *ldm_args, "--train.max_steps", 6, "--train.checkpointing_steps", 2)
-    return path
-
-
-def files(folder: Path) -> set[str]:
-    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
 
 # ------------------------------------------------------------------------------------------------- what a run leaves
 
@@ -199,11 +138,6 @@ def test_sample_leaves_every_kind_of_picture(ldm_run, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------- it is exact
 
 
-def same_weights(a: Path, b: Path) -> bool:
-    one, two = load_file(a), load_file(b)
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
 @pytest.mark.parametrize("kind", ["vq", "ldm"])
 def test_a_resumed_run_equals_an_unbroken_one(kind, request, tmp_path, monkeypatch):
     """Bit for bit: weights, averaged weights, optimizers (by the weights after them) and metrics, with flips, accumulation
@@ -244,27 +178,6 @@ def test_it_learns(ldm_args, tmp_path, monkeypatch):
     assert end < halfway < 0.8
 
 
-@pytest.mark.parametrize("kind", ["vq", "ldm"])
-def test_two_processes_train_like_one(kind, request, tmp_path):
-    """At the same global batch: the same images, noise, timesteps and revived codes, gradients exchanged, sums reduced."""
-    if kind == "vq":
-        name, args = "train_vq.py", [*DATA, *EVERY_STEP, *VQ, "--loss.quantize_start", "1"]
-    else:
-        name, args = "train_ldm.py", request.getfixturevalue("ldm_args")
-    args = [*args, "--train.max_steps", "6", "--train.eval_steps", "3", "--train.gradient_accumulation_steps", "2"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    for processes in (1, 2):
-        command = [*launch, processes, name, "--output_dir", tmp_path / str(processes), *args]
-        command += ["--train.batch_size", 8 // processes]
-        subprocess.run(list(map(str, command)), check=True, cwd=ROOT, capture_output=True, timeout=300)
-    one, two = rows(tmp_path / "1"), rows(tmp_path / "2")
-    assert [row["step"] for row in one] == [row["step"] for row in two]
-    for a, b in zip(one, two, strict=True):
-        for key in a:
-            if a[key]:
-                assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-3), (a["step"], key)
-
-
 # ------------------------------------------------------------------------------------------------- one line, exit code 2
 
 
@@ -284,14 +197,14 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(vq_run, tmp_path):
 
 
 def test_a_diverging_loss_stops_and_names_the_last_good_checkpoint(ldm_args, tmp_path, monkeypatch):
-    args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.checkpointing_steps", 1]
+    args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.checkpointing_steps", 1, "--train.checkpoints_total_limit", 1]
     run(monkeypatch, train_ldm, *args, "--train.max_steps", 2)
     diverge = ["--train.learning_rate", "1e30", "--train.max_grad_norm", "null"]
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+: the last good checkpoint is step-\d"):
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+: the last checkpoint is step-\d, the best .* step-2;"):
         run(monkeypatch, train_ldm, *args, *diverge, "--train.max_steps", 9, "--resume", "latest")
     from tinyldm import checkpoint
 
-    good = checkpoint.find(tmp_path / "run", "latest")
+    good = checkpoint.find(tmp_path / "run", str(tmp_path / "run/checkpoints/step-2"))
     assert all(torch.isfinite(tensor).all() for tensor in load_file(good / "ema.safetensors").values())
 
 
@@ -299,6 +212,40 @@ def test_resuming_with_another_model_is_refused_and_names_the_key(ldm_run, ldm_a
     with pytest.raises(UserError, match=r"unet.layers_per_block changed"):
         args = ["--output_dir", ldm_run, *ldm_args, "--train.max_steps", 9, "--resume", "latest"]
         run(monkeypatch, train_ldm, *args, "--unet.layers_per_block", 2)
+
+
+def test_a_first_stage_may_move_but_not_change(ldm_args, vq_run, tmp_path, monkeypatch):
+    """A run goes on elsewhere, where its first stage has another path; over another first stage it does not."""
+    args = ["--output_dir", tmp_path / "run", *ldm_args]
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
+    moved = shutil.copytree(vq_run, tmp_path / "moved")
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 2, "--resume", "latest", "--first_stage.path", moved)
+    run(monkeypatch, train_vq, "--output_dir", tmp_path / "vq", *DATA, *EVERY_STEP, *VQ, "--train.max_steps", 1)
+    with pytest.raises(UserError, match="the first stage is not the one of"):
+        run(monkeypatch, train_ldm, *args, "--train.max_steps", 3, "--resume", "latest", "--first_stage.path", tmp_path / "vq")
+
+
+def test_a_checkpoint_edited_to_nonsense_is_refused_in_one_line(ldm_args, tmp_path, monkeypatch):
+    """Even where its checksums were made anew."""
+    args = ["--output_dir", tmp_path / "run", *ldm_args]
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
+    folder = tmp_path / "run" / "checkpoints" / "step-1"
+    sums = json.loads((folder / "checksums.json").read_text())
+    for nonsense in ('{"step": 1}', "[]", "null", '{"config": 7, "step": "many"}'):
+        (folder / "state.json").write_text(nonsense)
+        sums["state.json"] = hashlib.sha256(nonsense.encode()).hexdigest()
+        (folder / "checksums.json").write_text(json.dumps(sums))
+        with pytest.raises(UserError, match="step-1 does not fit this config"):
+            run(monkeypatch, train_ldm, *args, "--train.max_steps", 2, "--resume", "latest")
+
+
+def test_changed_keys_are_named_and_harmless_ones_accepted(ldm_args, tmp_path, monkeypatch, capsys):
+    args = ["--output_dir", tmp_path / "run", *ldm_args]
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 2, "--train.batch_size", 4, "--resume", "latest")
+    told = capsys.readouterr().err
+    assert "changed since step-1: train.max_steps 1 -> 2, train.batch_size 8 -> 4\n" in told
+    assert "images per step 8 -> 4: the order of the images goes on from another place" in told
 
 
 def test_a_first_stage_that_does_not_fit_is_refused(ldm_args, vq_run, tmp_path, monkeypatch):
@@ -354,3 +301,23 @@ def test_mixed_precision_keeps_losses_and_weights_in_full_precision(ldm_args, tm
     assert 0 < float(rows(tmp_path / "run")[0]["loss"]) < 10
     weights = load_file(tmp_path / "run/checkpoints/step-1/unet.safetensors").values()
     assert all(weight.dtype == torch.float32 for weight in weights)
+
+
+def test_when_the_data_end_the_last_step_is_saved_and_the_run_goes_on_from_there(tmp_path, monkeypatch):
+    """A shard that is lost in the middle of a training: an error, but no step is."""
+    args = [*DATA, *EVERY_STEP, *VQ, "--train.max_steps", 6, "--train.gradient_accumulation_steps", 2]
+    run(monkeypatch, train_vq, "--output_dir", tmp_path / "whole", *args)
+    with monkeypatch.context() as patch:
+        whole = ImageBatches._batches
+
+        def ends(self, start):
+            yield from itertools.islice(whole(self, start), 7)
+            raise UserError("a shard is lost")
+
+        patch.setattr(ImageBatches, "_batches", ends)
+        with pytest.raises(UserError, match=r"a shard is lost \(step 3 is saved: continue with --resume latest\)"):
+            run(patch, train_vq, "--output_dir", tmp_path / "broken", *args)
+    run(monkeypatch, train_vq, "--output_dir", tmp_path / "broken", *args, "--resume", "latest")
+    file = "checkpoints/step-6/ema.safetensors"
+    assert same_weights(tmp_path / "whole" / file, tmp_path / "broken" / file)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "broken")

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from accelerate import Accelerator
+from diffusers import VQModel
 from diffusers.training_utils import EMAModel
 
 from tests.support import models
@@ -274,7 +275,7 @@ def test_perplexity_is_the_number_of_codes_in_even_use(make_task):
 
 
 @torch.no_grad()
-def test_held_out_figures_by_hand(make_task):
+def test_held_out_figures_by_hand(make_task, tmp_path):
     task = make_task()
     model = task.networks["autoencoder"]
     assert len(task.held_out) == 7
@@ -287,8 +288,10 @@ def test_held_out_figures_by_hand(make_task):
     assert values["eval_loss"] == pytest.approx((fake - real).abs().mean().item(), rel=1e-4)
     shares = [count / codes.numel() for count in torch.bincount(codes.flatten()).tolist() if count]
     assert values["eval_perplexity"] == pytest.approx(math.exp(-sum(share * math.log(share) for share in shares)), rel=1e-4)
-    assert task.latent_std == pytest.approx(latents.std(correction=0).item(), rel=1e-3)
 
+    task.export(tmp_path)
+    scale = VQModel.from_pretrained(tmp_path, subfolder="vqvae").config.scaling_factor
+    assert scale == pytest.approx(1 / latents.std(correction=0).item(), rel=1e-3)
     shared = [task.evaluate((rank, 2)) for rank in range(2)]
     together = task.summarize({key: shared[0][key] + shared[1][key] for key in shared[0]})
     assert together == pytest.approx(values, rel=1e-4)

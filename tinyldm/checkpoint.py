@@ -68,7 +68,11 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Any, dict]:
         optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
         raise Damaged(f"{folder / 'optimizers.pt'} holds more than tensors and numbers, or is no such file") from error
-    return networks, optimizers, json.loads((folder / "state.json").read_text())
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except ValueError as error:
+        raise Damaged(f"{folder / 'state.json'} is not JSON ({error})") from error
+    return networks, optimizers, state
 
 
 def verify(folder: Path) -> None:
@@ -96,11 +100,13 @@ def steps(run: Path) -> list[int]:
     return sorted(found)
 
 
-def find(run: Path, resume: str) -> Path:
+def find(run: Path, resume: str) -> Path | None:
     """The checkpoint that `resume` means: `latest`, which passes over damaged ones and says so, or a path.
 
+    None: `latest` of a run that has not saved any yet, so that a cluster can start and restart a run by one command.
+
     Raises:
-        UserError: when there is none that is whole.
+        UserError: when there are some, and none is whole.
     """
     if resume != "latest":
         folder = Path(resume)
@@ -108,14 +114,17 @@ def find(run: Path, resume: str) -> Path:
             raise UserError(f"checkpoint {resume} does not exist; {run} has steps {steps(run)}")
         verify(folder)
         return folder
-    for step in reversed(steps(run)):
+    found = steps(run)
+    for step in reversed(found):
         folder = run / "checkpoints" / f"step-{step}"
         try:
             verify(folder)
             return folder
         except Damaged as error:
             print(f"warning: {error}; passing over it", file=sys.stderr)
-    raise UserError(f"{run} has no whole checkpoint to resume from; start anew with --overwrite true")
+    if found:
+        raise UserError(f"{run} has no whole checkpoint to resume from; start anew with --overwrite true")
+    return None
 
 
 def prune(run: Path, keep: int, best: int | None) -> None:

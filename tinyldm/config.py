@@ -165,8 +165,8 @@ class VQLossConfig:
     discriminator_layers: int = 3
     """Its strided layers: each doubles the side of the patch that it judges."""
     discriminator_learning_rate: float = 1e-4
-    """Its own learning rate, constant. Where it is not well above the autoencoder's at that time, the discriminator loses
-    (its loss stays at 1) and nothing gets sharper."""
+    """Its peak; it takes the same course as the autoencoder's. At half of the autoencoder's rate the discriminator lost (its
+    loss stayed at 1) and nothing got sharper; twice the rate worked."""
     revive_steps: int = 200
     """Every so many steps, codes that were not used since are moved onto latents of the current batch. 0: never."""
 
@@ -176,11 +176,13 @@ class HubConfig:
     """Publishing the run."""
 
     push: bool = False
-    """Push the finished run to the Hub."""
+    """Push the run to the Hub: at its end, and before that every `push_steps`."""
     repo_id: str | None = None
     """The repository, `user/name`; it is created when it does not exist."""
     private: bool = False
     """Create it as a private one."""
+    push_steps: int | None = None
+    """Steps between pushes while training, in the background. null: only at the end."""
 
 
 @dataclass
@@ -219,6 +221,7 @@ class Training:
             "train.num_eval_images": self.train.num_eval_images,
             "train.learning_rate": self.train.learning_rate,
             "train.max_steps": self.train.max_steps,
+            "hub.push_steps": self.hub.push_steps,
             "train.num_epochs": self.train.num_epochs,
             "train.max_grad_norm": self.train.max_grad_norm,
         }

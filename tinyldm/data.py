@@ -28,6 +28,7 @@ from tinyldm.errors import UserError
 from tinyldm.sources import Source, image_bytes
 
 MAX_CORRUPT = 0.05  # more than this share of unreadable images means that something else is wrong
+RETRIES = 2  # of a stream that stalls
 MIN_POSITIONS = 100  # before judging that share
 
 
@@ -134,6 +135,8 @@ class ImageBatches:
         seed: of the order.
         batch_size: images a batch.
         process: (rank, number of processes).
+        length: images in a pass; counted when it is needed and not given.
+        timeout: seconds without a batch after which the stream counts as stalled.
     """
 
     images: Images
@@ -141,10 +144,26 @@ class ImageBatches:
     batch_size: int
     process: tuple[int, int] = (0, 1)
     length: int | None = None
+    timeout: float = 600.0
 
     def __call__(self, start: int = 0) -> Iterator[torch.Tensor]:
-        """uint8 batches (B, 3, H, W) from micro-batch number `start` on, read ahead in a thread."""
-        return read_ahead(self._batches(start))
+        """uint8 batches (B, 3, H, W) from micro-batch number `start` on, read ahead in a thread.
+
+        A stream that stalls is opened anew, where it stopped, RETRIES times.
+
+        Raises:
+            UserError: while iterating, for a stream that stalls again and again, or what reading it raises.
+        """
+        for left in reversed(range(RETRIES + 1)):
+            try:
+                for batch in read_ahead(self._batches(start), timeout=self.timeout):
+                    yield batch
+                    start += 1
+                return
+            except Stalled as error:
+                if not left:
+                    raise
+                print(f"warning: {error}; opening it anew", file=sys.stderr)
 
     def _batches(self, start: int) -> Iterator[torch.Tensor]:
         decoded = self.images(self._examples(start), fill=True)
@@ -175,11 +194,16 @@ class ImageBatches:
             epoch, skip = epoch + 1, 0
 
 
+class Stalled(UserError):
+    """A stream that gives nothing any more."""
+
+
 def read_ahead(batches: Generator[torch.Tensor], depth: int = 4, timeout: float = 600.0) -> Iterator[torch.Tensor]:
     """Run a generator in a thread, `depth` items ahead.
 
     Raises:
-        UserError: when nothing came for `timeout` seconds (a stalled network), or what the generator raised.
+        Stalled: when nothing came for `timeout` seconds.
+        Exception: what the generator raised.
     """
     ready: queue.Queue = queue.Queue(depth)
     stopped = threading.Event()
@@ -215,7 +239,7 @@ def read_ahead(batches: Generator[torch.Tensor], depth: int = 4, timeout: float 
             try:
                 item = ready.get(timeout=timeout)
             except queue.Empty:
-                raise UserError(f"the data stream gave nothing for {timeout:.0f} s: check the network") from None
+                raise Stalled(f"the data stream gave nothing for {timeout:.0f} s: check the network") from None
             if isinstance(item, StopIteration):
                 return
             if isinstance(item, BaseException):

@@ -52,6 +52,7 @@ class DiffusionTask:
         if (message := self.first_stage.choose_scale(1 / train.std)) and accelerator.is_main_process:
             print(message)
         self.scale = self.first_stage.scaling_factor
+        self.built_on = f"{self.first_stage.fingerprint()} x {self.scale:.6g}"
         self.stream = LatentBatches(
             train, config.seed, config.train.batch_size, (accelerator.process_index, accelerator.num_processes)
         )
@@ -114,10 +115,10 @@ class DiffusionTask:
         x0 = denoise(model, initial_noise(model.unet, random), self.config.diffusion.preview_steps)
         pictures.grid(to_images(model, x0)).save(path)
 
-    def export(self, run: Path) -> None:
+    def export(self, folder: Path) -> None:
         """pipeline/, a standard LDMPipeline folder."""
         model = self.model()
-        LDMPipeline(vqvae=model.first_stage, unet=model.unet, scheduler=model.scheduler).save_pretrained(run / "pipeline")
+        LDMPipeline(vqvae=model.first_stage, unet=model.unet, scheduler=model.scheduler).save_pretrained(folder / "pipeline")
 
     def facts(self) -> dict[str, Any]:
         """For model_cards/ldm.md."""

@@ -4,12 +4,21 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: what is wrong and what to do."""
+
+
+class Stopped(Exception):
+    """A run that was asked to stop and has saved what it had. `signal` is what asked for it."""
+
+    def __init__(self, message: str, signal: signal.Signals):
+        super().__init__(message)
+        self.signal = signal
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -26,23 +35,25 @@ def is_full_disk(error: Exception) -> bool:
 def one_line_errors() -> Iterator[None]:
     """Print a `UserError` (or a full disk, which no code here can prevent) as one line and exit with code 2.
 
-    Bugs keep their traceback.
+    A run that was stopped by signal n exits with 128 + n, as shells expect. Bugs keep their traceback.
     """
+    code = 2
     try:
         yield
     except UserError as error:
-        message = str(error)
+        message = f"error: {error}"
+    except Stopped as stopped:
+        message, code = str(stopped), 128 + stopped.signal
     except Exception as error:
         if not is_full_disk(error):
             raise
-        message = (
-            f"no space left for {getattr(error, 'filename', None) or 'what was being written'}: free some, then --resume latest"
-        )
+        file = getattr(error, "filename", None) or "what was being written"
+        message = f"error: no space left for {file}: free some, then --resume latest"
     except KeyboardInterrupt:
-        message = "interrupted"
+        message, code = "interrupted", 128 + signal.SIGINT
     else:
         return
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
     # Not sys.exit: download and prefetch threads may still wait on a dead network, and nothing is left to save.
     sys.stdout.flush()
-    os._exit(2)
+    os._exit(code)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from torch import nn
 
 from tinyldm.config import FirstStageConfig
 from tinyldm.errors import UserError
+from tinyldm.hub_errors import why
 
+SUBFOLDERS = ("vqvae", "vae")  # where a run of train_vq.py and a pipeline have it
 KINDS = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 SCALE_TOLERANCE = 0.05  # a carried scaling_factor further than this from the measured one is replaced
 
@@ -108,12 +111,14 @@ def load_first_stage(config: FirstStageConfig) -> FirstStage:
     local = Path(path).expanduser()
     if local.is_dir():
         if subfolder is None and not (local / "config.json").exists():
-            subfolder = next((name for name in ("vqvae", "vae") if (local / name / "config.json").exists()), None)
+            subfolder = next((name for name in SUBFOLDERS if (local / name / "config.json").exists()), None)
         folder = local / subfolder if subfolder else local
         if not (folder / "config.json").exists():
             raise UserError(f"first_stage.path {folder} is not a model folder: it has no config.json")
         path = str(local)
     try:
+        if not local.is_dir() and subfolder is None:
+            subfolder = _subfolder_on_hub(path, config.revision)
         found = VQModel.load_config(path, subfolder=subfolder, revision=config.revision)
         kind = KINDS.get(found.get("_class_name"))
         if kind is None:
@@ -123,7 +128,18 @@ def load_first_stage(config: FirstStageConfig) -> FirstStage:
         model, info = kind.from_pretrained(path, subfolder=subfolder, revision=config.revision, output_loading_info=True)
         if missing := info["missing_keys"]:  # diffusers would go on with random ones
             raise ValueError(f"{len(missing)} weights are missing, {missing[0]} for one")
-    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:  # nonsense in its config too
+    except (OSError, HTTPError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:  # nonsense in it too
         where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded: check the name and the network"
-        raise UserError(f"first_stage.path {config.path} {where} ({error})") from error
+        raise UserError(f"first_stage.path {config.path} {where} ({why(error)})") from error
     return FirstStage(model.eval().requires_grad_(False))
+
+
+def _subfolder_on_hub(repo_id: str, revision: str | None) -> str | None:
+    for name in (None, *SUBFOLDERS):
+        try:
+            VQModel.load_config(repo_id, subfolder=name, revision=revision)
+            return name
+        except OSError as error:
+            if not isinstance(error.__context__, EntryNotFoundError):
+                raise
+    return None

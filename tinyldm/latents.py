@@ -20,7 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tinyldm.config import DataConfig
-from tinyldm.data import Images, one_pass, to_float
+from tinyldm.data import Images, one_pass, read_ahead, to_float
 from tinyldm.errors import UserError
 from tinyldm.first_stage import FirstStage
 from tinyldm.randomness import derive_seed
@@ -113,7 +113,7 @@ def _build(folder: Path, made_of: dict, images: Images, first_stage: FirstStage,
             (aside / "latents.bin").open("wb") as file,
             tqdm(unit="image", desc=f"encoding the {made_of['part']} part", dynamic_ncols=True) as bar,
         ):
-            for batch in one_pass(images, 16):
+            for batch in read_ahead(one_pass(images, 16)):
                 pixels = to_float(batch.to(device))
                 views = [pixels, pixels.flip(-1)] if mirrored else [pixels]
                 latents = torch.stack([first_stage.encode(view).cpu().half() for view in views], 1)  # (B, V, C, h, w)

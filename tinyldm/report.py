@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tinyldm import config as configs
 from tinyldm.config import DataConfig
+from tinyldm.run_folder import replace_text
 
 TEMPLATES = Path(__file__).parent.parent / "model_cards"
 LABELS = {
@@ -53,7 +54,7 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
         license_name="follows-the-training-data",
         tags=["tinyldm", "diffusers", "unconditional-image-generation", template],
         datasets=[hub_id] if hub_id else None,
-        eval_results=results,
+        eval_results=results or None,  # none before the first evaluation
     )
     samples = sorted((run / "samples").glob("step-*.png"))
     card = ModelCard.from_template(
@@ -67,12 +68,13 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
         hardware=hardware(),
         torch_version=torch.__version__,
         picture=samples[-1].relative_to(run) if samples else None,
+        curve=(run / "loss.png").exists(),
         config=configs.to_yaml(config).strip(),
         train=config.train,
         duration=duration(facts["seconds"]),
         **facts,
     )
-    card.save(run / "README.md")
+    replace_text(run / "README.md", card.content)
 
 
 def hardware() -> str:

@@ -1,6 +1,7 @@
 """A run folder: config.yaml, metrics.csv, loss.png, samples/, checkpoints/, the model and README.md; one run at a time."""
 
 import csv
+import io
 import os
 import shutil
 from pathlib import Path
@@ -36,27 +37,27 @@ class RunFolder:
             entry.name not in ("config.yaml", "logs") and (not entry.is_dir() or any(entry.iterdir())) for entry in entries
         )
         if used and config.overwrite:
-            if not {"output_dir", "data", "train"} <= self._previous_config().keys():
+            if not self._is_run():
                 raise UserError(f"{self.path} is not a run folder, so --overwrite does not delete it; choose another")
             for entry in entries:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         elif used and not config.resume:
             raise UserError(f"{self.path} is in use already; continue with --resume latest, or --overwrite true")
-        elif not used and config.resume:
-            raise UserError(f"{self.path} holds no run to resume; leave --resume away")
+        elif used and not self._is_run():
+            raise UserError(f"{self.path} holds no run to resume; choose another output_dir")
         (self.path / "samples").mkdir(exist_ok=True)
         self.config, self.rows = config, []
         if not config.resume:
             self._write_config()  # a resumed run keeps the old one until its checkpoint has been found to fit: rewind()
 
     def _write_config(self) -> None:
-        (self.path / "config.yaml").write_text(configs.to_yaml(self.config))
+        replace_text(self.path / "config.yaml", configs.to_yaml(self.config))
 
-    def _previous_config(self) -> dict[str, Any]:
+    def _is_run(self) -> bool:
         try:
-            return configs.read_yaml(self.path / "config.yaml")
+            return {"output_dir", "data", "train"} <= configs.read_yaml(self.path / "config.yaml").keys()
         except UserError:
-            return {}
+            return False
 
     # -- metrics.csv: one row a step, columns in the order of their first appearance, written anew and renamed each time
 
@@ -71,18 +72,33 @@ class RunFolder:
             self.rows[-1].update(values)
         else:
             self.rows.append(values)
-        columns = list(dict.fromkeys(key for row in self.rows for key in row))
-        aside = self.path / ".metrics.csv"
-        with aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(aside, self.metrics_file)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, list(dict.fromkeys(key for row in self.rows for key in row)))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        replace_text(self.metrics_file, table.getvalue())
 
     def rewind(self, step: int) -> None:
         """Take up the run at `step`: the rows after it are forgotten, since they will be written again."""
         self._write_config()
         self.rows = [row for row in read_metrics(self.metrics_file) if row["step"] <= step]
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a text file so that a kill at any moment leaves the old or the new one."""
+    aside = file.with_name(f".{file.name}")
+    aside.write_text(text, newline="")
+    os.replace(aside, file)
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Put a finished folder in the place of an old one; a kill in between leaves the old one as `.old-...`."""
+    old = final.with_name(f".old-{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    new.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -21,9 +21,11 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub.errors import HTTPError
 from torch import nn
 
 from tinyldm.errors import UserError
+from tinyldm.hub_errors import why
 
 SCHEDULERS: dict[str, type[SchedulerMixin]] = {
     "ddim": DDIMScheduler,
@@ -70,9 +72,9 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
         raise UserError(f"model folder {path} does not exist")
     try:
         pipeline = DiffusionPipeline.from_pretrained(str(local) if local.is_dir() else path, dtype=dtype)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:  # nonsense in its configs too
+    except (OSError, HTTPError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:  # nonsense in it too
         where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded: check the name and the network"
-        raise UserError(f"model {path} {where} ({error}); give a run, a pipeline folder, or a Hub id") from error
+        raise UserError(f"model {path} {where} ({why(error)}); give a run, a pipeline folder, or a Hub id") from error
     parts = pipeline.components
     if not isinstance(parts.get("unet"), UNet2DModel) or parts.get("scheduler") is None:
         raise UserError(

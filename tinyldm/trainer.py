@@ -3,8 +3,9 @@
 What differs between trainings is a `Task`, handed in. See VQTask (vq_task.py) and DiffusionTask (diffusion_task.py).
 """
 
+import itertools
 import math
-import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,6 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 
 from tinyldm import checkpoint, hub, pictures, report
 from tinyldm import config as configs
-from tinyldm.config import TrainConfig, Training
-from tinyldm.errors import UserError
+from tinyldm.config import Training
+from tinyldm.errors import Stopped, UserError
+from tinyldm.processes import StopRequest, make_accelerator
 from tinyldm.randomness import Draw
-from tinyldm.run_folder import RunFolder
+from tinyldm.run_folder import RunFolder, replace_folder
 
 Losses = Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]
 
@@ -39,10 +40,11 @@ class Task(Protocol):
         learning_rates: the peak for each network.
         examples_per_epoch: images in a pass, or None when a stream does not say.
         card: the template in model_cards/ for its report.
+        built_on: what names the frozen parts that the networks are trained over; a run cannot go on over others.
     """
 
     card: str
-
+    built_on: str
     networks: dict[str, nn.Module]
     learning_rates: dict[str, float]
     examples_per_epoch: int | None
@@ -66,56 +68,22 @@ class Task(Protocol):
     def picture(self, path: Path) -> None:
         """Draw what the network does now, without touching the training's random numbers."""
 
-    def export(self, run: Path) -> None:
-        """Write the model that a user loads, from the current weights."""
+    def export(self, folder: Path) -> None:
+        """Write the model that a user loads, from the current weights, as one folder in `folder`."""
 
     def facts(self) -> dict[str, Any]:
         """What its template names beyond what the trainer knows."""
 
 
-def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
-    """Accelerate, with what this loop cannot do refused in one line."""
-    from accelerate.utils import set_seed
-
-    if train.log_with not in ("none", "tensorboard"):
-        try:
-            __import__(train.log_with)
-        except ImportError as error:
-            raise UserError(f"train.log_with {train.log_with} needs the package: pip install {train.log_with}") from error
-    if train.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("train.mixed_precision fp16 needs a GPU; leave it at no on a CPU")
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # said, or several processes on a CPU would not find each other
-        mixed_precision=train.mixed_precision,
-        log_with=None if train.log_with == "none" else train.log_with,
-        project_dir=str(Path(output_dir) / "logs"),
-    )
-    if accelerator.distributed_type not in (
-        DistributedType.NO,
-        DistributedType.MULTI_CPU,
-        DistributedType.MULTI_GPU,
-    ):
-        raise UserError(
-            f"{accelerator.distributed_type.value} is not supported: a network of 5M parameters fits on each GPU, so "
-            "plain data parallelism (accelerate launch --multi_gpu) is both simpler and faster"
-        )
-    if accelerator.device.type == "cpu":
-        # accelerate launch sets OMP_NUM_THREADS to 1 where nothing is said: a laptop would train on one of its cores.
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(max(1, cores() // local))
-    set_seed(0)  # libraries' own use of global generators; ours are all explicit
-    return accelerator
-
-
 def run_training(config: Training, make_task: Callable[[Any, Accelerator], Task]) -> None:
     """What the training scripts do once they have read their config: put the parts together, train, publish."""
     accelerator = make_accelerator(config.train, config.output_dir)
-    if config.hub.push:
-        hub.check_token()
-    run = RunFolder(config) if accelerator.is_main_process else None
+    run = None
+    if accelerator.is_main_process:
+        if config.hub.push:
+            hub.check_token(config.hub)
+        run = RunFolder(config)
     Trainer(make_task(config, accelerator), config, accelerator, run).fit()
-    if run and config.hub.push:
-        print(f"pushed to {hub.push(run.path, config.hub)}")
 
 
 class Trainer:
@@ -144,7 +112,7 @@ class Trainer:
             )
             # The schedule works on the bare optimizer and counts our steps: a prepared one would count processes too.
             self.schedules[name] = get_scheduler(
-                train.lr_scheduler if name == self.main else "constant",
+                train.lr_scheduler,
                 optimizer,
                 step_rules=train.lr_step_rules,
                 num_warmup_steps=train.lr_warmup_steps,
@@ -155,8 +123,14 @@ class Trainer:
         self.ema.to(accelerator.device)
         accelerator.init_trackers("tinyldm")
         self.step, self.seconds, self.best = 0, 0.0, (math.inf, None)
-        if config.resume:
-            self._resume(checkpoint.find(Path(config.output_dir), config.resume))
+        # Since the last row of metrics.csv; on the device, so that no step waits for a number to arrive.
+        self.logged: dict[str, list[torch.Tensor]] = {}
+        self.pusher = hub.BackgroundPush(run.path, config.hub) if run and config.hub.push else None
+        if config.resume and (folder := checkpoint.find(Path(config.output_dir), config.resume)):
+            self._resume(folder)
+        elif config.resume and run:
+            run.rewind(0)
+            print(f"no checkpoint in {run.path} yet: starting at step 0", file=sys.stderr)
 
     def _max_steps(self) -> int:
         train, length = self.config.train, self.task.examples_per_epoch
@@ -179,8 +153,6 @@ class Trainer:
         train, accelerator = self.config.train, self.accelerator
         accumulation = train.gradient_accumulation_steps
         batches = self.task.batches(self.step * accumulation)
-        # Since the last row of metrics.csv; on the device, so that no step waits for a number to arrive.
-        logged: dict[str, list[torch.Tensor]] = {}
         started, resumed_at, seconds_before = time.monotonic(), self.step, self.seconds
         bar = tqdm(
             total=self.max_steps,
@@ -194,15 +166,16 @@ class Trainer:
         with ExitStack() as stack:
             stack.callback(bar.close)
             stack.callback(batches.close)
+            stop = stack.enter_context(StopRequest(accelerator))
             while self.step < self.max_steps:
-                for micro in range(accumulation):
+                for micro, batch in enumerate(self._take(batches, accumulation)):
                     draw = Draw(self.config.seed, self.step, micro, self.process, accelerator.device)
-                    batch = next(batches).to(accelerator.device, non_blocking=True)
+                    batch = batch.to(accelerator.device, non_blocking=True)
                     with self._sync_gradients(micro == accumulation - 1):
                         for _, loss, numbers in self.task.losses(batch, self.step, draw):
                             accelerator.backward(loss / accumulation)
                             for key, value in numbers.items():
-                                logged.setdefault(key, []).append(value.detach())
+                                self.logged.setdefault(key, []).append(value.detach())
                 for name, optimizer in self.optimizers.items():
                     if train.max_grad_norm is not None:
                         accelerator.clip_grad_norm_(self.task.networks[name].parameters(), train.max_grad_norm)
@@ -216,22 +189,40 @@ class Trainer:
 
                 last = self.step == self.max_steps
                 evaluate = last or self.step % train.eval_steps == 0
-                save = last or self.step % train.checkpointing_steps == 0
+                push = last or (self.config.hub.push_steps and self.step % self.config.hub.push_steps == 0)
+                save = push or self.step % train.checkpointing_steps == 0
+                self.seconds = seconds_before + time.monotonic() - started
                 if evaluate or save or self.step % train.logging_steps == 0:
-                    self.seconds = seconds_before + time.monotonic() - started
-                    speed = (self.step - resumed_at) * self.images_per_step / (self.seconds - seconds_before)
-                    self._log(logged, speed, bar)
-                    logged = {}
+                    self._log((self.step - resumed_at) * self.images_per_step / (self.seconds - seconds_before), bar)
                 if evaluate:
                     self._evaluate(bar)
                 if last or self.step % train.sample_steps == 0:
                     with self.averaged_weights():
                         if accelerator.is_main_process:
                             self.task.picture(self.run.path / "samples" / f"step-{self.step:07d}.png")
-                if save:
+                stopped = stop()
+                if save or stopped:
                     self._save()
+                if push and self.pusher and not last:
+                    self.pusher.start(f"Step {self.step}")
+                if stopped and not last:
+                    raise Stopped(
+                        f"stopped by {stopped.name}: step {self.step} is saved, continue with --resume latest", stopped
+                    )
         accelerator.wait_for_everyone()
         accelerator.end_training()
+        if self.pusher:
+            print(f"pushed to {self.pusher.finish(f'Step {self.step}, the last')}")
+
+    def _take(self, batches: Iterator[torch.Tensor], count: int) -> list[torch.Tensor]:
+        """The micro-batches of a step, all before it begins: where the data end, the last step is whole and can be saved."""
+        try:
+            return list(itertools.islice(batches, count))
+        except UserError as error:
+            if self.accelerator.num_processes > 1:  # the others wait for this one in the middle of a step
+                raise
+            self._save()
+            raise UserError(f"{error} (step {self.step} is saved: continue with --resume latest)") from error
 
     @contextmanager
     def _sync_gradients(self, sync: bool) -> Iterator[None]:
@@ -255,14 +246,16 @@ class Trainer:
             network.train()
             self.ema.restore(weights)
 
-    def _log(self, logged: dict[str, list[torch.Tensor]], speed: float, bar: tqdm) -> None:
-        means = torch.stack([torch.stack(values).float().mean() for values in logged.values()])
-        values = dict(zip(logged, self.accelerator.reduce(means, "mean").tolist(), strict=True))
-        if not math.isfinite(values["loss"]):
+    def _log(self, speed: float, bar: tqdm) -> None:
+        means = torch.stack([torch.stack(values).float().mean() for values in self.logged.values()])
+        values = dict(zip(self.logged, self.accelerator.reduce(means, "mean").tolist(), strict=True))
+        self.logged = {}
+        if bad := [key for key, value in values.items() if not math.isfinite(value)]:
             done = checkpoint.steps(Path(self.config.output_dir))
-            good = f"the last good checkpoint is step-{done[-1]}" if done else "there is no checkpoint yet"
+            good = f"the last checkpoint is step-{done[-1]}" if done else "there is no checkpoint yet"
+            good += f", the best by held-out loss step-{self.best[1]}" if self.best[1] in done else ""
             raise UserError(
-                f"the loss is {values['loss']} at step {self.step}: {good}; lower train.learning_rate or set "
+                f"{bad[-1]} is {values[bad[-1]]} at step {self.step}: {good}; lower train.learning_rate or set "
                 "train.mixed_precision to no, and continue with --resume latest"
             )
         bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.1f} images/s")
@@ -287,6 +280,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------- saving and resuming
 
     def _save(self) -> None:
+        logged = {key: self.accelerator.reduce(torch.stack(values).float(), "mean") for key, values in self.logged.items()}
         if self.accelerator.is_main_process:
             networks = {
                 name: self.accelerator.unwrap_model(network).state_dict() for name, network in self.task.networks.items()
@@ -295,9 +289,12 @@ class Trainer:
             optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
             if self.accelerator.scaler is not None:
                 optimizers["scaler"] = self.accelerator.scaler.state_dict()
+            optimizers["logged"] = logged  # a run that is stopped between two rows of metrics.csv
             state = {
                 "step": self.step,
                 "seconds": self.seconds,
+                "images_per_step": self.images_per_step,
+                "built_on": self.task.built_on,
                 "best_eval_loss": self.best[0],
                 "best_step": self.best[1],
                 "examples_per_epoch": self.task.examples_per_epoch,
@@ -307,7 +304,12 @@ class Trainer:
             checkpoint.prune(self.run.path, self.config.train.checkpoints_total_limit, self.best[1])
         with self.averaged_weights():
             if self.accelerator.is_main_process:
-                self.task.export(self.run.path)
+                aside = self.run.path / ".exporting"
+                shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+                self.task.export(aside)
+                for part in aside.iterdir():
+                    replace_folder(part, self.run.path / part.name)
+                aside.rmdir()
                 report.write(self.run.path, self.task.card, self._facts(), self.run.rows, self.config)
         self.accelerator.wait_for_everyone()
 
@@ -325,13 +327,22 @@ class Trainer:
 
     def _resume(self, folder: Path) -> None:
         networks, optimizers, state = checkpoint.load(folder)
-        self._compare_configs(folder, state["config"])
         try:
-            for name, network in self.task.networks.items():
-                self.accelerator.unwrap_model(network).load_state_dict(networks[name])
-                self.optimizers[name].load_state_dict(optimizers[name])
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise UserError(f"checkpoint {folder} does not fit this config: {error}") from error
+            self._compare_configs(folder, state)
+            self._restore(networks, optimizers, state)
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"checkpoint {folder} does not fit this config: {error!r}") from error
+        if self.run:
+            self.run.rewind(self.step)
+            checkpoint.forget_after(self.run.path, self.step)
+            print(f"resuming from {folder}", file=sys.stderr)
+        if self.step >= self.max_steps:
+            raise UserError(f"{folder} is at step {self.step} already; give a larger train.max_steps to go on")
+
+    def _restore(self, networks: dict[str, dict[str, torch.Tensor]], optimizers: Any, state: dict[str, Any]) -> None:
+        for name, network in self.task.networks.items():
+            self.accelerator.unwrap_model(network).load_state_dict(networks[name])
+            self.optimizers[name].load_state_dict(optimizers[name])
         for name, schedule in self.schedules.items():
             # The course may have changed with the number of steps: it is a function of the step, so it is set, not loaded.
             schedule.last_epoch = state["step"]
@@ -346,28 +357,23 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(optimizers["scaler"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.best = (state["best_eval_loss"], state["best_step"])
-        if self.run:
-            self.run.rewind(self.step)
-            checkpoint.forget_after(self.run.path, self.step)
-            print(f"resuming from {folder}", file=sys.stderr)
-        if self.step >= self.max_steps:
-            raise UserError(f"{folder} is at step {self.step} already; give a larger train.max_steps to go on")
+        self.logged = {key: list(values.to(self.accelerator.device)) for key, values in optimizers["logged"].items()}
 
-    def _compare_configs(self, folder: Path, before: dict[str, Any]) -> None:
-        old, new = _flatten(before), _flatten(configs.to_dict(self.config))
+    def _compare_configs(self, folder: Path, state: dict[str, Any]) -> None:
+        old, new = _flatten(state["config"]), _flatten(configs.to_dict(self.config))
         changed = [
             key for key in {**old, **new} if old.get(key) != new.get(key) and key not in ("resume", "overwrite", "output_dir")
         ]
         if changed and self.accelerator.is_main_process:
             told = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
             print(f"changed since {folder.name}: {told}", file=sys.stderr)
-        if model := [key for key in changed if key.split(".")[0] in ("unet", "vq", "scheduler", "first_stage")]:
+        if state["images_per_step"] != self.images_per_step and self.accelerator.is_main_process:
+            was = f"{state['images_per_step']} -> {self.images_per_step}"
+            print(f"images per step {was}: the order of the images goes on from another place", file=sys.stderr)
+        if state["built_on"] != self.task.built_on:
+            raise UserError(f"the first stage is not the one of {folder}: train over another one in a new folder")
+        if model := [key for key in changed if key.split(".")[0] in ("unet", "vq", "scheduler")]:
             raise UserError(f"{', '.join(model)} changed since {folder}: that is another model; train it in a new folder")
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_parameters(network: nn.Module) -> int:

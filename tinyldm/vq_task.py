@@ -101,7 +101,7 @@ def gradient_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 class VQTask:
     """See trainer.Task."""
 
-    card = "vq"
+    card, built_on = "vq", ""
 
     def __init__(self, config: TrainVQ, accelerator: Accelerator):
         self.config, self.loss, self.accelerator = config, config.loss, accelerator
@@ -226,15 +226,12 @@ class VQTask:
         rank, processes = process
         model = self.accelerator.unwrap_model(self.networks["autoencoder"])
         device = self.accelerator.device
-        sums = {
-            key: torch.zeros((), device=device)
-            for key in ("loss", "psnr", "ssim", "count", "latent", "latent_square", "values")
-        }
+        sums = {key: torch.zeros((), device=device) for key in ("loss", "psnr", "ssim", "count")}
         sums["uses"] = torch.zeros(len(model.uses), device=device)
         mine = self.held_out[rank::processes]
         for batch in mine.split(self.config.train.batch_size) if len(mine) else ():
             images = to_float(batch.to(device))
-            reconstructed, _, latents, codes = model(images)
+            reconstructed, _, _, codes = model(images)
             loss = (reconstructed - images).abs().mean((1, 2, 3))
             if self.lpips is not None:
                 loss = loss + self.loss.perceptual_weight * self.lpips(reconstructed.clamp(-1, 1), images).flatten()
@@ -244,16 +241,11 @@ class VQTask:
             sums["ssim"] += structural_similarity_index_measure(*pair, data_range=255.0, reduction="none").sum()
             sums["count"] += len(images)
             sums["uses"] += torch.bincount(codes.flatten(), minlength=len(model.uses))
-            sums["latent"] += latents.float().sum()
-            sums["latent_square"] += latents.float().square().sum()
-            sums["values"] += latents.numel()
         return sums
 
     def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """Means; the codebook's perplexity (exp of the entropy of code use) and the share of codes in use."""
         share = sums["uses"] / sums["uses"].sum()
-        mean = sums["latent"] / sums["values"]
-        self.latent_std = float((sums["latent_square"] / sums["values"] - mean.square()).sqrt())
         return {
             "eval_loss": float(sums["loss"] / sums["count"]),
             "eval_psnr": float(sums["psnr"] / sums["count"]),
@@ -275,12 +267,15 @@ class VQTask:
         ]
         pictures.grid(torch.cat(rows), PICTURE_IMAGES).save(path)
 
-    def export(self, run: Path) -> None:
-        """vqvae/, a diffusers VQModel folder, with the measured scaling_factor in its config."""
+    def export(self, folder: Path) -> None:
+        """vqvae/, a diffusers VQModel folder, with a scaling_factor that gives held-out latents unit variance."""
         vq = self.accelerator.unwrap_model(self.networks["autoencoder"]).vq
-        if getattr(self, "latent_std", 0) > 0:
-            vq.register_to_config(scaling_factor=1 / self.latent_std)
-        vq.save_pretrained(run / "vqvae")
+        with torch.no_grad():
+            batches = self.held_out.split(self.config.train.batch_size)
+            latents = torch.cat([vq.encode(to_float(batch.to(vq.device))).latents for batch in batches])
+        if std := latents.std(correction=0).item():
+            vq.register_to_config(scaling_factor=1 / std)
+        vq.save_pretrained(folder / "vqvae")
 
     def facts(self) -> dict[str, Any]:
         """For model_cards/vq.md."""

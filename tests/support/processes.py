@@ -1,0 +1,107 @@
+"""Trainings in processes of their own, to be killed. They are forked from one that has the libraries loaded: no waiting."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from importlib import import_module
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+from tinyldm.errors import one_line_errors
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.support.preload"])
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
+
+
+class Training:
+    """`python SCRIPT.py ARGS` in a process, with what it prints in a file.
+
+    Args:
+        number: a signal that the process sends itself
+        at: before this change (creating, renaming, deleting) of a file in its run folder, counted from 0. None: never.
+        environment: variables that it sees besides.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        args: list,
+        printed: Path,
+        number: int = 0,
+        at: int | None = None,
+        environment: dict[str, str] | None = None,
+    ):
+        self.printed, self._changes = printed, FORKS.Value("i", 0)
+        output_dir = str(args[args.index("--output_dir") + 1])
+        self.process = FORKS.Process(
+            target=_train,
+            args=(script, [*map(str, args)], str(printed), output_dir, number, at, self._changes, environment or {}),
+        )
+        self.process.start()
+
+    @property
+    def changes(self) -> int:
+        """Files created, renamed or deleted in the run folder so far."""
+        return self._changes.value
+
+    def wait(self, seconds: float = 120) -> int | None:
+        """The exit code (-9: killed), or None when it still runs after so long."""
+        self.process.join(seconds)
+        return self.process.exitcode
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal, to a process that still runs."""
+        os.kill(self.process.pid, number)
+
+    def text(self) -> str:
+        """What it printed."""
+        return self.printed.read_text() if self.printed.exists() else ""
+
+
+def together(processes: int, script: str, args: list, printed: Path) -> list[Training]:
+    """As many processes as one training, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    return [
+        Training(
+            script,
+            args,
+            printed.with_suffix(f".{rank}.txt"),
+            environment={key: str(value) for key, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()},
+        )
+        for rank in range(processes)
+    ]
+
+
+def _train(
+    script: str,
+    args: list[str],
+    printed: str,
+    folder: str,
+    number: int,
+    at: int | None,
+    changes: Synchronized,
+    environment: dict[str, str],
+) -> None:
+    os.environ.update(environment)
+    output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1)
+
+    def watch(event: str, details: tuple) -> None:
+        writes = event == "open" and isinstance(details[1], str) and set(details[1]) & set("wxa+")
+        if (writes or event in CHANGES) and str(details[0]).startswith(folder):
+            if at == changes.value:
+                os.kill(os.getpid(), number)
+            changes.value += 1
+
+    sys.addaudithook(watch)
+    sys.argv = [script, *args]
+    with one_line_errors():
+        import_module(script).main()
