@@ -294,8 +294,16 @@ def test_loaded_by_diffusers_alone(ldm_run):
     assert not pipeline.scheduler.config.clip_sample
 
 
+@pytest.fixture
+def forgetful():
+    """Accelerate remembers the precision of the runs before, and would refuse another one in this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("forgetful")
 def test_mixed_precision_keeps_losses_and_weights_in_full_precision(ldm_args, tmp_path, monkeypatch):
-    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers the precision of the runs before
     args = ["--train.mixed_precision", "bf16", "--train.max_steps", 1, "--train.batch_size", 2]
     run(monkeypatch, train_ldm, "--output_dir", tmp_path / "run", *ldm_args, *args)
     assert 0 < float(rows(tmp_path / "run")[0]["loss"]) < 10
