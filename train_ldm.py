@@ -12,10 +12,10 @@ def main() -> None:
     """Read the config and train."""
     config = parse(TrainLDM, __doc__)
 
-    from tinyldm.diffusion_task import DiffusionTask  # after parsing, so that --help need not wait for torch
+    from tinyldm.latent_task import LatentTask  # after parsing, so that --help need not wait for torch
     from tinyldm.trainer import run_training
 
-    run_training(config, DiffusionTask)
+    run_training(config, LatentTask)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig, VQConfig
+from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
 from tinyldm.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -26,8 +26,8 @@ class DataConfig:
     """Any data set with an image column becomes a stream of square images."""
 
     name: str = "toyfaces"
-    """`toyfaces` (drawn on the fly, nothing to download), a Hub id, or a folder with images, parquet files or WebDataset
-    tars."""
+    """`toyfaces` (drawn on the fly) or `digits` (scikit-learn's), which need no download; a Hub id; or a folder with images,
+    parquet files or WebDataset tars."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set; give a commit for numbers that somebody else can repeat."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
@@ -41,6 +41,10 @@ class DataConfig:
     """How much of `split` is held out when there is no `eval_split`."""
     image_column: str | None = None
     """The column with the images. null: the first column of the type Image."""
+    label_column: str | None = None
+    """The column with class labels, for a model that draws a chosen class; for train_ddpm.py. null: none."""
+    channels: Literal[1, 3] = 3
+    """3: colour, 1: grey."""
     resolution: int = 256
     """Side in pixels: the shorter side is resized to it (antialiased), then the centre is cropped."""
     random_flip: bool = False
@@ -130,10 +134,31 @@ class DiffusionConfig:
     snr_gamma: float | None = 5.0
     """Min-SNR loss weighting (Hang et al. 2023) with this gamma. null: all timesteps weigh the same in the loss of the
     chosen `scheduler.prediction_type`."""
+    loss: Literal["simple", "hybrid", "bound"] = "simple"
+    """simple: the squared error (Ho et al. 2020); with a learned variance (`scheduler.variance_type: learned_range`) hybrid,
+    which adds 0.001 of the variational bound for it, or bound, the bound alone at importance-sampled timesteps (Nichol &
+    Dhariwal 2021)."""
     preview_images: int = 16
     """Images in the sample grids drawn while training."""
     preview_steps: int = 50
     """DDIM steps of the sample grids drawn while training."""
+
+    def check(self, scheduler: SchedulerConfig) -> None:
+        """Raise UserError where values contradict each other."""
+        if self.snr_gamma is not None and not self.snr_gamma > 0:
+            raise UserError(f"diffusion.snr_gamma is {self.snr_gamma}; give a number above 0, or null for none")
+        if not 0 < self.preview_steps <= scheduler.num_train_timesteps:
+            raise UserError(
+                f"diffusion.preview_steps is {self.preview_steps}; it must lie between 1 and "
+                f"scheduler.num_train_timesteps, {scheduler.num_train_timesteps}"
+            )
+        if (self.loss == "simple") == (scheduler.variance_type == "learned_range"):
+            raise UserError(
+                f"diffusion.loss {self.loss} and scheduler.variance_type {scheduler.variance_type} do not fit: a learned "
+                "variance (learned_range) needs the loss hybrid or bound, and only those learn one"
+            )
+        if self.loss == "bound" and self.snr_gamma is not None:
+            raise UserError("diffusion.loss bound has its own weights; set diffusion.snr_gamma to null")
 
 
 @dataclass
@@ -269,6 +294,8 @@ class TrainVQ(Training):
         """See Training.check."""
         super().check()
         self.vq.check()
+        if not self.vq.in_channels == self.vq.out_channels == self.data.channels:
+            raise UserError(f"vq.in_channels and vq.out_channels must be data.channels, {self.data.channels}")
         side = self.data.resolution
         if side % self.vq.downscale:
             raise UserError(f"data.resolution {side} is not a multiple of the first stage's factor {self.vq.downscale}")
@@ -290,13 +317,27 @@ class TrainLDM(Training):
         super().check()
         self.unet.check(self.scheduler)
         self.scheduler.check()
-        if self.diffusion.snr_gamma is not None and not self.diffusion.snr_gamma > 0:
-            raise UserError(f"diffusion.snr_gamma is {self.diffusion.snr_gamma}; give a number above 0, or null for none")
-        if not 0 < self.diffusion.preview_steps <= self.scheduler.num_train_timesteps:
-            raise UserError(
-                f"diffusion.preview_steps is {self.diffusion.preview_steps}; it must lie between 1 and "
-                f"scheduler.num_train_timesteps, {self.scheduler.num_train_timesteps}"
-            )
+        self.diffusion.check(self.scheduler)
+        if self.diffusion.loss != "simple":
+            raise UserError(f"diffusion.loss {self.diffusion.loss} is a bound on pixels: it is for train_ddpm.py")
+        if self.data.label_column:
+            raise UserError("data.label_column: diffusers' LDMPipeline knows no labels; leave it at null, or use train_ddpm.py")
+
+
+@dataclass
+class TrainDDPM(Training):
+    """Train a diffusion model on pixels; the defaults of scheduler and loss are those of Ho et al. 2020."""
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    scheduler: SchedulerConfig = field(default_factory=pixel_scheduler)
+    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(snr_gamma=None))
+
+    def check(self) -> None:
+        """See Training.check."""
+        super().check()
+        self.unet.check(self.scheduler)
+        self.scheduler.check()
+        self.diffusion.check(self.scheduler)
 
 
 @dataclass
@@ -311,6 +352,8 @@ class Sample:
     """Images at a time; it changes the speed, not the pictures."""
     seed: int = 0
     """Of the first image."""
+    class_label: int | None = None
+    """The class to draw, for a model that was trained with labels. null: image i is of class i mod the number of classes."""
     scheduler: Literal["ddim", "ddpm", "dpm-solver++", "euler", "heun", "unipc"] | None = None
     """The sampler. null: the one that the model was saved with."""
     num_inference_steps: int = 50

@@ -14,6 +14,10 @@ from tinyldm.run_folder import replace_text
 TEMPLATES = Path(__file__).parent.parent / "model_cards"
 LABELS = {
     "eval_loss": ("held-out loss", "loss"),
+    "eval_bits": ("bits per dimension", "bits_per_dimension"),
+    "eval_bits_prior": ("... of the prior", "bits_prior"),
+    "eval_bits_steps": ("... of the steps", "bits_steps"),
+    "eval_bits_decoder": ("... of the decoder", "bits_decoder"),
     "eval_psnr": ("PSNR in dB", "psnr"),
     "eval_ssim": ("SSIM", "ssim"),
     "eval_perplexity": ("codebook perplexity", "perplexity"),

@@ -1,6 +1,7 @@
 """The one loop: batch -> losses -> backward -> step -> average -> now and then log, evaluate, draw, save.
 
-What differs between trainings is a `Task`, handed in. See VQTask (vq_task.py) and DiffusionTask (diffusion_task.py).
+What differs between trainings is a `Task`, handed in. See VQTask (vq_task.py), LatentTask (latent_task.py) and PixelTask
+(pixel_task.py).
 """
 
 import itertools
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
@@ -40,6 +42,7 @@ class Task(Protocol):
         learning_rates: the peak for each network.
         examples_per_epoch: images in a pass, or None when a stream does not say.
         card: the template in model_cards/ for its report.
+        buffers: tensors that a resumed training needs beside the networks; restored in place.
         built_on: what names the frozen parts that the networks are trained over; a run cannot go on over others.
     """
 
@@ -48,11 +51,12 @@ class Task(Protocol):
     networks: dict[str, nn.Module]
     learning_rates: dict[str, float]
     examples_per_epoch: int | None
+    buffers: dict[str, torch.Tensor]
 
-    def batches(self, start: int) -> Iterator[torch.Tensor]:
-        """Endless micro-batches of this process from number `start` on."""
+    def batches(self, start: int) -> Iterator[Any]:
+        """Endless micro-batches (tensors, or tuples of them) of this process from number `start` on."""
 
-    def losses(self, batch: torch.Tensor, step: int, draw: Draw) -> Losses:
+    def losses(self, batch: Any, step: int, draw: Draw) -> Losses:
         """(network's name, its loss, numbers to log), one for each network that learns in this step; the trainer calls
         backward on each before it asks for the next."""
 
@@ -170,7 +174,7 @@ class Trainer:
             while self.step < self.max_steps:
                 for micro, batch in enumerate(self._take(batches, accumulation)):
                     draw = Draw(self.config.seed, self.step, micro, self.process, accelerator.device)
-                    batch = batch.to(accelerator.device, non_blocking=True)
+                    batch = send_to_device(batch, accelerator.device, non_blocking=True)
                     with self._sync_gradients(micro == accumulation - 1):
                         for _, loss, numbers in self.task.losses(batch, self.step, draw):
                             accelerator.backward(loss / accumulation)
@@ -214,7 +218,7 @@ class Trainer:
         if self.pusher:
             print(f"pushed to {self.pusher.finish(f'Step {self.step}, the last')}")
 
-    def _take(self, batches: Iterator[torch.Tensor], count: int) -> list[torch.Tensor]:
+    def _take(self, batches: Iterator, count: int) -> list:
         """The micro-batches of a step, all before it begins: where the data end, the last step is whole and can be saved."""
         try:
             return list(itertools.islice(batches, count))
@@ -289,6 +293,7 @@ class Trainer:
             optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
             if self.accelerator.scaler is not None:
                 optimizers["scaler"] = self.accelerator.scaler.state_dict()
+            optimizers["buffers"] = self.task.buffers
             optimizers["logged"] = logged  # a run that is stopped between two rows of metrics.csv
             state = {
                 "step": self.step,
@@ -350,6 +355,8 @@ class Trainer:
             for group, base, factor in zip(bare.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
                 group["initial_lr"], group["lr"] = base, base * factor(state["step"])
             schedule._last_lr = [group["lr"] for group in bare.param_groups]
+        for name, values in self.task.buffers.items():
+            values.copy_(optimizers["buffers"][name])
         for shadow, name in zip(self.ema.shadow_params, self._weight_names(), strict=True):
             shadow.copy_(networks["ema"][name])
         self.ema.optimization_step = state["step"]
