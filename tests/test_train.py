@@ -329,3 +329,14 @@ def test_when_the_data_end_the_last_step_is_saved_and_the_run_goes_on_from_there
     file = "checkpoints/step-6/ema.safetensors"
     assert same_weights(tmp_path / "whole" / file, tmp_path / "broken" / file)
     assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
+
+
+def test_a_finished_run_that_is_resumed_is_whole_and_finished(ldm_args, tmp_path, monkeypatch, capsys):
+    """As a run is that was killed between its last checkpoint and its export."""
+    args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.max_steps", 2]
+    run(monkeypatch, train_ldm, *args)
+    left = {name: (tmp_path / "run" / name).read_bytes() for name in files(tmp_path / "run") if name.startswith("pipeline")}
+    shutil.rmtree(tmp_path / "run" / "pipeline")
+    run(monkeypatch, train_ldm, *args, "--resume", "latest")
+    assert "all 2 steps are done; give a larger train.max_steps to go on" in capsys.readouterr().err
+    assert left and all((tmp_path / "run" / name).read_bytes() == content for name, content in left.items())

@@ -48,7 +48,7 @@ def one_line_errors() -> Iterator[None]:
         if not is_full_disk(error):
             raise
         file = getattr(error, "filename", None) or "what was being written"
-        message = f"error: no space left for {file}: free some, then --resume latest"
+        message = f"error: no space left for {file}: free some, then run it again (a training with --resume latest)"
     except KeyboardInterrupt:
         message, code = "interrupted", 128 + signal.SIGINT
     else:

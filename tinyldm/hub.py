@@ -22,7 +22,7 @@ from tinyldm.config import HubConfig, read_yaml
 from tinyldm.errors import UserError, one_line_errors
 from tinyldm.hub_errors import reason, why
 
-BESIDE = ("config.yaml", "metrics.csv", "loss.png")
+BESIDE = ("config.yaml", "metrics.csv", "loss.png", "evaluation.json")
 ASIDE = ".pushing-"
 PAUSES = (10.0, 60.0)  # seconds before the second and third try; the client has tried most requests for 20 s by then
 LONGEST_PAUSE = 300.0  # that a Retry-After may ask for

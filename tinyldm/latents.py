@@ -64,7 +64,7 @@ def open_store(
     made_of = {
         "version": VERSION,
         "data": [data.name, data.revision, data.data_files, data.split, data.eval_split, source.image_column],
-        "files": _local_files(data),
+        "files": local_files(data),
         "held out": None if data.eval_split else [data.eval_fraction, seed],
         "part": part,
         "resolution": [data.resolution, data.channels],
@@ -79,7 +79,7 @@ def open_store(
     return _read(folder)
 
 
-def _local_files(data: DataConfig) -> list:
+def local_files(data: DataConfig) -> list:
     """Name, size and time of each file of a local data set: a changed folder is another data set."""
     named = data.data_files or []  # may lie elsewhere than data.name, as for data.name parquet
     named = [named] if isinstance(named, str) else named.values() if isinstance(named, dict) else named

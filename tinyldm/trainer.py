@@ -213,7 +213,10 @@ class Trainer:
                     raise Stopped(
                         f"stopped by {stopped.name}: step {self.step} is saved, continue with --resume latest", stopped
                     )
-        accelerator.wait_for_everyone()
+        if self.step == resumed_at:  # it was killed after its last checkpoint, and perhaps before its export
+            self._export()
+            if accelerator.is_main_process:
+                print(f"all {self.max_steps} steps are done; give a larger train.max_steps to go on", file=sys.stderr)
         accelerator.end_training()
         if self.pusher:
             print(f"pushed to {self.pusher.finish(f'Step {self.step}, the last')}")
@@ -307,6 +310,9 @@ class Trainer:
             }
             checkpoint.save(self.run.path, self.step, networks, optimizers, state)
             checkpoint.prune(self.run.path, self.config.train.checkpoints_total_limit, self.best[1])
+        self._export()
+
+    def _export(self) -> None:
         with self.averaged_weights():
             if self.accelerator.is_main_process:
                 aside = self.run.path / ".exporting"
@@ -341,8 +347,6 @@ class Trainer:
             self.run.rewind(self.step)
             checkpoint.forget_after(self.run.path, self.step)
             print(f"resuming from {folder}", file=sys.stderr)
-        if self.step >= self.max_steps:
-            raise UserError(f"{folder} is at step {self.step} already; give a larger train.max_steps to go on")
 
     def _restore(self, networks: dict[str, dict[str, torch.Tensor]], optimizers: Any, state: dict[str, Any]) -> None:
         for name, network in self.task.networks.items():

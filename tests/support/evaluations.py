@@ -1,0 +1,40 @@
+"""What evaluate.py is tested with where no weights can be had."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tinyldm.errors import UserError
+from tinyldm.features import FeatureNetwork
+
+
+class FakeNetwork:
+    """A network without weights: 12 numbers of the pixels. It counts the images, and dies at image number `fail`."""
+
+    def __init__(self):
+        self.seen, self.fail = 0, None
+
+    def load(self, device: str) -> FeatureNetwork:
+        return FeatureNetwork("inception", "FID", "KID", {"network": "fake", "resize": "to 2 px"}, self.embed)
+
+    def embed(self, images: torch.Tensor) -> dict[str, np.ndarray]:
+        self.seen += len(images)
+        if self.fail is not None and self.seen > self.fail:
+            raise KeyboardInterrupt
+        pooled = torch.nn.functional.adaptive_avg_pool2d(images.cpu().float(), 2).flatten(1) / 50
+        return {"features": pooled.numpy(), "logits": pooled.numpy()}
+
+    def no_lpips(self) -> None:
+        """In place of vq_task.load_lpips."""
+        raise UserError("no network")
+
+
+def pictures(folder: Path, count: int = 24, side: int = 16, ending: str = "png") -> Path:
+    """A folder of noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"{i:03d}.{ending}")
+    return folder

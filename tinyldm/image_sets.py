@@ -1,0 +1,256 @@
+"""What evaluate.py looks at: samples of a model, a folder or an npz of images, the parts of a data set. Each is an `ImageSet`:
+what it is made of, and its images from any position on, so that work on it can go on where it stopped."""
+
+import collections
+import hashlib
+import itertools
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from tinyldm import sampling
+from tinyldm.config import DataConfig, FirstStageConfig, read_yaml
+from tinyldm.data import Images
+from tinyldm.errors import UserError
+from tinyldm.evaluate_config import Evaluate, run_folder
+from tinyldm.first_stage import SUBFOLDERS, FirstStage, load_first_stage
+from tinyldm.latents import local_files
+from tinyldm.pieces import Batches, Pieces, digest, fill
+from tinyldm.sampling import Model
+from tinyldm.sources import Source
+
+TRANSFORM = "oriented, central square, Pillow bicubic with antialiasing, 8 bits"  # data.to_square
+
+
+@dataclass
+class ImageSet:
+    """Images of one size.
+
+    Attributes:
+        made_of: what they depend on, as JSON: the stamp of figures, and the key of what is kept.
+        batches: (position, how many at most or None) -> uint8 batches from there on, each with the position after it.
+        count: how many there are; None where only reading or drawing them tells.
+    """
+
+    made_of: dict[str, Any]
+    batches: Callable[[int, int | None], Batches]
+    count: int | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------- a data set
+
+
+def data_key(data: DataConfig, part: str, split_seed: int) -> dict[str, Any]:
+    """What the images of a part of a data set depend on, but for the files' contents.
+
+    Args:
+        part: `train` or `held_out`.
+        split_seed: which images are held out depends on it where no split is for that.
+    """
+    return {
+        "data": str(Path(data.name).resolve()) if Path(data.name).exists() else data.name,
+        "revision": data.revision,
+        "data_files": data.data_files,
+        "splits": [data.split, data.eval_split],
+        "image_column": data.image_column,
+        "held out": None if data.eval_split else [data.eval_fraction, split_seed],
+        "part": part,
+        "resolution": data.resolution,
+        "transform": TRANSFORM,
+    }
+
+
+def data_part(source: Source, data: DataConfig, part: str, split_seed: int, batch_size: int) -> ImageSet:
+    """The images of a part in the order of its files; unreadable ones are left out."""
+    made_of = {**data_key(data, part, split_seed), "files": digest(local_files(data))}
+    return ImageSet(made_of, _from_source(source, data, batch_size))
+
+
+def _from_source(source: Source, data: DataConfig, batch_size: int) -> Callable[[int, int | None], Batches]:
+    def batches(position: int, wanted: int | None) -> Batches:
+        images = Images(source, data.resolution, data.num_workers)
+        decoded, count = itertools.islice(images(source.epoch(None, 0, position)), wanted), 0
+        while batch := list(itertools.islice(decoded, batch_size)):
+            count += len(batch)
+            yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2), position + images.seen
+        if not position and (wanted is None or count < wanted):  # seen as a whole: one of the first few says nothing
+            images.check()
+
+    return batches
+
+
+def pick(images: ImageSet, rows: np.ndarray) -> torch.Tensor:
+    """The images (len(rows), 3, H, W) of these numbers, in this order; those before the last one are decoded on the way."""
+    found: dict[int, torch.Tensor] = {}
+    wanted, number = set(rows.tolist()), itertools.count()
+    for batch, _ in images.batches(0, int(rows.max()) + 1):
+        found.update({i: image for image in batch if (i := next(number)) in wanted})
+    return torch.stack([found[i] for i in rows.tolist()])
+
+
+# ----------------------------------------------------------------------------------------------------- images of any origin
+
+
+def open_images(path: str, data: DataConfig, batch_size: int) -> ImageSet:
+    """A folder of images, or an npz with one uint8 array (N, H, W, 3); each image as large as the reference's.
+
+    Raises:
+        UserError: when it is neither, has no images, or images of another size.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return _folder(local, data, batch_size)
+    if local.suffix != ".npz" or not local.is_file():
+        raise UserError(f"images {path} is neither a folder nor an npz file")
+    try:
+        with np.load(local) as arrays:
+            names = arrays.files
+            array = arrays[names[0]] if len(names) == 1 else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"images {path} cannot be read ({error}); give an npz as sample.py writes it") from error
+    if array is None or array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not len(array):
+        holds = f"{array.dtype} {array.shape}" if array is not None else f"the arrays {', '.join(names) or '(none)'}"
+        raise UserError(f"images {path} holds {holds}; it must be one uint8 array (N, H, W, 3), N above 0")
+    _check_size(array.shape[2], array.shape[1], data.resolution, path)
+
+    def batches(position: int, wanted: int | None) -> Batches:
+        end = len(array) if wanted is None else min(len(array), position + wanted)
+        for first in range(position, end, batch_size):
+            after = min(first + batch_size, end)
+            yield torch.from_numpy(array[first:after]).permute(0, 3, 1, 2), after
+
+    made_of = {"images": str(local.resolve()), "format": "npz", "content": hashlib.sha256(array.tobytes()).hexdigest()[:16]}
+    return ImageSet(made_of, batches, len(array))
+
+
+def _folder(folder: Path, data: DataConfig, batch_size: int) -> ImageSet:
+    endings = Image.registered_extensions()
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in endings and not file.name.startswith("."))
+    if not files:
+        raise UserError(f"the folder {folder} holds no images; give one with png or jpeg files, or an npz")
+    first, formats, stats = None, collections.Counter(), []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                size = image.size
+                formats[image.format] += 1
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"image {file} cannot be read ({error}); delete or mend it") from error
+        if first and size != first[1]:
+            raise UserError(
+                f"images of mixed sizes: {first[0]} is {first[1][0]} x {first[1][1]}, {file} is {size[0]} x {size[1]}; "
+                "they must have one size, that of the reference"
+            )
+        first = first or (file, size)
+        stats.append([str(file), file.stat().st_size, file.stat().st_mtime_ns])
+    _check_size(*first[1], data.resolution, str(folder))
+    table = datasets.Dataset.from_dict({"image": list(map(str, files))}).cast_column("image", datasets.Image(decode=False))
+    made_of = {
+        "images": str(folder.resolve()),
+        "format": ", ".join(f"{count} {kind}" for kind, count in formats.most_common()),
+        "content": digest(stats),
+    }
+    return ImageSet(made_of, _from_source(Source(table, "image", str(folder), 0), data, batch_size), len(files))
+
+
+def _check_size(width: int, height: int, resolution: int, path: str) -> None:
+    if (width, height) != (resolution, resolution):
+        advice = f"set --data.resolution {width}" if width == height else "make them square"
+        raise UserError(
+            f"the images of {path} are {width} x {height}, those of the reference {resolution} x {resolution} "
+            f"(data.resolution): {advice}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------- a model
+
+
+def open_model(config: Evaluate, device: str) -> Model | FirstStage:
+    """What config.model names: something that draws, or a first stage.
+
+    Raises:
+        UserError: when it is neither, or is not made for images of data.resolution.
+    """
+    name = config.model
+    local = Path(name).expanduser()
+    if local.is_dir() and not any((local / inside).exists() for inside in ("pipeline", "model_index.json")):
+        if not any((local / inside).exists() for inside in ("config.json", *SUBFOLDERS)):
+            raise UserError(f"{name} is not a model folder: it has neither pipeline/, model_index.json, vqvae/ nor config.json")
+        model = load_first_stage(FirstStageConfig(path=name))
+    else:
+        try:
+            model = sampling.load_model(name, device, getattr(torch, config.dtype))
+        except UserError as error:
+            if local.exists() or local.is_absolute() or name.startswith("."):
+                raise
+            try:  # on the Hub, a first stage has no model_index.json either
+                model = load_first_stage(FirstStageConfig(path=name))
+            except UserError:
+                raise error from None
+    if isinstance(model, FirstStage):
+        model.model.to(device)
+        model.check_resolution(config.data.resolution)
+        return model
+    side = model.unet.config.sample_size * (FirstStage(model.first_stage).downscale if model.first_stage else 1)
+    if side != config.data.resolution:
+        raise UserError(
+            f"{name} draws {side} px images, the reference has {config.data.resolution} (data.resolution): "
+            f"set --data.resolution {side}"
+        )
+    model.scheduler = sampling.choose_scheduler(model.scheduler, config.scheduler)
+    return model
+
+
+def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[str, Any]:
+    """Which weights: whose, averaged or raw, and their hash."""
+    run = run_folder(config.model)
+    kind = "as published"
+    if run:
+        decay = read_yaml(run / "config.yaml").get("train", {}).get("ema_decay")
+        kind = f"EMA, decay {decay}" if decay else "raw"
+    prints = [FirstStage(module).fingerprint() for module in modules if module is not None]
+    return {"model": str(run.resolve()) if run else config.model, "weights": kind, "weights_hash": digest(prints)}
+
+
+def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) -> ImageSet:
+    """Samples of the seeds config.seed, config.seed + 1, ..., kept in `folder`; those that are there are not drawn again."""
+    scheduler = model.scheduler
+    made_of = {
+        **weights_stamp(config, model.unet, model.first_stage),
+        "latent_scale": model.first_stage.config.scaling_factor if model.first_stage is not None else None,
+        "sampler": type(scheduler).__name__,
+        "num_inference_steps": config.num_inference_steps,
+        "eta": config.eta,
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "format": "8 bits, as drawn",
+        "scheduler_config": {key: value for key, value in sorted(scheduler.config.items()) if not key.startswith("_")},
+    }
+    pieces = Pieces(folder, made_of, mend)
+
+    def drawing(position: int, wanted: int | None) -> Batches:
+        steps, eta = config.num_inference_steps, config.eta
+        for batch in sampling.sample(model, wanted, config.batch_size, config.seed + position, steps, eta):
+            position += len(batch)
+            yield batch, position
+
+    fill(pieces, count, drawing, lambda batch: {"images": batch.numpy()}, "drawing")
+
+    def batches(position: int, wanted: int | None) -> Batches:
+        end = count if wanted is None else min(count, position + wanted)
+        for array, after in pieces.each("images", position):
+            first = after - len(array)
+            for start in range(0, min(len(array), end - first), config.batch_size):
+                batch = array[start : min(start + config.batch_size, end - first)]
+                yield torch.from_numpy(batch), first + start + len(batch)
+            if after >= end:
+                return
+
+    return ImageSet(made_of, batches, count)
