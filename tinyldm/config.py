@@ -353,7 +353,7 @@ class Sample:
     seed: int = 0
     """Of the first image."""
     class_label: int | None = None
-    """The class to draw, for a model that was trained with labels. null: image i is of class i mod the number of classes."""
+    """The class to draw, for a model that was trained with labels. null: that of seed s is s mod their number."""
     scheduler: Literal["ddim", "ddpm", "dpm-solver++", "euler", "heun", "unipc"] | None = None
     """The sampler. null: the one that the model was saved with."""
     num_inference_steps: int = 50

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tinyldm import sampling
 from tinyldm.config import DataConfig, FirstStageConfig, read_yaml
-from tinyldm.data import Images
+from tinyldm.data import Images, collate
 from tinyldm.errors import UserError
 from tinyldm.evaluate_config import Evaluate, run_folder
 from tinyldm.first_stage import SUBFOLDERS, FirstStage, load_first_stage
@@ -79,7 +79,7 @@ def _from_source(source: Source, data: DataConfig, batch_size: int) -> Callable[
         decoded, count = itertools.islice(images(source.epoch(None, 0, position)), wanted), 0
         while batch := list(itertools.islice(decoded, batch_size)):
             count += len(batch)
-            yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2), position + images.seen
+            yield collate(batch).images, position + images.seen
         if not position and (wanted is None or count < wanted):  # seen as a whole: one of the first few says nothing
             images.check()
 
@@ -239,7 +239,7 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) ->
         steps, eta = config.num_inference_steps, config.eta
         for batch in sampling.sample(model, wanted, config.batch_size, config.seed + position, steps, eta):
             position += len(batch)
-            yield batch, position
+            yield batch.expand(-1, 3, -1, -1), position  # grey ones as well: the networks of features look at colours
 
     fill(pieces, count, drawing, lambda batch: {"images": batch.numpy()}, "drawing")
 

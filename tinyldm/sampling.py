@@ -179,9 +179,9 @@ def to_images(model: Model, x0: torch.Tensor) -> torch.Tensor:
     return ((x0.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def cycle_labels(unet: nn.Module, first: int, count: int, class_label: int | None = None) -> torch.Tensor | None:
-    """Classes (count,) of the images from number `first` on: all `class_label`, or image i of class i mod their number. None
-    for a network without classes.
+def cycle_labels(unet: nn.Module, seed: int, count: int, class_label: int | None = None) -> torch.Tensor | None:
+    """Classes (count,) of the images of seeds seed, seed + 1, ...: all `class_label`, or that of seed s is s mod their number.
+    None for a network without classes.
 
     Raises:
         UserError: for a class that this network does not know.
@@ -191,7 +191,7 @@ def cycle_labels(unet: nn.Module, first: int, count: int, class_label: int | Non
         raise UserError(f"class_label is {class_label}, but this model knows {classes or 'no'} classes")
     if classes is None:
         return None
-    return torch.arange(first, first + count) % classes if class_label is None else torch.full((count,), class_label)
+    return torch.arange(seed, seed + count) % classes if class_label is None else torch.full((count,), class_label)
 
 
 def sample(
@@ -206,7 +206,7 @@ def sample(
     """uint8 batches (B, C, H, W) of the images of seeds seed, seed + 1, ...; one seed gives one image in any batch."""
     for first in range(0, num_images, batch_size):
         random = generators(seed + first, min(batch_size, num_images - first))
-        noise, labels = initial_noise(model.unet, random), cycle_labels(model.unet, first, len(random), class_label)
+        noise, labels = initial_noise(model.unet, random), cycle_labels(model.unet, seed + first, len(random), class_label)
         yield to_images(model, denoise(model, noise, num_inference_steps, random, eta, labels=labels)).cpu()
 
 
@@ -232,7 +232,7 @@ def denoising_frames(
     """How the images of these seeds come out of the noise: `frames` uint8 batches (B, 3, H, W), the last one finished."""
     random, states = generators(seed, num_images), []
     noise = initial_noise(model.unet, random)
-    labels = cycle_labels(model.unet, 0, num_images, class_label)
+    labels = cycle_labels(model.unet, seed, num_images, class_label)
     denoise(model, noise, num_inference_steps, random, eta, lambda step, x: states.append(x), labels)
     kept = torch.linspace(0, len(states) - 1, min(frames, len(states))).round().int().tolist()
     return [to_images(model, states[i]).cpu() for i in kept]
