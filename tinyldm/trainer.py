@@ -82,12 +82,14 @@ class Task(Protocol):
 def run_training(config: Training, make_task: Callable[[Any, Accelerator], Task]) -> None:
     """What the training scripts do once they have read their config: put the parts together, train, publish."""
     accelerator = make_accelerator(config.train, config.output_dir)
-    run = None
-    if accelerator.is_main_process:
-        if config.hub.push:
-            hub.check_token(config.hub)
-        run = RunFolder(config)
-    Trainer(make_task(config, accelerator), config, accelerator, run).fit()
+    with ExitStack() as stack:
+        run = None
+        if accelerator.is_main_process:
+            if config.hub.push:
+                hub.check_token(config.hub)
+            run = RunFolder(config)
+            stack.callback(run.lock.release)  # said, since an exception's traceback would keep it in a notebook
+        Trainer(make_task(config, accelerator), config, accelerator, run).fit()
 
 
 class Trainer:
