@@ -52,5 +52,18 @@ def ldm_run(ldm_args, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A Hub on loopback to which this process is pointed; pushes do not pause between their tries."""
+    from tests.support.hub_server import HubServer, user
+    from tests.support.published import TOKEN, connect
+    from tinyldm import hub
+
+    with HubServer(tmp_path / "hub", {TOKEN: user("me", "lab")}) as server:
+        connect(monkeypatch, server)
+        monkeypatch.setattr(hub, "PAUSES", (0.0, 0.0))
+        yield server
+
+
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="how often test_interruption.py kills each kind of training")

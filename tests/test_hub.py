@@ -17,7 +17,7 @@ import train_ldm
 import train_vq
 from tests.support import models, sources
 from tests.support.hub_server import HubServer, user
-from tests.support.published import HUB, TOKEN, connect, environment, finished_run
+from tests.support.published import HUB, TOKEN, environment, finished_run
 from tests.support.runs import DATA, EVERY_STEP, LDM, ROOT, VQ, run
 from tinyldm import hub
 from tinyldm.config import FirstStageConfig, HubConfig
@@ -30,14 +30,6 @@ PIPELINE = {
     "scheduler/scheduler_config.json",
     *(f"{part}/{name}" for part in ("unet", "vqvae") for name in ("config.json", "diffusion_pytorch_model.safetensors")),
 }
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    with HubServer(tmp_path / "hub", {TOKEN: user("me", "lab")}) as server:
-        connect(monkeypatch, server)
-        monkeypatch.setattr(hub, "PAUSES", (0.0, 0.0))
-        yield server
 
 
 def published(server: HubServer, path: str, hub_config: HubConfig = HUB):

@@ -13,8 +13,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_downloa
 
 import train_vq
 from tests.support import models, sources
-from tests.support.hub_server import HubServer, user
-from tests.support.published import HUB, TOKEN, connect, environment, finished_run
+from tests.support.published import HUB, TOKEN, environment, finished_run
 from tests.support.runs import DATA, EVERY_STEP, ROOT, VQ, files, run
 from tinyldm import hub
 from tinyldm.config import FirstStageConfig
@@ -26,14 +25,6 @@ from tinyldm.sources import image_bytes
 ALWAYS = 10**6
 UNET = "unet/diffusion_pytorch_model.safetensors"
 SIZE = 195_132  # of it
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    with HubServer(tmp_path / "hub", {TOKEN: user("me", "lab")}) as server:
-        connect(monkeypatch, server)
-        monkeypatch.setattr(hub, "PAUSES", (0.0, 0.0))
-        yield server
 
 
 @pytest.fixture(scope="session")

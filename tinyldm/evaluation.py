@@ -29,7 +29,7 @@ from tinyldm.first_stage import FirstStage
 from tinyldm.image_sets import ImageSet, data_key, data_part, draw, open_images, open_model, pick, weights_stamp
 from tinyldm.metrics import Estimate
 from tinyldm.pieces import Pieces, difference, digest, fill
-from tinyldm.sources import open_sources
+from tinyldm.sources import hub_id, open_sources
 from tinyldm.vq_task import load_lpips
 
 NUM_IMAGES = 10_000
@@ -113,7 +113,7 @@ class Evaluation:
         else:
             part, found = self.read_reference(given, wanted)
         stamp = {**data_key(config.data, part, config.split_seed), "images": len(found)}
-        if config.data.revision is None and "/" in config.data.name and not Path(config.data.name).expanduser().exists():
+        if config.data.revision is None and hub_id(config.data.name):
             self.notes.append("the data set's revision is not pinned: give a commit as data.revision for figures to repeat")
         made_of = json.dumps({"images": stamp, "features": self.network.recipe})
         file = self.output / f"reference-{self.network.name}-{part}.npz"

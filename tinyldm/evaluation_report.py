@@ -14,6 +14,7 @@ from tinyldm import __version__
 from tinyldm import config as configs
 from tinyldm.evaluate_config import Evaluate, run_folder
 from tinyldm.run_folder import read_metrics, replace_text
+from tinyldm.sources import hub_id
 
 SECTION = "## Evaluation"
 HIGHER = ("precision", "recall", "density", "coverage", "Inception score", "PSNR", "SSIM")  # is better
@@ -188,11 +189,10 @@ def add_to_report(run: Path, images: dict[str, Any], results: list[dict[str, Any
 def _eval_result(
     name: str, measured: dict[str, Any], images: dict[str, Any], result: dict[str, Any], data: dict[str, Any]
 ) -> EvalResult:
-    hub_id = data["name"] if "/" in data["name"] and not Path(data["name"]).expanduser().exists() else None
     recipe = {key: images[key] for key in ("sampler", "num_inference_steps", "eta", "seed", "weights") if key in images}
     return EvalResult(
         task_type="unconditional-image-generation",
-        dataset_type=hub_id or Path(data["name"]).name,
+        dataset_type=hub_id(data["name"]) or Path(data["name"]).name,
         dataset_name=Path(data["name"]).name,
         dataset_split=result["reference"]["part"].replace("_", "-"),
         dataset_revision=data.get("revision"),

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tinyldm import config as configs
 from tinyldm.config import DataConfig
 from tinyldm.run_folder import replace_text
+from tinyldm.sources import hub_id
 
 TEMPLATES = Path(__file__).parent.parent / "model_cards"
 LABELS = {
@@ -36,12 +37,11 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     for row in rows:
         figures.update({key: value for key, value in row.items() if key in LABELS})
     data: DataConfig = config.data
-    hub_id = data.name if "/" in data.name and not Path(data.name).expanduser().exists() else None
     name = (config.hub.repo_id or run.resolve().name).split("/")[-1]
     results = [
         EvalResult(
             task_type="unconditional-image-generation",
-            dataset_type=hub_id or Path(data.name).name,
+            dataset_type=hub_id(data.name) or Path(data.name).name,
             dataset_name=Path(data.name).name,
             dataset_split=data.eval_split or f"{data.eval_fraction:.0%} of {data.split}, held out by hash",
             dataset_revision=data.revision,
@@ -57,7 +57,7 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
         license="other",
         license_name="follows-the-training-data",
         tags=["tinyldm", "diffusers", "unconditional-image-generation", template],
-        datasets=[hub_id] if hub_id else None,
+        datasets=[data.name] if hub_id(data.name) else None,
         eval_results=results or None,  # none before the first evaluation
     )
     samples = sorted((run / "samples").glob("step-*.png"))

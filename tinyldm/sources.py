@@ -141,6 +141,11 @@ def open_sources(data: DataConfig, seed: int) -> tuple[Source, Source]:
     return tuple(replace(train, dataset=part) for part in parts)
 
 
+def hub_id(name: str) -> str | None:
+    """The name of a data set, where it is one of the Hub and not a local folder."""
+    return name if "/" in name and not Path(name).expanduser().exists() else None
+
+
 def _load(data: DataConfig, split: str) -> Source:
     if data.name == "toyfaces" and not data.streaming:
         raise UserError("toyfaces is drawn on the fly; set data.streaming to true")
