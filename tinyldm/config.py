@@ -122,7 +122,16 @@ class TrainConfig:
     checkpointing_steps: int = 5000
     """Steps between checkpoints; there is always one at the end."""
     checkpoints_total_limit: int = 2
-    """How many of the newest checkpoints are kept; the best by held-out loss is kept beside them."""
+    """How many of the newest checkpoints are kept; the best one by `best_by` is kept beside them."""
+    metrics_steps: int | None = None
+    """Steps between measurements of a cheap Frechet distance, `eval_fd`: of `num_metrics_images` images, made with
+    `diffusion.preview_steps` DDIM steps (a first stage: reconstructions), to the held-out part. null: never."""
+    metrics_features: Literal["inception", "dinov2", "efficientnet-lite0"] = "inception"
+    """The network of its features; see evaluate.py."""
+    num_metrics_images: int = 512
+    """Of how many images it is: the same seeds each time. Fewer make it larger."""
+    best_by: Literal["eval_loss", "eval_fd"] = "eval_loss"
+    """Which figure chooses the best checkpoint, among those where it was measured."""
     log_with: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Where curves go besides metrics.csv; wandb and trackio must be installed."""
 
@@ -244,6 +253,7 @@ class Training:
             "train.checkpointing_steps": self.train.checkpointing_steps,
             "train.checkpoints_total_limit": self.train.checkpoints_total_limit,
             "train.num_eval_images": self.train.num_eval_images,
+            "train.metrics_steps": self.train.metrics_steps,
             "train.learning_rate": self.train.learning_rate,
             "train.max_steps": self.train.max_steps,
             "hub.push_steps": self.hub.push_steps,
@@ -253,6 +263,12 @@ class Training:
         for key, value in positive.items():
             if value is not None and not value > 0:  # nan is not above 0 either
                 raise UserError(f"{key} is {value}; give a number above 0")
+        if self.train.num_metrics_images < 20:
+            raise UserError(
+                f"train.num_metrics_images is {self.train.num_metrics_images}: too few for a covariance; give 20 or more"
+            )
+        if self.train.best_by == "eval_fd" and self.train.metrics_steps is None:
+            raise UserError("train.best_by eval_fd needs train.metrics_steps: say how often the distance is to be measured")
         if self.train.max_steps is None and self.train.num_epochs is None:
             raise UserError("how long to train is not said: give train.max_steps or train.num_epochs")
         if (self.train.lr_scheduler == "piecewise_constant") != bool(self.train.lr_step_rules):

@@ -16,7 +16,7 @@ from tinyldm.config import TrainDDPM, TrainLDM
 from tinyldm.denoiser import make_denoiser, make_scheduler, use_xformers
 from tinyldm.objective import diffusion_loss, draw_timesteps, held_out_error
 from tinyldm.randomness import Draw, derive_seed
-from tinyldm.sampling import Model, cycle_labels, denoise, generators, initial_noise, to_images
+from tinyldm.sampling import Model, cycle_labels, denoise, generators, initial_noise, sample, to_images
 from tinyldm.trainer import Losses
 
 BINS = 4  # held-out loss by quarter of the timesteps: where does the model learn?
@@ -122,6 +122,13 @@ class DiffusionTask:
         labels = cycle_labels(model.unet, 0, len(random))
         x0 = denoise(model, initial_noise(model.unet, random), self.config.diffusion.preview_steps, labels=labels)
         pictures.grid(to_images(model, x0)).save(path)
+
+    def make_images(self, count: int, process: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """Samples of seeds 0, 1, ... with DDIM: this process's share."""
+        first, after = (count * (process[0] + i) // process[1] for i in (0, 1))
+        steps = self.config.diffusion.preview_steps
+        for batch in sample(self.model(), after - first, self.config.train.batch_size, first, steps):
+            yield batch.expand(-1, 3, -1, -1)  # grey ones as well
 
     def facts(self) -> dict[str, Any]:
         """For the templates in model_cards/."""

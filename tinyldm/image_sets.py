@@ -20,12 +20,14 @@ from tinyldm.config import DataConfig, FirstStageConfig, read_yaml
 from tinyldm.data import Images, collate
 from tinyldm.errors import UserError
 from tinyldm.evaluate_config import Evaluate, run_folder
+from tinyldm.features import FeatureNetwork
 from tinyldm.first_stage import SUBFOLDERS, FirstStage, load_first_stage
 from tinyldm.latents import local_files
 from tinyldm.pieces import Batches, Pieces, digest, fill
 from tinyldm.sampling import Model
 from tinyldm.sources import Source
 
+Arrays = dict[str, np.ndarray]
 TRANSFORM = "oriented, central square, Pillow bicubic with antialiasing, 8 bits"  # data.to_square
 
 
@@ -254,3 +256,33 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) ->
                 return
 
     return ImageSet(made_of, batches, count)
+
+
+# -------------------------------------------------------------------------------------------------------------- features
+
+
+def embed(images: ImageSet, wanted: int | None, pieces: Pieces, make: Callable[[torch.Tensor], Arrays], doing: str) -> Arrays:
+    """The kept arrays of the first `wanted` images (None: all), those that are missing made now.
+
+    Raises:
+        UserError: where features are not finite, or there are no images.
+    """
+
+    def checked(batch: torch.Tensor) -> Arrays:
+        arrays = make(batch)
+        if not np.isfinite(arrays["features"]).all():
+            raise UserError(f"{doing}: not finite; look at the images, and use --dtype float32")
+        return arrays
+
+    count = fill(pieces, wanted, images.batches, checked, doing)
+    if not count:
+        raise UserError(f"{doing}: there are no images; see data.split, data.eval_split and data.eval_fraction")
+    return pieces.read(count)
+
+
+def embed_part(images: ImageSet, part: str, data: DataConfig, network: FeatureNetwork, wanted: int | None = None) -> Arrays:
+    """Features of the first images of a part of a data set. They are kept in data.cache_dir, for the next model as well."""
+    made_of = {"images": images.made_of, "features": network.recipe}
+    folder = Path(data.cache_dir).expanduser() / "features" / digest(made_of)
+    doing = f"features of the {part.replace('_', '-')} part"
+    return embed(images, wanted, Pieces(folder, made_of, "delete it"), network.embed, doing)

@@ -27,6 +27,7 @@ from tinyldm import config as configs
 from tinyldm.config import Training
 from tinyldm.errors import Stopped, UserError
 from tinyldm.processes import StopRequest, make_accelerator
+from tinyldm.quality import Quality
 from tinyldm.randomness import Draw
 from tinyldm.run_folder import RunFolder, replace_folder
 
@@ -67,10 +68,13 @@ class Task(Protocol):
         """Sums over this process's share of the held-out images (and their `count`), reduced by `summarize`."""
 
     def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Held-out figures from the sums of all processes; `eval_loss` chooses the best checkpoint."""
+        """Held-out figures from the sums of all processes, `eval_loss` among them."""
 
     def picture(self, path: Path) -> None:
         """Draw what the network does now, without touching the training's random numbers."""
+
+    def make_images(self, count: int, process: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """This process's share of `count` images, always of the same seeds, in uint8 batches (B, 3, H, W)."""
 
     def export(self, folder: Path) -> None:
         """Write the model that a user loads, from the current weights, as one folder in `folder`."""
@@ -128,6 +132,7 @@ class Trainer:
         self.ema = EMAModel(self._weights(), decay=train.ema_decay, foreach=True)
         self.ema.to(accelerator.device)
         accelerator.init_trackers("tinyldm")
+        self.quality = Quality(config, accelerator) if train.metrics_steps else None
         self.step, self.seconds, self.best = 0, 0.0, (math.inf, None)
         # Since the last row of metrics.csv; on the device, so that no step waits for a number to arrive.
         self.logged: dict[str, list[torch.Tensor]] = {}
@@ -200,8 +205,13 @@ class Trainer:
                 self.seconds = seconds_before + time.monotonic() - started
                 if evaluate or save or self.step % train.logging_steps == 0:
                     self._log((self.step - resumed_at) * self.images_per_step / (self.seconds - seconds_before), bar)
-                if evaluate:
-                    self._evaluate(bar)
+                figures = self._evaluate() if evaluate else {}
+                if self.quality and (last or self.step % train.metrics_steps == 0):
+                    figures |= self._measure()
+                if figures:
+                    self._report(figures, bar)
+                if save and figures.get(train.best_by, math.inf) < self.best[0]:
+                    self.best = (figures[train.best_by], self.step)
                 if last or self.step % train.sample_steps == 0:
                     with self.averaged_weights():
                         if accelerator.is_main_process:
@@ -262,7 +272,7 @@ class Trainer:
         if bad := [key for key, value in values.items() if not math.isfinite(value)]:
             done = checkpoint.steps(Path(self.config.output_dir))
             good = f"the last checkpoint is step-{done[-1]}" if done else "there is no checkpoint yet"
-            good += f", the best by held-out loss step-{self.best[1]}" if self.best[1] in done else ""
+            good += f", the best by {self.config.train.best_by} step-{self.best[1]}" if self.best[1] in done else ""
             raise UserError(
                 f"{bad[-1]} is {values[bad[-1]]} at step {self.step}: {good}; lower train.learning_rate or set "
                 "train.mixed_precision to no, and continue with --resume latest"
@@ -273,18 +283,26 @@ class Trainer:
             self.run.log(step=self.step, images=self.step * self.images_per_step, learning_rate=rate, **values)
         self.accelerator.log({**values, "images_per_second": speed}, step=self.step)
 
-    def _evaluate(self, bar: tqdm) -> None:
+    def _evaluate(self) -> dict[str, float]:
         with self.averaged_weights(), torch.no_grad():
             sums = self.task.evaluate(self.process)
-        values = self.task.summarize({key: self.accelerator.reduce(value, "sum") for key, value in sums.items()})
-        if values["eval_loss"] < self.best[0]:
-            self.best = (values["eval_loss"], self.step)
+        return self.task.summarize(self._over_processes(sums))
+
+    def _measure(self) -> dict[str, float]:
+        with self.averaged_weights():
+            sums = self.quality.sums(self.task.make_images(self.config.train.num_metrics_images, self.process))
+        return {"eval_fd": self.quality.distance(self._over_processes(sums))}
+
+    def _over_processes(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: self.accelerator.reduce(value, "sum") for key, value in sums.items()}
+
+    def _report(self, figures: dict[str, float], bar: tqdm) -> None:
         if self.run:
-            self.run.log(step=self.step, **values)
+            self.run.log(step=self.step, **figures)
             pictures.curves(self.run.rows, self.run.path / "loss.png")
-            figures = ", ".join(f"{key.removeprefix('eval_')} {value:.4g}" for key, value in values.items())
-            bar.write(f"step {self.step}: held-out {figures}", file=sys.stderr)
-        self.accelerator.log(values, step=self.step)
+            told = ", ".join(f"{key.removeprefix('eval_')} {value:.4g}" for key, value in figures.items())
+            bar.write(f"step {self.step}: held-out {told}", file=sys.stderr)
+        self.accelerator.log(figures, step=self.step)
 
     # ------------------------------------------------------------------------------------------- saving and resuming
 
@@ -305,7 +323,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "images_per_step": self.images_per_step,
                 "built_on": self.task.built_on,
-                "best_eval_loss": self.best[0],
+                "best_figure": self.best[0],
                 "best_step": self.best[1],
                 "examples_per_epoch": self.task.examples_per_epoch,
                 "config": configs.to_dict(self.config),
@@ -334,6 +352,7 @@ class Trainer:
             "images_per_step": self.images_per_step,
             "seconds": self.seconds,
             "images_per_second": images / self.seconds,
+            "best_step": self.best[1],
             "parameters": count_parameters(self.accelerator.unwrap_model(self.task.networks[self.main])),
             **self.task.facts(),
         }
@@ -369,7 +388,8 @@ class Trainer:
         if self.accelerator.scaler is not None and "scaler" in optimizers:
             self.accelerator.scaler.load_state_dict(optimizers["scaler"])
         self.step, self.seconds = state["step"], state["seconds"]
-        self.best = (state["best_eval_loss"], state["best_step"])
+        if state["config"]["train"]["best_by"] == self.config.train.best_by:
+            self.best = (state["best_figure"], state["best_step"])
         self.logged = {key: list(values.to(self.accelerator.device)) for key, values in optimizers["logged"].items()}
 
     def _compare_configs(self, folder: Path, state: dict[str, Any]) -> None:

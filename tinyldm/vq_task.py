@@ -268,6 +268,13 @@ class VQTask:
         ]
         pictures.grid(torch.cat(rows), PICTURE_IMAGES).save(path)
 
+    @torch.no_grad()
+    def make_images(self, count: int, process: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """Reconstructions of this process's share of the first held-out images; no more than there are."""
+        model = self.accelerator.unwrap_model(self.networks["autoencoder"])
+        for batch in self.held_out[:count][process[0] :: process[1]].split(self.config.train.batch_size):
+            yield to_uint8(model(to_float(batch.to(self.accelerator.device)))[0]).expand(-1, 3, -1, -1)
+
     def export(self, folder: Path) -> None:
         """vqvae/, a diffusers VQModel folder, with a scaling_factor that gives held-out latents unit variance."""
         vq = self.accelerator.unwrap_model(self.networks["autoencoder"]).vq

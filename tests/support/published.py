@@ -61,8 +61,17 @@ def finished_run(path: Path, hub: HubConfig = HUB) -> Path:
         (path / name).write_text("stays at home")
     (path / "config.yaml").write_text(configs.to_yaml(config))
     (path / "metrics.csv").write_text("step,eval_loss\n10,0.5\n20,0.25\n")
-    done = {"steps": 20, "images": 160, "images_per_step": 8, "seconds": 61.0, "images_per_second": 2.6, "parameters": 12345}
-    data = {"train_images": 60, "corrupt": 0, "eval_images": 12, "latent_shape": "3 x 8 x 8", "first_stage": "me/vq"}
+    done = {
+        "steps": 20,
+        "images": 160,
+        "images_per_step": 8,
+        "seconds": 61.0,
+        "images_per_second": 2.6,
+        "parameters": 12345,
+        "best_step": 20,
+    }
+    model = {"parameters": 12345, "best_step": 20}
+    data = {"train_images": 60, "corrupt": 0, "eval_images": 12, "shape": "3 x 8 x 8", "first_stage": "me/vq"}
     objective = {"scaling_factor": 1.5, "prediction_type": "v_prediction", "snr_gamma": 5.0}
-    report.write(path, "ldm", {**done, **data, **objective}, [{"step": 20, "eval_loss": 0.25}], config)
+    report.write(path, "ldm", {**done, **model, **data, **objective}, [{"step": 20, "eval_loss": 0.25}], config)
     return path
