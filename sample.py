@@ -4,8 +4,9 @@ python sample.py --model runs/demo --output_dir runs/demo/pictures
 python sample.py --model user/faces --num_images 64 --scheduler dpm-solver++ --num_inference_steps 20 --strip true
 """
 
-from tinyldm.config import Sample, parse
+from tinyldm.config import Sample
 from tinyldm.errors import one_line_errors
+from tinyldm.parsing import parse
 
 
 def main() -> None:

@@ -4,8 +4,9 @@ accelerate launch train_ddpm.py --config configs/toyfaces32-ddpm.yaml
 accelerate launch train_ddpm.py --config configs/cifar10-ddpm.yaml
 """
 
-from tinyldm.config import TrainDDPM, parse
+from tinyldm.config import TrainDDPM
 from tinyldm.errors import one_line_errors
+from tinyldm.parsing import parse
 
 
 def main() -> None:

@@ -4,8 +4,9 @@ accelerate launch train_ldm.py --config configs/demo.yaml
 accelerate launch train_ldm.py --config configs/celebahq256.yaml --data.name path/or/hub-id --output_dir runs/mine
 """
 
-from tinyldm.config import TrainLDM, parse
+from tinyldm.config import TrainLDM
 from tinyldm.errors import one_line_errors
+from tinyldm.parsing import parse
 
 
 def main() -> None:

@@ -10,9 +10,10 @@ import diffusers
 import pytest
 import yaml
 
-from tinyldm.config import Sample, TrainDDPM, TrainLDM, TrainVQ, parse, read_yaml, to_dict, to_yaml
+from tinyldm.config import Sample, TrainDDPM, TrainLDM, TrainVQ
 from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig, VQConfig
 from tinyldm.errors import UserError
+from tinyldm.parsing import parse, read_yaml, to_dict, to_yaml
 
 ROOT = Path(__file__).parent.parent
 REQUIRED = {TrainVQ: ["--output_dir", "out", "--train.max_steps", "5"], Sample: ["--model", "a"]}

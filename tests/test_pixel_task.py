@@ -10,9 +10,10 @@ import sample
 import train_ddpm
 from tests.support.runs import EVERY_STEP, rows, run, same_weights
 from tinyldm.bound import LossHistory
-from tinyldm.config import TrainDDPM, parse
+from tinyldm.config import TrainDDPM
 from tinyldm.denoiser import make_denoiser
 from tinyldm.errors import UserError
+from tinyldm.parsing import parse
 from tinyldm.randomness import Draw
 
 SMALL = [

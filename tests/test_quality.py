@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 import train_ddpm
 import train_ldm
@@ -14,8 +15,9 @@ from tests.support.evaluations import FakeNetwork
 from tests.support.runs import EVERY_STEP, VQ, rows, run
 from tests.test_pixel_task import SMALL
 from tinyldm import checkpoint, features, metrics, sampling
-from tinyldm.config import TrainDDPM, parse
+from tinyldm.config import TrainDDPM
 from tinyldm.errors import UserError
+from tinyldm.parsing import parse
 from tinyldm.quality import Quality
 
 MEASURED = ["--train.metrics_steps", 2, "--train.num_metrics_images", 30, "--train.best_by", "eval_fd"]
@@ -72,6 +74,12 @@ def test_the_best_checkpoint_is_the_nearest_one_and_stays(args, tmp_path, monkey
     state = json.loads((tmp_path / "run/checkpoints/step-8/state.json").read_text())
     assert (state["best_step"], state["best_figure"]) == (4, 2.0)
     assert "The best checkpoint by `eval_fd` is that of step 4." in (tmp_path / "run/README.md").read_text()
+
+    best = tmp_path / "run/checkpoints/step-4"  # and it becomes the model that the run ships
+    run(monkeypatch, train_ddpm, "--output_dir", tmp_path / "run", *args, "--train.max_steps", 4, "--resume", best)
+    shipped = load_file(tmp_path / "run/pipeline/unet/diffusion_pytorch_model.safetensors")
+    averaged = load_file(best / "ema.safetensors")
+    assert shipped.keys() == averaged.keys() and all(torch.equal(shipped[name], averaged[name]) for name in shipped)
 
 
 def test_measuring_does_not_change_the_training(args, tmp_path, monkeypatch):

@@ -1,24 +1,16 @@
 """The schema of a recipe: what a YAML file in configs/ may say, what each key means and its default.
 
-    config = parse(TrainLDM, "Train a latent diffusion model.")     # reads sys.argv: --config FILE --section.key value ...
-
-Each entry script has one dataclass; the docstring under a field is what `--help` prints for it. The sections `unet`, `vq`
-and `scheduler` are diffusers' own arguments (see diffusers_sections.py). Importing this file imports neither torch nor
-diffusers, so that `--help` is quick.
+Each entry script has one dataclass; parsing.py reads it from YAML and the command line, and the docstring under a field is what
+`--help` prints for it. The sections `unet`, `vq` and `scheduler` are diffusers' own arguments (see diffusers_sections.py).
+Importing this file imports neither torch nor diffusers, so that `--help` is quick.
 """
 
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from dataclasses import dataclass, field
+from typing import Literal
 
 from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
 from tinyldm.errors import UserError
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 @dataclass
@@ -57,6 +49,19 @@ class DataConfig:
     """Threads that decode and resize, per process."""
     cache_dir: str = "~/.cache/tinyldm"
     """Where encoded latents are kept, so that a second run does not encode again."""
+
+    def check(self) -> None:
+        """Raise UserError for values that make no sense."""
+        for key in ("resolution", "num_workers", "shuffle_buffer"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"data.{key} is {getattr(self, key)}; give a number above 0")
+        if not 0 < self.eval_fraction < 1:
+            raise UserError(f"data.eval_fraction is {self.eval_fraction}; it must lie between 0 and 1")
+        if self.eval_split == self.split:
+            raise UserError(
+                f"data.split and data.eval_split are both {self.split!r}: the held-out part would be trained on; "
+                "set data.eval_split to null to hold out a part of it"
+            )
 
 
 @dataclass
@@ -241,10 +246,8 @@ class Training:
         Raises:
             UserError: naming the key.
         """
+        self.data.check()
         positive = {
-            "data.resolution": self.data.resolution,
-            "data.num_workers": self.data.num_workers,
-            "data.shuffle_buffer": self.data.shuffle_buffer,
             "train.batch_size": self.train.batch_size,
             "train.gradient_accumulation_steps": self.train.gradient_accumulation_steps,
             "train.logging_steps": self.train.logging_steps,
@@ -286,13 +289,6 @@ class Training:
                 raise UserError(f"train.{key} is {getattr(self.train, key)}; it cannot be negative")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it cannot be negative")
-        if not 0 < self.data.eval_fraction < 1:
-            raise UserError(f"data.eval_fraction is {self.data.eval_fraction}; it must lie between 0 and 1")
-        if self.data.eval_split == self.data.split:
-            raise UserError(
-                f"data.split and data.eval_split are both {self.data.split!r}: the held-out part would be trained on; "
-                "set data.eval_split to null to hold out a part of it"
-            )
         if self.hub.push and not self.hub.repo_id:
             raise UserError("hub.push is true but hub.repo_id is missing; give user/name")
         if self.resume and self.overwrite:
@@ -398,64 +394,3 @@ class Sample:
             raise UserError(f"eta is {self.eta}; it must lie between 0 and 1")
         if self.eta and self.scheduler not in (None, "ddim"):
             raise UserError(f"eta is DDIM's and means nothing to {self.scheduler}; leave it away, or use --scheduler ddim")
-
-
-Schema = TypeVar("Schema")
-
-
-def parse(schema: type[Schema], description: str, args: list[str] | None = None) -> Schema:
-    """Read `--config FILE` and `--section.key value` overrides into an instance of `schema`.
-
-    Raises:
-        UserError: for an unknown key, a value of the wrong type, or values that contradict each other.
-    """
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="A YAML file with any of these keys; what follows overrides it.")
-    parser.add_class_arguments(schema)
-    try:
-        config = parser.parse_args(args)
-        for section in (part.name for part in fields(schema) if is_dataclass(part.type)):
-            if not isinstance(config[section], Namespace):
-                raise UserError(f"{section} is {config[section]!r}, but it is a section: give its keys, --help lists them")
-        config = parser.instantiate(config)
-    except ArgumentError as error:
-        raise UserError(f"{' '.join(str(error).split())}; --help explains every key") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the file given as --config is not a text ({error}); it must be a YAML file") from error
-    values = {key: value for key, value in vars(config).items() if key != "config"}
-    config = schema(**values)
-    config.check()
-    return config
-
-
-def to_yaml(config: Any) -> str:
-    """The resolved config as YAML, every key in it, in the order of the schema."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, width=120)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The resolved config as plain dicts, lists, numbers and strings; tuples become lists."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-    return plain(asdict(config))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a run's config.yaml.
-
-    Raises:
-        UserError: when it is missing or not YAML.
-    """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} is missing: {path.parent} is not a run folder") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML any more: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold a config's keys")
-    return values

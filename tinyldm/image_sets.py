@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 
 from tinyldm import sampling
-from tinyldm.config import DataConfig, FirstStageConfig, read_yaml
+from tinyldm.config import DataConfig, FirstStageConfig
 from tinyldm.data import Images, collate
 from tinyldm.errors import UserError
 from tinyldm.evaluate_config import Evaluate, run_folder
 from tinyldm.features import FeatureNetwork
 from tinyldm.first_stage import SUBFOLDERS, FirstStage, load_first_stage
 from tinyldm.latents import local_files
+from tinyldm.parsing import read_yaml
 from tinyldm.pieces import Batches, Pieces, digest, fill
 from tinyldm.sampling import Model
 from tinyldm.sources import Source

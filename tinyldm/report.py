@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from tinyldm import config as configs
+from tinyldm import parsing
 from tinyldm.config import DataConfig, TrainConfig
 from tinyldm.run_folder import replace_text
 from tinyldm.sources import hub_id
@@ -75,7 +75,7 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
         torch_version=torch.__version__,
         picture=samples[-1].relative_to(run) if samples else None,
         curve=(run / "loss.png").exists(),
-        config=configs.to_yaml(config).strip(),
+        config=parsing.to_yaml(config).strip(),
         train=config.train,
         duration=duration(facts["seconds"]),
         **facts,

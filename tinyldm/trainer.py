@@ -22,8 +22,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from tinyldm import checkpoint, hub, pictures, report
-from tinyldm import config as configs
+from tinyldm import checkpoint, hub, parsing, pictures, report
 from tinyldm.config import Training
 from tinyldm.errors import Stopped, UserError
 from tinyldm.processes import StopRequest, make_accelerator
@@ -326,7 +325,7 @@ class Trainer:
                 "best_figure": self.best[0],
                 "best_step": self.best[1],
                 "examples_per_epoch": self.task.examples_per_epoch,
-                "config": configs.to_dict(self.config),
+                "config": parsing.to_dict(self.config),
             }
             checkpoint.save(self.run.path, self.step, networks, optimizers, state)
             checkpoint.prune(self.run.path, self.config.train.checkpoints_total_limit, self.best[1])
@@ -393,7 +392,7 @@ class Trainer:
         self.logged = {key: list(values.to(self.accelerator.device)) for key, values in optimizers["logged"].items()}
 
     def _compare_configs(self, folder: Path, state: dict[str, Any]) -> None:
-        old, new = _flatten(state["config"]), _flatten(configs.to_dict(self.config))
+        old, new = _flatten(state["config"]), _flatten(parsing.to_dict(self.config))
         changed = [
             key for key in {**old, **new} if old.get(key) != new.get(key) and key not in ("resume", "overwrite", "output_dir")
         ]

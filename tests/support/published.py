@@ -12,8 +12,7 @@ from pytest import MonkeyPatch
 
 from tests.support import models
 from tests.support.hub_server import HubServer
-from tinyldm import config as configs
-from tinyldm import report
+from tinyldm import parsing, report
 from tinyldm.config import HubConfig, TrainConfig, TrainLDM
 
 TOKEN = "hf_sEcReTtOkEnOfTeStS"
@@ -59,7 +58,7 @@ def finished_run(path: Path, hub: HubConfig = HUB) -> Path:
     for name in ("checkpoints/step-20/optimizers.pt", "logs/events", ".lock"):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text("stays at home")
-    (path / "config.yaml").write_text(configs.to_yaml(config))
+    (path / "config.yaml").write_text(parsing.to_yaml(config))
     (path / "metrics.csv").write_text("step,eval_loss\n10,0.5\n20,0.25\n")
     done = {
         "steps": 20,
