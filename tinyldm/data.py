@@ -148,7 +148,7 @@ class ImageBatches:
         seed: of the order.
         batch_size: images a batch.
         process: (rank, number of processes).
-        length: images in a pass; counted when it is needed and not given.
+        length: images in a pass; known after one, or counted when it is needed before.
         timeout: seconds without a batch after which the stream counts as stalled.
     """
 
@@ -202,6 +202,8 @@ class ImageBatches:
                 raise UserError(
                     f"the training part of {self.images.source.name!r} is empty: see data.split, data.eval_fraction"
                 )
+            if not skip:
+                self.length = position - first
             if not skip and self.images.seen and self.images.seen - self.images.corrupt == seen_before:
                 self.images.check()  # a whole pass without one image: do not go round for ever
             epoch, skip = epoch + 1, 0

@@ -28,7 +28,8 @@ class PixelTask(DiffusionTask):
         self.images, held_out = (Images(part, data.resolution, data.num_workers, data.channels) for part in sources)
         process = (accelerator.process_index, accelerator.num_processes)
         self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, process)
-        self.examples_per_epoch = self.stream.length = sources[0].length()
+        # Counting a stream means reading it.
+        self.examples_per_epoch = self.stream.length = sources[0].length() if config.train.max_steps is None else None
         images, labels = first_examples(held_out, config.train.num_eval_images)
         classes = sources[0].classes
         super().__init__(config, accelerator, to_float(images), labels if classes else None, classes)
@@ -81,6 +82,7 @@ class PixelTask(DiffusionTask):
         scheduler = self.config.scheduler
         return {
             **super().facts(),
+            "train_images": self.stream.length,
             "schedule": f"{scheduler.beta_schedule}, {scheduler.num_train_timesteps} timesteps",
             "timesteps": scheduler.num_train_timesteps,
             "variance": scheduler.variance_type,

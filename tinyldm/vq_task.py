@@ -124,9 +124,8 @@ class VQTask:
             Images(part, config.data.resolution, config.data.num_workers, config.data.channels) for part in (train, held_out)
         )
         self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, process)
-        needs_length = config.train.max_steps is None
-        self.examples_per_epoch = train.length() if needs_length else None
-        self.stream.length = self.examples_per_epoch
+        # Counting a stream means reading it.
+        self.examples_per_epoch = self.stream.length = train.length() if config.train.max_steps is None else None
         self.held_out = first_images(held_out, config.train.num_eval_images)
 
     def batches(self, start: int) -> Iterator[Examples]:
