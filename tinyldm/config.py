@@ -74,6 +74,9 @@ class FirstStageConfig:
     """The folder in it that holds the autoencoder, e.g. `vqvae` in a pipeline."""
     revision: str | None = None
     """Branch, tag or commit, when `path` is a Hub id."""
+    keep_latents: bool = True
+    """Encode each image once and keep its latents in `data.cache_dir`. false: encode at each step, for data that are never
+    seen twice; many times slower with a large first stage."""
 
 
 @dataclass

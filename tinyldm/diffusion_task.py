@@ -135,7 +135,6 @@ class DiffusionTask:
         channels, side = self.held_out[0].shape[1:3]
         return {
             "shape": f"{channels} x {side} x {side}",
-            "train_images": self.examples_per_epoch,
             "corrupt": self.corrupt,
             "prediction_type": self.config.scheduler.prediction_type,
             "loss": self.config.diffusion.loss,
