@@ -115,6 +115,9 @@ class TrainConfig:
     (1 + step) / (10 + step)."""
     compile: bool = False
     """torch.compile the networks: some minutes at the start, faster steps afterwards."""
+    gradient_checkpointing: bool = False
+    """Compute the networks' inner values again in the backward pass instead of keeping them: less memory, about a quarter more
+    time."""
     channels_last: bool = True
     """Keep images as (B, H, W, C) in memory: faster convolutions on most hardware."""
     xformers: bool = False

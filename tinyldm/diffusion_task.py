@@ -13,7 +13,7 @@ from torch import nn
 from tinyldm import pictures
 from tinyldm.bound import LossHistory, learns_variance
 from tinyldm.config import TrainDDPM, TrainLDM
-from tinyldm.denoiser import make_denoiser, make_scheduler, use_xformers
+from tinyldm.denoiser import make_denoiser, make_scheduler, switch_on
 from tinyldm.objective import diffusion_loss, draw_timesteps, held_out_error
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.sampling import Model, cycle_labels, denoise, generators, initial_noise, sample, to_images
@@ -48,7 +48,7 @@ class DiffusionTask:
         torch.manual_seed(config.seed)
         channels, side = eval_x0.shape[1:3]
         unet = make_denoiser(config.unet, side, channels, classes, learns_variance(self.scheduler))
-        use_xformers(unet, config.train)
+        switch_on(unet, config.train)
         self.networks: dict[str, nn.Module] = {"unet": unet}
         self.learning_rates = {"unet": config.train.learning_rate}
         self.history = LossHistory(config.scheduler.num_train_timesteps)
