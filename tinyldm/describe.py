@@ -143,6 +143,11 @@ def count(part: Part) -> Cost:
     return Cost(parameters, forward, counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values()))
 
 
+def held_bytes(cost: Cost, trained: bool, batch_size: int) -> float:
+    """Bytes that a training step of a batch must hold for a network."""
+    return cost.parameters * (STATE_BYTES if trained else 4) + batch_size * cost.activations * trained
+
+
 def measure(part: Part, batch_size: int, device: torch.device) -> float:
     """Images a second, of batches as large as they can be tried in a few seconds."""
     network = part.make().to(device)
@@ -175,7 +180,7 @@ def images_an_epoch(config: Training) -> int | None:
         source = open_sources(config.data, config.seed)[0]
     except UserError:
         return None
-    if not source.streamed or config.data.name == "toyfaces" or Path(config.data.name).expanduser().exists():
+    if not source.streamed or config.data.name in ("toyfaces", "digits") or Path(config.data.name).expanduser().exists():
         return source.length()
     splits = source.dataset.info.splits or {}
     return splits[config.data.split].num_examples if config.data.eval_split and config.data.split in splits else None
@@ -190,7 +195,7 @@ def describe(config: Training) -> str:
     speeds = {}
     for part in parts(config, notes):
         cost = count(part)
-        held = cost.parameters * (STATE_BYTES if part.trained else 4) + batch * cost.activations
+        held = held_bytes(cost, part.trained, batch)
         step = f"{cost.step / 1e9:,.2f} GFLOP" if part.trained else "-"
         memory = f"{held / 2**30:,.2f} GiB" if part.trained else f"{held / 2**30:,.2f} GiB of weights"
         table.append((part.name, f"{cost.parameters:,}", f"{cost.forward / 1e9:,.2f} GFLOP", step, memory))
@@ -223,19 +228,21 @@ def describe(config: Training) -> str:
     return "\n".join([*lines, *(f"Note: {note}." for note in notes)])
 
 
-def main() -> None:
-    """Read the config, whichever training it is for, and print."""
-    args = sys.argv[1:]
+def read(args: list[str]) -> Training:
+    """The recipe that the command line names.
+
+    Raises:
+        UserError: when it names none, and as parsing.parse.
+    """
     if args and not args[0].startswith("-"):
         args = ["--config", *args]
     file = next((after for before, after in itertools.pairwise(args) if before == "--config"), None)
     if file is None:
         raise UserError("say which recipe: python -m tinyldm.describe configs/faces64.yaml")
     keys = read_yaml(Path(file)).keys()
-    schema = TrainVQ if keys & {"vq", "loss"} else TrainLDM if "first_stage" in keys else TrainDDPM
-    print(describe(parse(schema, __doc__, args)))
+    return parse(TrainVQ if keys & {"vq", "loss"} else TrainLDM if "first_stage" in keys else TrainDDPM, __doc__, args)
 
 
 if __name__ == "__main__":
     with one_line_errors():
-        main()
+        print(describe(read(sys.argv[1:])))

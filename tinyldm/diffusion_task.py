@@ -69,6 +69,10 @@ class DiffusionTask:
         """What is to be noised (B, C, S, S), and its labels (B,) or None."""
         raise NotImplementedError
 
+    def timesteps(self, count: int, draw: Draw) -> torch.Tensor:
+        """Which ones (count,) a batch learns from."""
+        return draw_timesteps(self.scheduler, count, draw)
+
     def losses(self, batch: Any, step: int, draw: Draw) -> Losses:
         """The diffusion loss of a batch at timesteps and with noise drawn for it."""
         x0, labels = self.x0(batch, draw)
@@ -77,7 +81,7 @@ class DiffusionTask:
         if kind == "bound":
             timesteps, weights = (part.to(x0.device) for part in self.history.draw(len(x0), draw))
         else:
-            timesteps, weights = draw_timesteps(self.scheduler, len(x0), draw), 1.0
+            timesteps, weights = self.timesteps(len(x0), draw), 1.0
         losses = diffusion_loss(self.networks["unet"], self.scheduler, x0, noise, timesteps, gamma, kind, labels)
         if kind == "bound":
             self.history.update(*(self.accelerator.gather(part) for part in (timesteps, losses.detach())))

@@ -32,11 +32,11 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from tinyldm.config import DataConfig
-from tinyldm.data import ImageBatches, Images, collate, read_ahead, to_float
+from tinyldm.data import ImageBatches, Images, collate, mirror_half, read_ahead, to_float
 from tinyldm.errors import UserError
 from tinyldm.first_stage import FirstStage
 from tinyldm.pieces import difference, digest
-from tinyldm.randomness import derive_seed
+from tinyldm.randomness import Draw, derive_seed
 from tinyldm.run_folder import replace_text
 from tinyldm.sources import Source
 
@@ -341,11 +341,9 @@ class EncodedBatches:
         yield from read_ahead(self._encoded(start), depth=1)
 
     def _encoded(self, start: int) -> Iterator[torch.Tensor]:
-        rank, processes = self.images.process
+        seed = derive_seed("mirrored", self.seed)
         for micro, batch in enumerate(self.images(start), start):
             pixels = to_float(batch.images.to(self.device))
             if self.mirrored:
-                random = np.random.default_rng(derive_seed("mirrored", self.seed, micro * processes + rank))
-                flip = torch.from_numpy(random.random(len(pixels)) < 0.5).to(self.device)
-                pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
+                pixels = mirror_half(pixels, Draw(seed, micro, 0, self.images.process, self.device))
             yield self.first_stage.encode(pixels)
