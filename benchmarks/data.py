@@ -43,13 +43,19 @@ def one_core() -> Iterator[None]:
     if not hasattr(os, "sched_setaffinity"):
         raise SystemExit("this benchmark needs Linux: it puts all threads on one core")
     before, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    os.sched_setaffinity(0, {max(before)})
+    _put_on({max(before)})
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        _put_on(before)
         torch.set_num_threads(threads)
+
+
+def _put_on(chosen: set[int]) -> None:
+    for thread in os.listdir("/proc/self/task"):  # those of pyarrow's pools are there already
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread), chosen)
 
 
 def parquet(folder: Path, files: list[bytes], rows: int) -> Path:

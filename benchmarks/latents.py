@@ -1,11 +1,12 @@
 """Training from kept latents against encoding at each step, at 256 px with the full VQ-f4 (random weights cost the same time).
 
-python -m benchmarks.latents                  # about 5 minutes on 2 CPU cores
+python -m benchmarks.latents                  # about 8 minutes on 2 CPU cores
 python -m benchmarks.latents --small true     # a small first stage at 32 px, to see that it runs
 """
 
 import dataclasses
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from tinyldm.trainer import run_training
 from tinyldm.vq_task import make_vq
 
 SMALL_VQ = VQConfig(block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4, num_vq_embeddings=64)
-SMALL_UNET = [
+SMALL = [
     *("--unet.block_out_channels", "[16,32]", "--unet.norm_num_groups", "8", "--unet.attention_head_dim", "16"),
     *("--unet.down_block_types", "[DownBlock2D,AttnDownBlock2D]", "--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]"),
+    *("--diffusion.preview_images", "2", "--diffusion.preview_steps", "2", "--train.batch_size", "4"),
 ]
 
 
@@ -60,7 +62,8 @@ def main(pairs: int = 5, images: int = 8, batch_size: int = 4, small: bool = Fal
         folder = Path(temporary)
         stage = first_stage(folder / "vq", small)
         drawn_faces(folder / "images", images, 2, side * 5 // 4)
-        args = ["--config", str(ROOT / "configs/celebahq256.yaml"), "--first_stage.path", str(folder / "vq")]
+        args = ["--config", str(ROOT / "configs/celebahq256.yaml"), *(SMALL if small else [])]
+        args += ["--first_stage.path", str(folder / "vq")]
         args += [
             "--first_stage.subfolder",
             "null",
@@ -71,12 +74,15 @@ def main(pairs: int = 5, images: int = 8, batch_size: int = 4, small: bool = Fal
         ]
         args += ["--data.resolution", str(side), "--data.random_flip", "false", "--data.num_workers", "2"]
         args += ["--train.mixed_precision", "no", "--train.compile", "false", "--train.batch_size", str(batch_size)]
-        config = parse(TrainLDM, "", [*args, "--output_dir", str(folder / "run"), *(SMALL_UNET if small else [])])
+        config = parse(TrainLDM, "", [*args, "--output_dir", str(folder / "run")])
 
         def images_a_second(keep: bool) -> float:
             kept = dataclasses.replace(config.first_stage, keep_latents=keep)
             # The first step of the two that are timed ends when the second batch has been encoded.
             trainer = run_training(dataclasses.replace(quietly(config, 6 if keep else 3), first_stage=kept), TimedLatents)
+            for thread in threading.enumerate():
+                if thread.name == "read_ahead":  # it encodes one more batch before it sees that nobody wants it
+                    thread.join()
             return batch_size / trainer.task.seconds_a_step()
 
         started = time.perf_counter()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
-from benchmarks.latents import SMALL_UNET, drawn_faces, first_stage
+from benchmarks.latents import SMALL, drawn_faces, first_stage
 from benchmarks.measure import RESULTS, ROOT, TimedLatents, changed, in_turns, ratio, record, told, use_all_cores
 from tinyldm.config import TrainConfig, TrainLDM
 from tinyldm.denoiser import make_denoiser
@@ -93,7 +93,7 @@ def main(pairs: int = 8, steps: int = 8, small: bool = False, output: str = str(
             str(folder / "cache"),
         ]
         args += ["--train.num_eval_images", str(HELD_OUT), "--output_dir", str(folder / "run")]
-        config = changed(parse(TrainLDM, "", [*args, *(SMALL_UNET if small else [])]), max_steps=steps + 1)
+        config = changed(parse(TrainLDM, "", [*args, *(SMALL if small else [])]), max_steps=steps + 1)
         size = config.train.batch_size
         spent: dict[str, list[float]] = defaultdict(list)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from benchmarks.latents import SMALL_UNET, drawn_faces, first_stage
+from benchmarks.latents import SMALL, drawn_faces, first_stage
 from benchmarks.measure import RESULTS, ROOT, in_turns, ratio, record, told
 from tinyldm.checkpoint import steps as kept_steps
 from tinyldm.config import TrainLDM
@@ -58,7 +58,7 @@ def main(pairs: int = 5, steps: int = 30, small: bool = False, output: str = str
         ]
         args += ["--output_dir", str(folder / "run"), "--overwrite", "true", "--train.num_eval_images", "16"]
         args += ["--train.log_with", "none", "--diffusion.preview_images", "1", "--diffusion.preview_steps", "1"]
-        parsed = parse(TrainLDM, "", [*args, *(SMALL_UNET if small else [])])
+        parsed = parse(TrainLDM, "", [*args, *(SMALL if small else [])])
         config = folder / "config.yaml"
         config.write_text(to_yaml(parsed))
 

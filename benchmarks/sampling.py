@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline
 from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
-from benchmarks.latents import SMALL_UNET, first_stage
+from benchmarks.latents import SMALL, first_stage
 from benchmarks.measure import RESULTS, in_turns, ratio, record, told, use_all_cores
 from tinyldm import pictures, sampling
 from tinyldm.config import TrainLDM
@@ -76,7 +76,7 @@ def main(
 
 def random_pipeline(folder: Path) -> str:
     """A pipeline of small networks with random weights."""
-    config = parse(TrainLDM, "", ["--output_dir", "", "--train.max_steps", "1", *SMALL_UNET])
+    config = parse(TrainLDM, "", ["--output_dir", "", "--train.max_steps", "1", *SMALL])
     stage = first_stage(folder / "vq", small=True)
     unet = make_denoiser(config.unet, 8, 3)
     LDMPipeline(vqvae=stage.model, unet=unet, scheduler=make_scheduler(config.scheduler)).save_pretrained(folder / "pipeline")

@@ -60,27 +60,29 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
     parts = costs["recipes"]["celebahq256"]["parts"]
     encoder, denoiser = parts["first stage, encoding"], parts["UNet2DModel"]
     decoding = next(others for name, others in data["speed"].items() if "to 256 px" in name)["a bare loop of Pillow"]["ours"]
-    here = encoder["forward"] * encoder["images_a_second"] / 1e9, denoiser["step"] * denoiser["images_a_second"] / 1e9
     lines = [
-        "Counted: the first stage takes "
-        f"{encoder['forward'] / 1e9:.0f} GFLOP an image, a training step of the denoiser {denoiser['step'] / 1e9:.1f} GFLOP. "
-        f"Measured here: {decoding:.0f} images/s decoded and resized to 256 px on a core; the loop keeps {loop['share']:.1%} of a "
-        f"bare step's speed; the networks reach {here[0]:.0f} and {here[1]:.0f} GFLOP/s on this CPU.",
+        f"Counted: {encoder['forward'] / 1e9:.0f} GFLOP for encoding an image, {denoiser['step'] / 1e9:.1f} for a "
+        f"training step on it. Measured here: {decoding:.0f} images/s decoded and resized to 256 px on a core, and "
+        f"{loop['share']:.1%} of the speed of a bare step in the loop.",
         "",
-        f"**Assumed**: an image file of {FILE / 1e3:.0f} kB; {ENCODER_SHARE:.0%} of a GPU's TF32 peak for the first stage and "
-        f"{DENOISER_SHARE:.0%} of its bf16 peak for the denoiser, which are guesses; and the machines:",
+        f"**Assumed**: an image file of {FILE / 1e3:.0f} kB; {ENCODER_SHARE:.0%} of a GPU's TF32 peak in the first stage and "
+        f"{DENOISER_SHARE:.0%} of its bf16 peak in the denoiser, which are guesses; and the machines:",
         "",
-        "| machine | GPUs | TF32, bf16 peak of each, TFLOP/s | CPU cores | network, MB/s | between GPUs, GB/s |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *(
-            f"| {m.name} | {m.gpus} | {m.tf32 / 1e12:.0f}, {m.bf16 / 1e12:.0f} | {m.cores} | {m.network / 1e6:,.0f} | {m.link / 1e9:.0f} |"
-            for m in MACHINES
-        ),
-        "",
-        f"| machine | network, images/s | decoding | first stage ({VIEWS} views) | first pass over {IMAGES:,} images, its limit "
-        f"| denoiser, images/s | {EPOCHS} epochs | epochs in {time(NIGHT)} |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        row("machine", "GPUs", "TF32, bf16 peak, TFLOP/s", "CPU cores", "network, MB/s", "between GPUs, GB/s"),
+        row(*["---"] * 6),
     ]
+    for m in MACHINES:
+        peaks = f"{m.tf32 / 1e12:.0f}, {m.bf16 / 1e12:.0f}"
+        lines.append(row(m.name, m.gpus, peaks, m.cores, f"{m.network / 1e6:,.0f}", f"{m.link / 1e9:.0f}"))
+    head = [
+        "machine",
+        "network, images/s",
+        "decoding",
+        f"first stage, {VIEWS} views",
+        f"first pass of {IMAGES:,} images, its limit",
+    ]
+    head += ["denoiser, images/s", f"{EPOCHS} epochs", f"epochs in {time(NIGHT)}"]
+    lines += ["", row(*head), row(*["---"] * len(head))]
     limits = {}
     for m in MACHINES:
         rates = {
@@ -89,22 +91,26 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
             "first stage": m.gpus * m.tf32 * ENCODER_SHARE / encoder["forward"] / VIEWS,
         }
         limits[m.name] = least = min(rates, key=rates.get)
+        first = IMAGES / rates[least]
         compute = BATCH * denoiser["step"] / (m.bf16 * DENOISER_SHARE) / loop["share"]  # seconds of a step of BATCH a GPU
         # Gradients in float32 through a ring, not overlapped.
         exchange = 2 * 4 * denoiser["parameters"] * (1 - 1 / m.gpus) / m.link if m.link else 0.0
         speed = m.gpus * BATCH / (compute + exchange)
-        cells = [f"{rates[name]:,.0f}" for name in rates]
-        first = f"{time(IMAGES / rates[least])}, {least}"
-        after = [f"{speed:,.0f}", time(IMAGES * EPOCHS / speed), f"{(NIGHT - IMAGES / rates[least]) * speed / IMAGES:,.0f}"]
-        lines.append(f"| {m.name} | {' | '.join([*cells, first, *after])} |")
+        after = [f"{speed:,.0f}", time(IMAGES * EPOCHS / speed), f"{(NIGHT - first) * speed / IMAGES:,.0f}"]
+        lines.append(row(m.name, *(f"{rate:,.0f}" for rate in rates.values()), f"{time(first)}, {least}", *after))
     kept = VIEWS * 2 * 3 * 64 * 64
     lines += [
         "",
         *(f"- {name}: the first pass waits for the {least}. Relief: {RELIEF[least]}." for name, least in limits.items()),
-        f"- After the first pass everything waits for the denoiser: a kept latent is {kept / 1e3:.0f} kB with its mirror image, "
-        f"{IMAGES * kept / 1e9:.1f} GB for the data set, which memory holds. Relief: `train.compile`, `train.mixed_precision bf16`, "
-        "more GPUs.",
-        f"- With N GPUs the batch is N x {BATCH} here, another recipe than that of one. With {BATCH} in all, 64 GPUs have one image "
-        "each, and launching kernels and exchanging gradients take longer than computing them: train several runs side by side instead.",
+        f"- After it everything waits for the denoiser: a kept latent is {kept / 1e3:.0f} kB with its mirror image, "
+        f"{IMAGES * kept / 1e9:.1f} GB for all, which memory holds. Relief: `train.compile`, bf16, more GPUs.",
+        f"- With N GPUs the batch is N x {BATCH} here, another recipe than that of one. With {BATCH} in all, 64 GPUs have "
+        "one image each, and launching kernels and exchanging gradients take longer than the step: better train several runs "
+        "side by side.",
     ]
     return "\n".join(lines)
+
+
+def row(*cells: object) -> str:
+    """Of a table in Markdown."""
+    return f"| {' | '.join(map(str, cells))} |"

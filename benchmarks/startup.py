@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from benchmarks.latents import SMALL_UNET, drawn_faces, first_stage
+from benchmarks.latents import SMALL, drawn_faces, first_stage
 from benchmarks.measure import RESULTS, ROOT, record
 from tinyldm.config import TrainLDM
 from tinyldm.parsing import parse, to_yaml
@@ -66,7 +66,7 @@ def main(repeats: int = 5, small: bool = False, output: str = str(RESULTS)) -> N
         args += ["--output_dir", str(folder / "run"), "--overwrite", "true", "--train.max_steps", "1"]
         args += ["--train.num_eval_images", "16", "--diffusion.preview_steps", "1"]
         config = folder / "config.yaml"
-        config.write_text(to_yaml(parse(TrainLDM, "", [*args, *(SMALL_UNET if small else [])])))
+        config.write_text(to_yaml(parse(TrainLDM, "", [*args, *(SMALL if small else [])])))
         launch(config, folder / "marks.json")  # makes the latents
         launches = [launch(config, folder / "marks.json") for _ in range(repeats)]
     reached = {stage: statistics.median(each[stage] for each in launches) for stage in launches[0]}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
-from benchmarks.latents import SMALL_UNET, drawn_faces, first_stage
+from benchmarks.latents import SMALL, drawn_faces, first_stage
 from benchmarks.measure import RESULTS, ROOT, TimedLatents, record, use_all_cores
 from benchmarks.sweep import BASE, Variant, picture, run_all, summary
 from tinyldm.config import TrainLDM
@@ -135,7 +135,7 @@ def main(
             drawn_faces(folder / "images", 16, 8, 32)
             first_stage(folder / "vq", small=True)
             data, first_stage_run, cache_dir = str(folder / "images"), str(folder / "vq"), str(folder / "cache")
-            small_args, seconds = [*SMALL_UNET, "--data.resolution", "32", "--train.batch_size", "4"], min(seconds, 1.0)
+            small_args, seconds = [*SMALL, "--data.resolution", "32"], min(seconds, 1.0)
             chosen = [chosen[0], Variant("timesteps", "logit-normal", kind=LogitNormal)]
 
         def make(variant: Variant, run: str) -> Any:
