@@ -4,8 +4,8 @@
     python -m benchmarks.same_image --small true
 
 A VQ model's decoder sees the nearest codes of the latents. Rounding the latents keeps the image as long as no code changes;
-code indices keep it always, up to rounding, but hold the quantised latents alone, and the denoiser learns the ones before quantisation
-(Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder).
+code indices keep it always, up to rounding, but hold the quantised latents alone, and the denoiser learns the ones before
+quantisation (Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder).
 """
 
 import tempfile

@@ -19,38 +19,16 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
+from benchmarks.compared import ComparedLatents
 from benchmarks.latents import SMALL, drawn_faces, first_stage
-from benchmarks.measure import RESULTS, ROOT, TimedLatents, record, use_all_cores
+from benchmarks.measure import RESULTS, ROOT, record, use_all_cores
 from benchmarks.sweep import BASE, Variant, picture, run_all, summary
 from tinyldm.config import TrainLDM
-from tinyldm.objective import held_out_error, signal_to_noise
 from tinyldm.parsing import parse
 from tinyldm.randomness import Draw
 
 
-class Compared(TimedLatents):
-    """LatentTask whose held-out errors are weighted in three ways."""
-
-    def evaluate(self, process: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """See LatentTask; and sums of errors in units of the noise, and of the bound's terms."""
-        sums = super().evaluate(process)
-        steps = self.scheduler.config.num_train_timesteps
-        eps, bits = torch.zeros(2, device=self.accelerator.device)
-        for x0, noise, timesteps in self.my_held_out(process):
-            errors = held_out_error(self.accelerator.unwrap_model(self.networks["unet"]), self.scheduler, x0, noise, timesteps)
-            snr = signal_to_noise(self.scheduler, timesteps)
-            before = signal_to_noise(self.scheduler, (timesteps - 1).clamp(min=0))  # at timestep 0 it is the decoder's term
-            eps += (errors * snr / (snr + 1)).sum()
-            bits += (errors * (before - snr) / (snr + 1)).sum() * steps / 2 / math.log(2)
-        return {**sums, "eps": eps, "bits": bits}
-
-    def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """See LatentTask."""
-        count = sums["count"].sum()
-        return {**super().summarize(sums), "eval_eps": float(sums["eps"] / count), "eval_bits": float(sums["bits"] / count)}
-
-
-class LogitNormal(Compared):
+class LogitNormal(ComparedLatents):
     """Timesteps T sigmoid(z), z standard normal (Esser et al. 2024, section 3.1): fewer at both ends."""
 
     def timesteps(self, count: int, draw: Draw) -> torch.Tensor:
@@ -144,7 +122,7 @@ def main(
             args += ["--diffusion.preview_steps", "2", "--train.metrics_steps", "null"]
             return parse(TrainLDM, "", [*args, *small_args, *variant.args])
 
-        rows = run_all(chosen, make, Compared, seconds, seeds, Path(output) / "sweep_unet.csv")
+        rows = run_all(chosen, make, ComparedLatents, seconds, seeds, Path(output) / "sweep_unet.csv")
     found = summary(rows, "eval_loss")
     picture(
         found, f"held-out loss after {seconds:g} s, less that of the base (left is better)", Path(output) / "sweep_unet.png"
