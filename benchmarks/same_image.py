@@ -23,6 +23,7 @@ from tinyldm.data import Images, first_images, to_float, to_uint8
 from tinyldm.first_stage import FirstStage, load_first_stage
 from tinyldm.sources import open_sources
 
+# float16 has 11 bits: it moves a latent across the border between two codes now and then.
 FORMS = {"float32": torch.float32, "float16 (what is kept)": torch.float16, "bfloat16": torch.bfloat16}
 
 
