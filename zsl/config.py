@@ -91,7 +91,10 @@ class ModelConfig:
     text_size: int | None = 1000
     """To which texts are reduced by a linear layer. null: texts go in as they are, as published for attributes."""
     noise_size: int = 100
-    """Of the noise vector."""
+    """Of the noise vector, whose length is about the root of this size."""
+    text_length: float = 1.0
+    """To which text vectors, hallucinated ones too, are stretched. At 1 and a noise of length 10, as published for TF-IDF, the
+    hidden layer sees a hundred times more noise than text."""
 
 
 @dataclass

@@ -36,7 +36,7 @@ class TrainingSet:
     def centroids(self) -> torch.Tensor:
         """Mean feature of each class (K, D)."""
         counts = torch.bincount(self.labels, minlength=len(self.texts))
-        sums = torch.zeros(len(self.texts), self.features.shape[1], device=self.features.device)
+        sums = self.features.new_zeros(len(self.texts), self.features.shape[1])
         return sums.index_add(0, self.labels, self.features) / counts[:, None]
 
 
@@ -184,7 +184,8 @@ class Game:
             further = torch.randint(1, self.classes, (count,), generator=random).to(self.device)
             second = (first + further) % self.classes
         share = (0.2 + 0.6 * torch.rand(count, generator=random)).to(self.device)
-        return self._noise(random), losses.hallucinate(projected, self.gram, first, second, share)
+        length = self.config.model.text_length
+        return self._noise(random), losses.hallucinate(projected, self.gram, first, second, share, length)
 
     def _batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows (B,) of the training set and their labels."""

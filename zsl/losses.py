@@ -81,9 +81,9 @@ def text_sparsity(generator: Generator) -> torch.Tensor:
 
 
 def hallucinate(
-    projected: torch.Tensor, gram: torch.Tensor, first: torch.Tensor, second: torch.Tensor, share: torch.Tensor
+    projected: torch.Tensor, gram: torch.Tensor, first: torch.Tensor, second: torch.Tensor, share: torch.Tensor, length: float
 ) -> torch.Tensor:
-    """Generator.project of hallucinated texts t_h = (a t_1 + (1 - a) t_2) / |...|, without touching the texts again.
+    """Generator.project of hallucinated texts a t_1 + (1 - a) t_2, stretched to `length`, without touching the texts again.
 
     The projection is affine, and the length of the mixture follows from the inner products of the classes' texts.
 
@@ -92,13 +92,14 @@ def hallucinate(
         gram: inner products of the texts (K, K).
         first, second: classes (B,).
         share: a (B,).
+        length: of the mixtures: 1 as published, whatever the length of the classes' own texts.
 
     Returns:
         (B, H)
     """
     zero, rest = projected[-1], 1 - share
     squared = share**2 * gram[first, first] + rest**2 * gram[second, second] + 2 * share * rest * gram[first, second]
-    scale = squared.clamp(min=1e-24).rsqrt()
+    scale = length * squared.clamp(min=1e-24).rsqrt()
     mixed = (share * scale)[:, None] * projected[first] + (rest * scale)[:, None] * projected[second]
     return mixed + (1 - scale)[:, None] * zero
 
