@@ -1,7 +1,7 @@
-"""The straightforward form of what zsl/ does, to be compared with it: by the tests for the numbers, by benchmarks/zsl.py for the time.
+"""The straightforward form of what zsl/ does, to hold it to: the tests for the numbers, benchmarks/zsl.py for the time.
 
-Texts are projected once a sample, the gradient penalty differentiates twice, classes and samples are gone through by loops, regularisers
-are written out as sums, and the seen-unseen curve is looked at from 400 offsets, as published.
+Texts are projected once a sample, the gradient penalty differentiates twice, classes and samples are gone through by loops,
+regularisers are written out as sums, and the seen-unseen curve is looked at from 400 offsets, as published.
 """
 
 import math

@@ -82,6 +82,10 @@ class Dataset:
             empty = np.array([not article.split() for article in self.articles])
             if empty.any():
                 raise UserError(f"{self.name}: {self._names(empty)} has no text; write one, or leave the class out")
+        if self.seen_test is not None and (
+            self.seen_test.ndim != 1 or self.seen_test.dtype.kind not in "iu" or (self.seen_test >= len(self.labels)).any()
+        ):
+            raise UserError(f"{self.name}: seen_test must be numbers of rows below {len(self.labels)}")
         images = np.bincount(self.labels, minlength=len(self.class_ids))
         if not len(self.unseen) or len(self.seen) < 2:
             raise UserError(f"{self.name}: {len(self.seen)} seen and {len(self.unseen)} unseen classes; give at least 2 and 1")

@@ -91,7 +91,7 @@ class Chosen:
                 f"{self.generator.out.out_features}: compute them by the same backbone"
             )
         self.division = divide(images, seed, train.data.held_out_images)
-        self.texts = torch.from_numpy(texts.vectors[self.division.classes])
+        self.texts = torch.from_numpy(texts.vectors[self.division.classes] * np.float32(train.model.text_length))
         self.seen, self.unseen = self._images(self.division.seen_test), self._images(self.division.unseen_test)
         self.generated = sample(self.generator, self.texts, train, seed)
         self.classifier = classify.Classifier(self.generated, train.evaluate)
@@ -119,6 +119,7 @@ class Chosen:
         pairs = np.stack([random.permutation(known)[:2] for _ in range(count)])
         share = torch.from_numpy(random.uniform(0.2, 0.8, (count, 1)).astype(np.float32))
         mixed = torch.nn.functional.normalize(share * self.texts[pairs[:, 0]] + (1 - share) * self.texts[pairs[:, 1]])
+        mixed *= self.train.model.text_length
         one = replace(self.train, evaluate=replace(self.train.evaluate, samples_per_class=1))
         hallucinated = sample(self.generator, mixed, one, self.seed)[:, 0]
         names = [self.data.class_names[index] for index in self.division.classes[known:]]

@@ -58,7 +58,7 @@ class Material:
                 f"train.batch_size {config.train.batch_size} is larger than the data: {len(division.train)} images to train on"
             )
         scaling = Scaling.fit(config.preprocessing, data.features[division.train])
-        texts = torch.from_numpy(vectors[division.classes]).to(device)
+        texts = torch.from_numpy(vectors[division.classes] * np.float32(config.model.text_length)).to(device)
 
         def part(rows: np.ndarray) -> classify.TestImages:
             return classify.TestImages(scaling.apply(data.features[rows]), division.labels[rows])

@@ -24,6 +24,7 @@ ARRAYS = {
         for core in ("core", "_core")
         for name in ("_reconstruct", "scalar")
     },
+    **{(f"numpy.{core}.numeric", "_frombuffer"): lambda: np._core.numeric._frombuffer for core in ("core", "_core")},
 }
 # The original's names are not regular: CUB's easy split has no suffix, and NABird's easy labels have none.
 CUB = {
@@ -80,10 +81,10 @@ def read_mat(file: Path, *keys: str) -> list[np.ndarray]:
     """
     from scipy.io import loadmat
 
+    if not file.is_file():
+        raise UserError(f"{file} is missing; docs/zsl.md says where the authors' files are to be had")
     try:
         found = loadmat(file)
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is missing; docs/zsl.md says where the authors' files are to be had") from error
     except NotImplementedError as error:
         raise UserError(f"{file} is of MATLAB's version 7.3; save it again with -v7") from error
     except Exception as error:  # SciPy raises many kinds for a damaged file

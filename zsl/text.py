@@ -155,10 +155,11 @@ def encode(articles: list[str], model: str) -> np.ndarray:
     return _unit(np.stack(vectors))
 
 
-def vectors(texts: ClassTexts, config: TextConfig) -> tuple[np.ndarray, list[str]]:
+def vectors(texts: ClassTexts, config: TextConfig, faithful: bool = False) -> tuple[np.ndarray, list[str]]:
     """Class texts (C, T) float32 by the config, and what the columns are called.
 
-    Blocks (TF-IDF or LSA, encoder) have rows of length 1 each, so that they weigh the same.
+    Blocks (TF-IDF or LSA, encoder) have rows of length 1 each, so that they weigh the same. `faithful`: ready-made vectors are
+    left as they are, as published.
 
     Raises:
         UserError: for an encoder without articles, or a class that is left without any term.
@@ -166,7 +167,8 @@ def vectors(texts: ClassTexts, config: TextConfig) -> tuple[np.ndarray, list[str
     if texts.articles is None:
         if config.encoder:
             raise UserError("text.encoder needs articles, but these texts are ready-made vectors")
-        matrix, names = _unit(texts.vectors), [f"text {i}" for i in range(texts.vectors.shape[1])]
+        matrix = texts.vectors if faithful else _unit(texts.vectors)
+        names = [f"text {i}" for i in range(texts.vectors.shape[1])]
     else:
         matrix, names = tfidf(texts.articles, config)
     if config.components:

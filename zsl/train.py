@@ -43,7 +43,7 @@ def run(config: Train) -> str:
         raise UserError(f"device {device!r} cannot be used: {error}") from error
     data = datasets.load(config.data.path, config.data.split, config.data.texts)
     given = ClassTexts(data.class_ids, data.class_names, data.texts, data.articles)
-    vectors, _ = texts.vectors(given, config.text)
+    vectors, _ = texts.vectors(given, config.text, config.faithful)
     folder = RunFolder(config)
     try:
         _take_up(folder, config, _digest(data, vectors))

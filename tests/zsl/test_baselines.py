@@ -39,9 +39,9 @@ def test_a_prototype_is_made_of_the_most_similar_seen_classes():
     features, labels, texts, seen = material()
     means = np.stack([features[labels == k].mean(0) for k in range(seen)])
     centred = texts - texts[:seen].mean(0)
-    settings = dict(
-        (setting["neighbours"], classifier) for setting, classifier in baselines.prototypes(features, labels, texts, seen)
-    )
+    settings = {
+        setting["neighbours"]: classifier for setting, classifier in baselines.prototypes(features, labels, texts, seen)
+    }
     assert set(settings) == {1, 2, 3, 5}  # no more than there are seen classes, 7
     for u in range(seen, len(texts)):
         cosines = [centred[u] @ centred[k] / np.linalg.norm(centred[u]) / np.linalg.norm(centred[k]) for k in range(seen)]
