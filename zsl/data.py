@@ -129,11 +129,13 @@ class Division:
 def divide(data: Dataset, seed: int, held_out_images: float, held_out_classes: float | None = None) -> Division:
     """The division for the final training, or with `held_out_classes` the one to choose by.
 
-    Held-out images are the same in both: they are seen by no training of this seed.
+    What the final training is tested on takes no part in choosing: neither unseen classes nor held-out images of seen ones. To
+    choose by, other images of seen classes are held out.
 
     Args:
         seed: decides which classes and images are held out.
-        held_out_images: share of each seen class's images that becomes `seen_test`; data with a `seen_test` keep theirs.
+        held_out_images: share of each seen class's images that becomes `seen_test`; for the final training data with a
+            `seen_test` keep theirs.
         held_out_classes: share of the seen classes that stands in for the unseen ones, whose images are not touched. None:
             the real unseen classes are tested.
 
@@ -143,7 +145,9 @@ def divide(data: Dataset, seed: int, held_out_images: float, held_out_classes: f
     seen, unseen = data.seen, data.unseen
     seen_test = data.seen_test
     if seen_test is None:
-        seen_test = _held_out(data.labels, seen, held_out_images, seed)
+        seen_test = _held_out(data.labels, seen, held_out_images, seed, "held-out images")
+    rows = np.arange(len(data.labels))
+    tested = np.isin(rows, seen_test)
     if held_out_classes is not None:
         unseen = data.validation_classes
         if unseen is None:
@@ -159,8 +163,9 @@ def divide(data: Dataset, seed: int, held_out_images: float, held_out_classes: f
     number = np.full(len(data.class_ids), -1)
     number[classes] = np.arange(len(classes))
     labels = number[data.labels]
-    rows = np.arange(len(labels))
-    tested = np.isin(rows, seen_test)
+    if held_out_classes is not None:
+        labels[tested] = -1
+        tested = np.isin(rows, _held_out(labels, np.arange(len(seen)), held_out_images, seed, "images to choose by"))
     is_seen = (labels >= 0) & (labels < len(seen))
     return Division(
         classes=classes,
@@ -172,9 +177,9 @@ def divide(data: Dataset, seed: int, held_out_images: float, held_out_classes: f
     )
 
 
-def _held_out(labels: np.ndarray, classes: np.ndarray, share: float, seed: int) -> np.ndarray:
+def _held_out(labels: np.ndarray, classes: np.ndarray, share: float, seed: int, what: str) -> np.ndarray:
     """Rows of `share` of each class's images, rounded, but never all."""
-    random = np.random.default_rng(derive_seed("held-out images", seed))
+    random = np.random.default_rng(derive_seed(what, seed))
     chosen = []
     for index in classes:
         rows = random.permutation(np.flatnonzero(labels == index))

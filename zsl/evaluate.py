@@ -33,7 +33,10 @@ def run(config: Evaluate) -> str:
     arrays = data.read_npz(run / MODEL / "classes.npz", ("texts", "classes", "class_names", "unseen_classes"))
     texts = ClassTexts.from_arrays(run / MODEL / "classes.npz", arrays)
     unseen = texts.index_of(arrays["unseen_classes"], "unseen_classes")
-    given = _given(config.data, texts, unseen) if config.data else None
+    if config.data:
+        images = _given(config.data, texts, unseen)
+    else:
+        images = data.load(train.data.path, train.data.split, train.data.texts)
     out = Path(config.output_dir or run / "evaluation")
     out.mkdir(parents=True, exist_ok=True)
     lines, curves = ["method,seed,metric,value"], {}
@@ -43,8 +46,8 @@ def run(config: Evaluate) -> str:
             file = generator_file(run, method.name, seed)
             if not file.is_file():
                 continue
-            chosen = Chosen(file, train, seed, given or data.load(train.data.path, train.data.split, train.data.texts), texts)
-            found = chosen.figures(everything=given is not None)
+            chosen = Chosen(file, train, seed, images, texts)
+            found = chosen.figures(everything=config.data is not None)
             lines += [f"{method.name},{seed},{name},{found[name]}" for name in FIGURES if name in found]
             cells = (f"{100 * found[name]:.2f}%" if name in found else "-" for name in FIGURES)
             table.append(f"{method.name:24s} {seed:4d}  " + "  ".join(f"{cell:>14s}" for cell in cells))

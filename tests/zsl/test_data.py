@@ -60,9 +60,10 @@ def test_nothing_is_trained_on_that_is_tested_on():
     assert set(final.classes[7:]) == {7, 8, 9} and len(final.seen_test) == 7 * 3 and len(final.unseen_test) == 36
     # To choose by: 2 of the 7 seen classes stand in for the unseen ones, which take no part.
     assert (choose.seen_classes, len(choose.classes)) == (5, 7) and set(choose.classes) == set(range(7))
-    assert (choose.labels[found.labels >= 7] == -1).all()
-    # Held-out images are held out in both.
-    assert set(choose.seen_test) <= set(final.seen_test) and not set(choose.train) & set(final.seen_test)
+    assert (choose.labels[found.labels >= 7] == -1).all() and len(choose.seen_test) == 5 * 2
+    # What is tested in the end is not chosen by: other images of seen classes are held out for that.
+    for part in (choose.train, choose.seen_test, choose.unseen_test):
+        assert len(part) and not set(part) & set(final.seen_test) and not set(part) & set(final.unseen_test)
 
 
 def test_the_seed_decides_what_is_held_out():
