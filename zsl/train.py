@@ -113,7 +113,7 @@ class Experiment:
         first = self.seeds[0]
         grid = self.config.train.creativity_weights if method.divergence else [0.0]
         choose = {weight: self._train(method, first, "choose", weight) for weight in grid}
-        # The search of the published code, too, is for top-1 or AUC alone; ties and breakdowns go to the first weight.
+        # Each protocol searches by one figure: top-1 on held-out classes, or the AUC on the test classes, as published.
         by_choose = {weight: best(rows, "top1") for weight, rows in choose.items()}
         weight = max(grid, key=lambda weight: by_choose[weight]["top1"] if by_choose[weight] else -1.0)
         final = {w: self._train(method, first, "final", w, choose[w] if w == weight else None) for w in grid}

@@ -21,6 +21,7 @@ TINY = [
     *("--seeds", "2", "--model.hidden_size", "16", "--model.text_size", "8", "--model.noise_size", "4"),
     *("--train.iterations", "8", "--train.batch_size", "16", "--train.eval_steps", "2", "--train.checkpointing_steps", "3"),
     *("--train.critic_steps", "2", "--evaluate.samples_per_class", "6", "--evaluate.neighbours", "3", "--device", "cpu"),
+    *("--data.held_out_classes", "0.4"),
 ]
 
 
