@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from zsl import baselines, metrics, text
 from zsl import data as datasets
 from zsl.config import TextConfig
-from zsl.data import ClassTexts, Scaling, divide
+from zsl.data import ClassTexts
+from zsl.division import Scaling, divide
 
 PLAIN = TextConfig()
 REPRESENTATIONS = {

@@ -17,7 +17,8 @@ from tinyldm.randomness import derive_seed
 from tinyldm.run_folder import replace_text
 from zsl import classify, data, pictures
 from zsl.config import Evaluate, Train
-from zsl.data import ClassTexts, Dataset, Scaling, divide
+from zsl.data import ClassTexts, Dataset
+from zsl.division import Scaling, divide
 from zsl.job import sample
 from zsl.models import Generator
 from zsl.train import MODEL, generator_file
@@ -37,8 +38,6 @@ def run(config: Evaluate) -> str:
         images = _given(config.data, texts, unseen)
     else:
         images = data.load(train.data.path, train.data.split, train.data.texts)
-    out = Path(config.output_dir or run / "evaluation")
-    out.mkdir(parents=True, exist_ok=True)
     lines, curves = ["method,seed,metric,value"], {}
     table = [f"{'method':24s} seed  " + "  ".join(f"{name:>14s}" for name in FIGURES)]
     for method in train.methods:
@@ -55,6 +54,8 @@ def run(config: Evaluate) -> str:
                 curves[method.name] = chosen.curve()
     if len(lines) == 1:
         raise UserError(f"{run} holds no generator yet: its training has not come to the end of a method")
+    out = Path(config.output_dir or run / "evaluation")
+    out.mkdir(parents=True, exist_ok=True)
     replace_text(out / "evaluation.csv", "\n".join(lines) + "\n")
     if curves:
         pictures.curves(out / "curve.png", curves)

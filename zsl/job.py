@@ -22,7 +22,8 @@ from tinyldm.randomness import derive_seed
 from tinyldm.run_folder import replace_text
 from zsl import classify
 from zsl.config import Method, Train
-from zsl.data import Dataset, Division, Scaling, divide
+from zsl.data import Dataset
+from zsl.division import Division, Scaling, divide
 from zsl.game import Game, TrainingSet
 from zsl.models import Generator
 

@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 
 from tests.support import zsl as support
-from zsl import baselines, data
+from zsl import baselines
 from zsl.classify import unit
+from zsl.division import divide
 
 
 def material():
     found = support.dataset()
-    division = data.divide(found, 0, 0.25)
+    division = divide(found, 0, 0.25)
     return found.features[division.train], division.labels[division.train], found.texts[division.classes], division.seen_classes
 
 
@@ -56,7 +57,7 @@ def test_a_prototype_is_made_of_the_most_similar_seen_classes():
 def test_they_find_unseen_classes_where_texts_say_what_is_seen(name):
     """Features are a linear map of the texts: both must do far better than chance, 1 of 3."""
     found = support.dataset(classes=40, unseen=3, terms=5)
-    division = data.divide(found, 0, 0.25)
+    division = divide(found, 0, 0.25)
     texts = found.texts[division.classes]
     texts = unit(texts - texts.mean(0))
     args = (found.features[division.train], division.labels[division.train], texts, division.seen_classes)

@@ -10,7 +10,7 @@ import pytest
 from tests.support import zsl as support
 from tinyldm.errors import UserError
 from zsl import data
-from zsl.data import Scaling, divide
+from zsl.division import Scaling, divide
 
 
 def test_a_folder_of_features_and_articles(tmp_path):

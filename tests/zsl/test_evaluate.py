@@ -14,26 +14,27 @@ from tinyldm.config import HubConfig
 from tinyldm.errors import UserError
 from zsl import data
 from zsl.__main__ import main
+from zsl.division import divide
 from zsl.evaluate import load_generator
 
 
-def evaluated(run, capsys, *args) -> tuple[dict, str]:
-    main(["evaluate", "--run", str(run), *map(str, args)])
-    with (run / "evaluation" / "evaluation.csv").open(newline="") as file:
+def evaluated(run, capsys, out, *args) -> tuple[dict, str]:
+    main(["evaluate", "--run", str(run), "--output_dir", str(out), *map(str, args)])
+    with (out / "evaluation.csv").open(newline="") as file:
         found = {(row["method"], int(row["seed"]), row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
     return found, capsys.readouterr().out
 
 
-def test_the_chosen_generators_have_the_figures_of_the_run(tiny_run, capsys):
-    found, table = evaluated(tiny_run, capsys)
+def test_the_chosen_generators_have_the_figures_of_the_run(tiny_run, capsys, tmp_path):
+    found, table = evaluated(tiny_run, capsys, tmp_path)
     with (tiny_run / "results.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["protocol"], row["metric"]) == ("honest", "top1")]
     for row in rows:
         if row["method"] not in ("prototype", "eszsl"):
             assert found[row["method"], int(row["seed"]), "top1"] == float(row["value"])
     assert len(found) == 4 * 2 * 6 and "cizsl-kl" in table
-    assert (tiny_run / "evaluation" / "curve.png").read_bytes()[:4] == b"\x89PNG"
-    curve = (tiny_run / "evaluation" / "curve.csv").read_text()
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    curve = (tmp_path / "curve.csv").read_text()
     assert curve == (tiny_run / "curve.csv").read_text() and curve.startswith("name,offset,seen,unseen\ngazsl,-inf,")
 
 
@@ -41,8 +42,8 @@ def test_other_images_of_the_same_classes(tiny_run, capsys, tmp_path):
     """All of them are tested, and those of seen classes were not trained on."""
     new = support.dataset(seed=0)
     np.savez(tmp_path / "new.npz", features=new.features, labels=new.labels + 1)
-    found, _ = evaluated(tiny_run, capsys, "--data", tmp_path / "new.npz")
-    own, _ = evaluated(tiny_run, capsys)
+    found, _ = evaluated(tiny_run, capsys, tmp_path / "new", "--data", tmp_path / "new.npz")
+    own, _ = evaluated(tiny_run, capsys, tmp_path / "own")
     assert found["gazsl", 0, "top1"] == own["gazsl", 0, "top1"]  # the same unseen images
     assert found["gazsl", 0, "seen"] != own["gazsl", 0, "seen"] or found["cizsl", 0, "seen"] != own["cizsl", 0, "seen"]
     for changes, words in (
@@ -74,7 +75,7 @@ def test_a_generator_comes_with_its_scaling(tiny_run):
     config = parse(Train, "", ["--config", str(tiny_run / "config.yaml")])
     _, scaling = load_generator(tiny_run / "model" / "cizsl" / "seed-1.safetensors", config)
     found = data.load(config.data.path)
-    train = found.features[data.divide(found, 1, config.data.held_out_images).train]
+    train = found.features[divide(found, 1, config.data.held_out_images).train]
     assert scaling.apply(train).mean() == pytest.approx(0, abs=1e-5) and scaling.apply(train).std() == pytest.approx(
         1, rel=1e-4
     )

@@ -11,6 +11,7 @@ from tests.support import zsl as support
 from tinyldm.errors import UserError
 from zsl import convert, data, originals
 from zsl.config import Convert
+from zsl.division import divide
 
 
 @pytest.mark.parametrize("split", ["easy", "hard"])
@@ -34,7 +35,7 @@ def test_gbu(tmp_path):
     found = data.load(str(support.gbu(tmp_path / "AWA2")))
     assert found.features.shape == (40, 6) and found.texts.shape == (8, 4) and found.class_names[0] == "animal 1"
     assert found.unseen.tolist() == [6, 7] and found.validation_classes.tolist() == [4, 5]
-    division = data.divide(found, 0, 0.2)
+    division = divide(found, 0, 0.2)
     assert (
         len(division.train) == 24 and division.seen_test.tolist() == [0, 5, 10, 15, 20, 25] and len(division.unseen_test) == 10
     )
