@@ -4,8 +4,9 @@ python sample.py --model runs/demo --output_dir runs/demo/pictures
 python sample.py --model user/faces --num_images 64 --scheduler dpm-solver++ --num_inference_steps 20 --strip true
 """
 
-from tinyldm.config import Sample, parse
+from tinyldm.config import Sample
 from tinyldm.errors import one_line_errors
+from tinyldm.parsing import parse
 
 
 def main() -> None:
@@ -22,17 +23,17 @@ def main() -> None:
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = sampling.load_model(config.model, device, getattr(torch, config.dtype))
     model.scheduler = sampling.choose_scheduler(model.scheduler, config.scheduler)
-    steps, eta = config.num_inference_steps, config.eta
+    steps, eta, label = config.num_inference_steps, config.eta, config.class_label
 
     with tqdm(total=config.num_images, unit="image", desc="sampling", dynamic_ncols=True) as bar:
-        for batch in sampling.sample(model, config.num_images, config.batch_size, config.seed, steps, eta):
+        for batch in sampling.sample(model, config.num_images, config.batch_size, config.seed, steps, eta, label):
             output.add(batch, config.seed)
             bar.update(len(batch))
     output.finish()
     if config.strip:
-        output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, steps, eta))
+        output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, steps, eta, label))
     if config.interpolate:
-        output.interpolation(sampling.interpolate(model, *config.interpolate, steps))
+        output.interpolation(sampling.interpolate(model, *config.interpolate, steps, label))
     print(f"{config.num_images} images are in {output.path}; all on one page: {output.path / 'grid.png'}")
 
 

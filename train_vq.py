@@ -4,8 +4,9 @@ python train_vq.py --config configs/demo-vq.yaml
 accelerate launch train_vq.py --config configs/faces64-vq.yaml --data.name path/or/hub-id --output_dir runs/my-vq
 """
 
-from tinyldm.config import TrainVQ, parse
+from tinyldm.config import TrainVQ
 from tinyldm.errors import one_line_errors
+from tinyldm.parsing import parse
 
 
 def main() -> None:

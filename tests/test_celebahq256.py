@@ -10,8 +10,9 @@ from diffusers import DiffusionPipeline, LDMPipeline, VQModel
 import train_ldm
 from tests.test_train import run
 from tinyldm import toyfaces
-from tinyldm.config import TrainLDM, parse
+from tinyldm.config import TrainLDM
 from tinyldm.diffusers_sections import VQConfig
+from tinyldm.parsing import parse
 
 CONFIG = Path(__file__).parent.parent / "configs" / "celebahq256.yaml"
 

@@ -19,9 +19,7 @@ def write(run: Path, step: int = 10) -> Path:
     weight = torch.randn(4, 3, 3, 3, generator=random).to(memory_format=torch.channels_last)  # as in training
     networks = {"unet": {"weight": weight, "count": torch.tensor(7)}, "ema": {"weight": weight / 3}}
     optimizers = {"unet": {"state": {0: {"step": torch.tensor(5.0), "exp_avg": weight / 7}}, "param_groups": [{"lr": 1e-4}]}}
-    return checkpoint.save(
-        run, step, networks, optimizers, {"step": step, "best_eval_loss": float("inf"), "config": {"a": [1]}}
-    )
+    return checkpoint.save(run, step, networks, optimizers, {"step": step, "best_figure": float("inf"), "config": {"a": [1]}})
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
@@ -34,7 +32,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
     assert torch.equal(networks["ema"]["weight"], weight / 3)
     assert torch.equal(optimizers["unet"]["state"][0]["exp_avg"], weight / 7)
     assert optimizers["unet"]["param_groups"] == [{"lr": 1e-4}]
-    assert state == {"step": 10, "best_eval_loss": float("inf"), "config": {"a": [1]}}
+    assert state == {"step": 10, "best_figure": float("inf"), "config": {"a": [1]}}
 
 
 def test_saving_again_replaces(tmp_path):

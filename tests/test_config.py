@@ -10,14 +10,15 @@ import diffusers
 import pytest
 import yaml
 
-from tinyldm.config import Sample, TrainLDM, TrainVQ, parse, read_yaml, to_dict, to_yaml
+from tinyldm.config import Sample, TrainDDPM, TrainLDM, TrainVQ
 from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig, VQConfig
 from tinyldm.errors import UserError
+from tinyldm.parsing import parse, read_yaml, to_dict, to_yaml
 
 ROOT = Path(__file__).parent.parent
 REQUIRED = {TrainVQ: ["--output_dir", "out", "--train.max_steps", "5"], Sample: ["--model", "a"]}
 REQUIRED[TrainLDM] = REQUIRED[TrainVQ]
-SCRIPTS = {"train_vq.py": TrainVQ, "train_ldm.py": TrainLDM, "sample.py": Sample}
+SCRIPTS = {"train_vq.py": TrainVQ, "train_ldm.py": TrainLDM, "train_ddpm.py": TrainDDPM, "sample.py": Sample}
 
 
 def parsed(*args: str, schema=TrainLDM):
@@ -65,7 +66,9 @@ def test_choices_are_ones_that_diffusers_takes():
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.name)
 def test_every_recipe_fits_its_schema(file):
-    assert parse(TrainVQ if "vq" in yaml.safe_load(file.read_text()) else TrainLDM, "", ["--config", str(file)]).output_dir
+    sections = yaml.safe_load(file.read_text())
+    schema = TrainVQ if "vq" in sections else TrainLDM if "first_stage" in sections else TrainDDPM
+    assert parse(schema, "", ["--config", str(file)]).output_dir
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

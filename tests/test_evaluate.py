@@ -153,12 +153,12 @@ def test_drawing_goes_on_after_a_kill(network, model, go, tmp_path, monkeypatch)
     monkeypatch.setattr(pieces, "SECONDS", 0.0)
     denoise, seeds = sampling.denoise, []
 
-    def dies(model, noise, steps, random, eta):
+    def dies(model, noise, steps, random, eta, labels=None):
         if len(seeds) == 2:
             seeds.append(None)
             raise KeyboardInterrupt
         seeds.append([generator.initial_seed() for generator in random])
-        return denoise(model, noise, steps, random, eta)
+        return denoise(model, noise, steps, random, eta, labels=labels)
 
     monkeypatch.setattr(sampling, "denoise", dies)
     with pytest.raises(KeyboardInterrupt):

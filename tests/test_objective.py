@@ -5,7 +5,7 @@ import torch
 from diffusers.training_utils import compute_snr
 
 from tests.support.models import GaussianDenoiser, scheduler
-from tinyldm.objective import diffusion_loss, draw_timesteps, error_in_v, signal_to_noise, target, weight
+from tinyldm.objective import diffusion_loss, draw_timesteps, held_out_error, signal_to_noise, target, weight
 from tinyldm.randomness import Draw
 
 KINDS = ("epsilon", "v_prediction", "sample")
@@ -68,9 +68,19 @@ def test_min_snr_weighs_the_error_of_x0_alike_for_each_prediction(kind, example)
 def test_held_out_losses_are_in_units_of_v(kind, example):
     x0, noise, error = example
     process = scheduler(prediction_type=kind)
-    loss = diffusion_loss(FixedError(kind, x0, noise, error), process, x0, noise, T, None) * error_in_v(process, T)
+    loss = held_out_error(FixedError(kind, x0, noise, error), process, x0, noise, T)
     snr = torch.tensor([abar(t) / (1 - abar(t)) for t in T.tolist()], dtype=torch.float64)
     torch.testing.assert_close(loss.double(), (snr + 1) * error.square().mean((1, 2, 3)), rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_held_out_losses_are_of_the_clipped_image_where_the_sampler_clips(kind, example):
+    """Else an error of epsilon where little is left of the image would count a million times."""
+    _, noise, _ = example
+    process, x0 = scheduler(prediction_type=kind, clip_sample=True), torch.full_like(noise, 0.5)
+    worst = held_out_error(FixedError(kind, x0, noise, torch.full_like(noise, 1e3)), process, x0, noise, T)
+    snr = signal_to_noise(process, T)
+    torch.testing.assert_close(worst.double(), (snr + 1).double() * 0.25, rtol=1e-3, atol=1e-3)  # clipped to 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,7 +100,8 @@ def test_zero_terminal_snr_is_finite(kind, example):
     assert signal_to_noise(process, torch.tensor([999])) == 0
     everywhere = torch.arange(1000)
     assert weight(process, everywhere, 5.0).isfinite().all()
-    assert error_in_v(process, everywhere).isfinite().all()
+    nothing = lambda x_t, t: type("Zero", (), {"sample": torch.zeros_like(x_t)})  # noqa: E731
+    assert held_out_error(nothing, process, x0, noise, torch.full((4,), 999)).isfinite().all()
     # All is noise there, so that v is -x_0, and min-SNR gives the error the weight SNR = 0.
     last = torch.full((4,), 999)
     assert torch.equal(process.add_noise(x0, noise, last), noise)

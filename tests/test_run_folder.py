@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from tinyldm.config import TrainConfig, TrainLDM, read_yaml, to_dict
+from tinyldm.config import TrainConfig, TrainLDM
 from tinyldm.errors import UserError
+from tinyldm.parsing import read_yaml, to_dict
 from tinyldm.run_folder import RunFolder, read_metrics
 
 

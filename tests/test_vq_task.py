@@ -12,12 +12,17 @@ from diffusers.training_utils import EMAModel
 
 from tests.support import models
 from tinyldm.config import DataConfig, FirstStageConfig, TrainConfig, TrainVQ, VQLossConfig
-from tinyldm.data import to_float
+from tinyldm.data import Examples, to_float
 from tinyldm.diffusers_sections import VQConfig
 from tinyldm.errors import UserError
 from tinyldm.first_stage import load_first_stage
 from tinyldm.randomness import Draw
 from tinyldm.vq_task import Autoencoder, Discriminator, VQTask, gradient_l1, load_lpips
+
+
+def unlabelled(images: torch.Tensor) -> Examples:
+    return Examples(images, torch.zeros(len(images), dtype=torch.long))
+
 
 LOSS = VQLossConfig(
     perceptual="none",
@@ -85,7 +90,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 def test_the_gradients_are_those_of_the_written_out_sum(make_task, images, matching):
     task, step = make_task(feature_matching_weight=matching), 14
     autoencoder, discriminator = task.networks["autoencoder"], task.networks["discriminator"]
-    both = task.losses(images, step, draw())
+    both = task.losses(unlabelled(images), step, draw())
     name, loss, numbers = next(both)
     assert name == "autoencoder"
     loss.backward()
@@ -128,7 +133,7 @@ def test_the_gradients_are_those_of_the_written_out_sum(make_task, images, match
 def test_before_it_sets_in_the_discriminator_plays_no_part(make_task, images):
     task = make_task()
     autoencoder = task.networks["autoencoder"]
-    (only,) = task.losses(images, LOSS.discriminator_start - 1, draw())
+    (only,) = task.losses(unlabelled(images), LOSS.discriminator_start - 1, draw())
     only[1].backward()
     ours = gradients(autoencoder)
     autoencoder.zero_grad()
@@ -181,7 +186,7 @@ def test_uses_are_counted_over_steps(make_task, images):
     model = task.networks["autoencoder"]
     wanted = torch.zeros(16)
     for batch in (images, images.flip(0), images.flip(-1)):
-        list(task.losses(batch, 0, draw()))
+        list(task.losses(unlabelled(batch), 0, draw()))
         for code in model(to_float(batch))[3].flatten().tolist():
             wanted[code] += 1
     assert torch.equal(model.uses, wanted)
@@ -194,7 +199,7 @@ def test_dead_codes_are_revived_on_latents_and_used_ones_left_alone(make_task, i
     ema = EMAModel(model.parameters())
     ema.shadow_params = [shadow + 1 for shadow in ema.shadow_params]  # tell the averaged weights from the current ones
     before = [weight.detach().clone() for weight in model.parameters()]
-    list(task.losses(images, step, draw()))
+    list(task.losses(unlabelled(images), step, draw()))
     model.uses.copy_(torch.arange(16) % 3)  # 0, 3, 6 ... are dead
     task.after_step(step, draw(step), ema)
     expected = {"all": torch.ones(16), "none": torch.zeros(16), "dead": torch.arange(16) % 3 == 0}[moved].bool()
@@ -216,7 +221,7 @@ def test_revival_can_be_switched_off(make_task, images):
     task = make_task(adversarial_weight=0, revive_steps=0)
     model = task.networks["autoencoder"]
     before = model.vq.quantize.embedding.weight.detach().clone()
-    list(task.losses(images, 0, draw()))
+    list(task.losses(unlabelled(images), 0, draw()))
     model.uses.zero_()
     task.after_step(5, draw(), EMAModel(model.parameters()))
     assert torch.equal(model.vq.quantize.embedding.weight, before)
@@ -227,7 +232,7 @@ def test_all_codes_are_laid_onto_latents_when_quantisation_begins(make_task, ima
     model = task.networks["autoencoder"]
     before = model.vq.quantize.embedding.weight.detach().clone()
     for step, moved in ((1, False), (2, False), (3, True)):
-        list(task.losses(images, step - 1, draw()))
+        list(task.losses(unlabelled(images), step - 1, draw()))
         task.after_step(step, draw(step), EMAModel(model.parameters()))
         assert (model.vq.quantize.embedding.weight != before).any(1).all() == moved
 

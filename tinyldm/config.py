@@ -1,24 +1,16 @@
 """The schema of a recipe: what a YAML file in configs/ may say, what each key means and its default.
 
-    config = parse(TrainLDM, "Train a latent diffusion model.")     # reads sys.argv: --config FILE --section.key value ...
-
-Each entry script has one dataclass; the docstring under a field is what `--help` prints for it. The sections `unet`, `vq`
-and `scheduler` are diffusers' own arguments (see diffusers_sections.py). Importing this file imports neither torch nor
-diffusers, so that `--help` is quick.
+Each entry script has one dataclass; parsing.py reads it from YAML and the command line, and the docstring under a field is what
+`--help` prints for it. The sections `unet`, `vq` and `scheduler` are diffusers' own arguments (see diffusers_sections.py).
+Importing this file imports neither torch nor diffusers, so that `--help` is quick.
 """
 
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Literal
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
-
-from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig, VQConfig
+from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
 from tinyldm.errors import UserError
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 @dataclass
@@ -26,8 +18,8 @@ class DataConfig:
     """Any data set with an image column becomes a stream of square images."""
 
     name: str = "toyfaces"
-    """`toyfaces` (drawn on the fly, nothing to download), a Hub id, or a folder with images, parquet files or WebDataset
-    tars."""
+    """`toyfaces` (drawn on the fly) or `digits` (scikit-learn's), which need no download; a Hub id; or a folder with images,
+    parquet files or WebDataset tars."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set; give a commit for numbers that somebody else can repeat."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
@@ -41,6 +33,10 @@ class DataConfig:
     """How much of `split` is held out when there is no `eval_split`."""
     image_column: str | None = None
     """The column with the images. null: the first column of the type Image."""
+    label_column: str | None = None
+    """The column with class labels, for a model that draws a chosen class; for train_ddpm.py. null: none."""
+    channels: Literal[1, 3] = 3
+    """3: colour, 1: grey."""
     resolution: int = 256
     """Side in pixels: the shorter side is resized to it (antialiased), then the centre is cropped."""
     random_flip: bool = False
@@ -53,6 +49,19 @@ class DataConfig:
     """Threads that decode and resize, per process."""
     cache_dir: str = "~/.cache/tinyldm"
     """Where encoded latents are kept, so that a second run does not encode again."""
+
+    def check(self) -> None:
+        """Raise UserError for values that make no sense."""
+        for key in ("resolution", "num_workers", "shuffle_buffer"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"data.{key} is {getattr(self, key)}; give a number above 0")
+        if not 0 < self.eval_fraction < 1:
+            raise UserError(f"data.eval_fraction is {self.eval_fraction}; it must lie between 0 and 1")
+        if self.eval_split == self.split:
+            raise UserError(
+                f"data.split and data.eval_split are both {self.split!r}: the held-out part would be trained on; "
+                "set data.eval_split to null to hold out a part of it"
+            )
 
 
 @dataclass
@@ -118,7 +127,16 @@ class TrainConfig:
     checkpointing_steps: int = 5000
     """Steps between checkpoints; there is always one at the end."""
     checkpoints_total_limit: int = 2
-    """How many of the newest checkpoints are kept; the best by held-out loss is kept beside them."""
+    """How many of the newest checkpoints are kept; the best one by `best_by` is kept beside them."""
+    metrics_steps: int | None = None
+    """Steps between measurements of a cheap Frechet distance, `eval_fd`: of `num_metrics_images` images, made with
+    `diffusion.preview_steps` DDIM steps (a first stage: reconstructions), to the held-out part. null: never."""
+    metrics_features: Literal["inception", "dinov2", "efficientnet-lite0"] = "inception"
+    """The network of its features; see evaluate.py."""
+    num_metrics_images: int = 512
+    """Of how many images it is: the same seeds each time. Fewer make it larger."""
+    best_by: Literal["eval_loss", "eval_fd"] = "eval_loss"
+    """Which figure chooses the best checkpoint, among those where it was measured."""
     log_with: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Where curves go besides metrics.csv; wandb and trackio must be installed."""
 
@@ -130,10 +148,31 @@ class DiffusionConfig:
     snr_gamma: float | None = 5.0
     """Min-SNR loss weighting (Hang et al. 2023) with this gamma. null: all timesteps weigh the same in the loss of the
     chosen `scheduler.prediction_type`."""
+    loss: Literal["simple", "hybrid", "bound"] = "simple"
+    """simple: the squared error (Ho et al. 2020); with a learned variance (`scheduler.variance_type: learned_range`) hybrid,
+    which adds 0.001 of the variational bound for it, or bound, the bound alone at importance-sampled timesteps (Nichol &
+    Dhariwal 2021)."""
     preview_images: int = 16
     """Images in the sample grids drawn while training."""
     preview_steps: int = 50
     """DDIM steps of the sample grids drawn while training."""
+
+    def check(self, scheduler: SchedulerConfig) -> None:
+        """Raise UserError where values contradict each other."""
+        if self.snr_gamma is not None and not self.snr_gamma > 0:
+            raise UserError(f"diffusion.snr_gamma is {self.snr_gamma}; give a number above 0, or null for none")
+        if not 0 < self.preview_steps <= scheduler.num_train_timesteps:
+            raise UserError(
+                f"diffusion.preview_steps is {self.preview_steps}; it must lie between 1 and "
+                f"scheduler.num_train_timesteps, {scheduler.num_train_timesteps}"
+            )
+        if (self.loss == "simple") == (scheduler.variance_type == "learned_range"):
+            raise UserError(
+                f"diffusion.loss {self.loss} and scheduler.variance_type {scheduler.variance_type} do not fit: a learned "
+                "variance (learned_range) needs the loss hybrid or bound, and only those learn one"
+            )
+        if self.loss == "bound" and self.snr_gamma is not None:
+            raise UserError("diffusion.loss bound has its own weights; set diffusion.snr_gamma to null")
 
 
 @dataclass
@@ -207,10 +246,8 @@ class Training:
         Raises:
             UserError: naming the key.
         """
+        self.data.check()
         positive = {
-            "data.resolution": self.data.resolution,
-            "data.num_workers": self.data.num_workers,
-            "data.shuffle_buffer": self.data.shuffle_buffer,
             "train.batch_size": self.train.batch_size,
             "train.gradient_accumulation_steps": self.train.gradient_accumulation_steps,
             "train.logging_steps": self.train.logging_steps,
@@ -219,6 +256,7 @@ class Training:
             "train.checkpointing_steps": self.train.checkpointing_steps,
             "train.checkpoints_total_limit": self.train.checkpoints_total_limit,
             "train.num_eval_images": self.train.num_eval_images,
+            "train.metrics_steps": self.train.metrics_steps,
             "train.learning_rate": self.train.learning_rate,
             "train.max_steps": self.train.max_steps,
             "hub.push_steps": self.hub.push_steps,
@@ -228,6 +266,12 @@ class Training:
         for key, value in positive.items():
             if value is not None and not value > 0:  # nan is not above 0 either
                 raise UserError(f"{key} is {value}; give a number above 0")
+        if self.train.num_metrics_images < 20:
+            raise UserError(
+                f"train.num_metrics_images is {self.train.num_metrics_images}: too few for a covariance; give 20 or more"
+            )
+        if self.train.best_by == "eval_fd" and self.train.metrics_steps is None:
+            raise UserError("train.best_by eval_fd needs train.metrics_steps: say how often the distance is to be measured")
         if self.train.max_steps is None and self.train.num_epochs is None:
             raise UserError("how long to train is not said: give train.max_steps or train.num_epochs")
         if (self.train.lr_scheduler == "piecewise_constant") != bool(self.train.lr_step_rules):
@@ -245,13 +289,6 @@ class Training:
                 raise UserError(f"train.{key} is {getattr(self.train, key)}; it cannot be negative")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it cannot be negative")
-        if not 0 < self.data.eval_fraction < 1:
-            raise UserError(f"data.eval_fraction is {self.data.eval_fraction}; it must lie between 0 and 1")
-        if self.data.eval_split == self.data.split:
-            raise UserError(
-                f"data.split and data.eval_split are both {self.data.split!r}: the held-out part would be trained on; "
-                "set data.eval_split to null to hold out a part of it"
-            )
         if self.hub.push and not self.hub.repo_id:
             raise UserError("hub.push is true but hub.repo_id is missing; give user/name")
         if self.resume and self.overwrite:
@@ -269,6 +306,8 @@ class TrainVQ(Training):
         """See Training.check."""
         super().check()
         self.vq.check()
+        if not self.vq.in_channels == self.vq.out_channels == self.data.channels:
+            raise UserError(f"vq.in_channels and vq.out_channels must be data.channels, {self.data.channels}")
         side = self.data.resolution
         if side % self.vq.downscale:
             raise UserError(f"data.resolution {side} is not a multiple of the first stage's factor {self.vq.downscale}")
@@ -290,13 +329,27 @@ class TrainLDM(Training):
         super().check()
         self.unet.check(self.scheduler)
         self.scheduler.check()
-        if self.diffusion.snr_gamma is not None and not self.diffusion.snr_gamma > 0:
-            raise UserError(f"diffusion.snr_gamma is {self.diffusion.snr_gamma}; give a number above 0, or null for none")
-        if not 0 < self.diffusion.preview_steps <= self.scheduler.num_train_timesteps:
-            raise UserError(
-                f"diffusion.preview_steps is {self.diffusion.preview_steps}; it must lie between 1 and "
-                f"scheduler.num_train_timesteps, {self.scheduler.num_train_timesteps}"
-            )
+        self.diffusion.check(self.scheduler)
+        if self.diffusion.loss != "simple":
+            raise UserError(f"diffusion.loss {self.diffusion.loss} is a bound on pixels: it is for train_ddpm.py")
+        if self.data.label_column:
+            raise UserError("data.label_column: diffusers' LDMPipeline knows no labels; leave it at null, or use train_ddpm.py")
+
+
+@dataclass
+class TrainDDPM(Training):
+    """Train a diffusion model on pixels; the defaults of scheduler and loss are those of Ho et al. 2020."""
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    scheduler: SchedulerConfig = field(default_factory=pixel_scheduler)
+    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(snr_gamma=None))
+
+    def check(self) -> None:
+        """See Training.check."""
+        super().check()
+        self.unet.check(self.scheduler)
+        self.scheduler.check()
+        self.diffusion.check(self.scheduler)
 
 
 @dataclass
@@ -311,6 +364,8 @@ class Sample:
     """Images at a time; it changes the speed, not the pictures."""
     seed: int = 0
     """Of the first image."""
+    class_label: int | None = None
+    """The class to draw, for a model that was trained with labels. null: that of seed s is s mod their number."""
     scheduler: Literal["ddim", "ddpm", "dpm-solver++", "euler", "heun", "unipc"] | None = None
     """The sampler. null: the one that the model was saved with."""
     num_inference_steps: int = 50
@@ -339,64 +394,3 @@ class Sample:
             raise UserError(f"eta is {self.eta}; it must lie between 0 and 1")
         if self.eta and self.scheduler not in (None, "ddim"):
             raise UserError(f"eta is DDIM's and means nothing to {self.scheduler}; leave it away, or use --scheduler ddim")
-
-
-Schema = TypeVar("Schema")
-
-
-def parse(schema: type[Schema], description: str, args: list[str] | None = None) -> Schema:
-    """Read `--config FILE` and `--section.key value` overrides into an instance of `schema`.
-
-    Raises:
-        UserError: for an unknown key, a value of the wrong type, or values that contradict each other.
-    """
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="A YAML file with any of these keys; what follows overrides it.")
-    parser.add_class_arguments(schema)
-    try:
-        config = parser.parse_args(args)
-        for section in (part.name for part in fields(schema) if is_dataclass(part.type)):
-            if not isinstance(config[section], Namespace):
-                raise UserError(f"{section} is {config[section]!r}, but it is a section: give its keys, --help lists them")
-        config = parser.instantiate(config)
-    except ArgumentError as error:
-        raise UserError(f"{' '.join(str(error).split())}; --help explains every key") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the file given as --config is not a text ({error}); it must be a YAML file") from error
-    values = {key: value for key, value in vars(config).items() if key != "config"}
-    config = schema(**values)
-    config.check()
-    return config
-
-
-def to_yaml(config: Any) -> str:
-    """The resolved config as YAML, every key in it, in the order of the schema."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, width=120)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The resolved config as plain dicts, lists, numbers and strings; tuples become lists."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-    return plain(asdict(config))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a run's config.yaml.
-
-    Raises:
-        UserError: when it is missing or not YAML.
-    """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} is missing: {path.parent} is not a run folder") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML any more: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold a config's keys")
-    return values

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ RETRIES = 2  # of a stream that stalls
 MIN_POSITIONS = 100  # before judging that share
 
 
-def to_square(image: Image.Image, resolution: int) -> np.ndarray:
+def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndarray:
     """Orient, crop the central square and resize it with antialiasing.
 
     Cropping comes first (the result is the same as resizing the shorter side and cropping after), so that a 10 x 10,000
@@ -41,11 +41,13 @@ def to_square(image: Image.Image, resolution: int) -> np.ndarray:
     Args:
         image: of any mode: grey, palette, CMYK, 16-bit and transparent ones become RGB, the last over white.
         resolution: side of the result in pixels; smaller images are enlarged.
+        channels: 3 (RGB) or 1 (grey).
 
     Returns:
-        uint8 array (resolution, resolution, 3).
+        uint8 array (resolution, resolution, channels).
     """
-    image.draft("RGB", (2 * resolution, 2 * resolution))  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+    mode = "RGB" if channels == 3 else "L"
+    image.draft(mode, (2 * resolution, 2 * resolution))  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits to 8 instead of scaling them
         grey = np.asarray(image, dtype=np.float32)
@@ -54,15 +56,23 @@ def to_square(image: Image.Image, resolution: int) -> np.ndarray:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    image = image.convert(mode)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+    square = image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    return np.asarray(square).reshape(resolution, resolution, channels)
+
+
+class Examples(NamedTuple):
+    """A batch: images uint8 (B, C, H, W), and the numbers of their classes int64 (B,), all 0 where there are none."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
 
 
 class Images:
-    """Decodes examples in threads and yields images in the examples' order.
+    """Decodes examples in threads and yields (image, label) in the examples' order.
 
     Pillow releases the interpreter's lock while it decodes and resizes, so threads do what worker processes would
     without copies between processes, and a stream is read once however many there are.
@@ -73,19 +83,22 @@ class Images:
         UserError: while iterating, when more than 5% of the images, or all of a small set, are corrupt.
     """
 
-    def __init__(self, source: Source, resolution: int, num_workers: int):
-        self.source, self.resolution, self.num_workers = source, resolution, num_workers
+    def __init__(self, source: Source, resolution: int, num_workers: int, channels: int = 3):
+        self.source, self.resolution, self.num_workers, self.channels = source, resolution, num_workers, channels
         self.seen = self.corrupt = 0
 
-    def decode(self, fetch: Callable[[], dict[str, Any]]) -> np.ndarray | str:
-        """uint8 array (resolution, resolution, 3), or why there is none."""
+    def decode(self, fetch: Callable[[], dict[str, Any]]) -> tuple[np.ndarray, int] | str:
+        """uint8 array (resolution, resolution, channels) and label, or why there is none."""
         try:
-            with Image.open(io.BytesIO(image_bytes(self.source.cell(fetch())))) as image:
-                return to_square(image, self.resolution)
+            example = fetch()
+            with Image.open(io.BytesIO(image_bytes(self.source.cell(example)))) as image:
+                return to_square(image, self.resolution, self.channels), self.source.label(example)
         except Exception as error:  # Pillow's readers raise what they like: SyntaxError (PNG), RuntimeError (AVIF) ...
             return f"{type(error).__name__}: {error}"
 
-    def __call__(self, examples: Iterable[Callable[[], dict[str, Any]]], fill: bool = False) -> Iterator[np.ndarray]:
+    def __call__(
+        self, examples: Iterable[Callable[[], dict[str, Any]]], fill: bool = False
+    ) -> Iterator[tuple[np.ndarray, int]]:
         """Decode `examples`, leaving corrupt images out.
 
         Args:
@@ -101,13 +114,13 @@ class Images:
                     pending.append(pool.submit(self.decode, example))
                 if not pending:
                     break
-                image = pending.popleft().result()
+                decoded = pending.popleft().result()
                 self.seen += 1
                 waiting += 1
-                if isinstance(image, str):
-                    self._count_corrupt(image)
+                if isinstance(decoded, str):
+                    self._count_corrupt(decoded)
                     continue
-                yield from itertools.repeat(image, waiting if fill else 1)
+                yield from itertools.repeat(decoded, waiting if fill else 1)
                 waiting = 0
 
     def _count_corrupt(self, reason: str) -> None:
@@ -135,7 +148,7 @@ class ImageBatches:
         seed: of the order.
         batch_size: images a batch.
         process: (rank, number of processes).
-        length: images in a pass; counted when it is needed and not given.
+        length: images in a pass; known after one, or counted when it is needed before.
         timeout: seconds without a batch after which the stream counts as stalled.
     """
 
@@ -146,8 +159,8 @@ class ImageBatches:
     length: int | None = None
     timeout: float = 600.0
 
-    def __call__(self, start: int = 0) -> Iterator[torch.Tensor]:
-        """uint8 batches (B, 3, H, W) from micro-batch number `start` on, read ahead in a thread.
+    def __call__(self, start: int = 0) -> Iterator[Examples]:
+        """Batches from micro-batch number `start` on, read ahead in a thread.
 
         A stream that stalls is opened anew, where it stopped, RETRIES times.
 
@@ -165,13 +178,13 @@ class ImageBatches:
                     raise
                 print(f"warning: {error}; opening it anew", file=sys.stderr)
 
-    def _batches(self, start: int) -> Iterator[torch.Tensor]:
+    def _batches(self, start: int) -> Iterator[Examples]:
         decoded = self.images(self._examples(start), fill=True)
         while True:
             batch = list(itertools.islice(decoded, self.batch_size))
             if len(batch) < self.batch_size:
                 return
-            yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)  # channels_last in memory, as convolutions like it
+            yield collate(batch)
 
     def _examples(self, start: int) -> Iterator[Callable[[], dict[str, Any]]]:
         rank, processes = self.process
@@ -189,6 +202,8 @@ class ImageBatches:
                 raise UserError(
                     f"the training part of {self.images.source.name!r} is empty: see data.split, data.eval_fraction"
                 )
+            if not skip:
+                self.length = position - first
             if not skip and self.images.seen and self.images.seen - self.images.corrupt == seen_before:
                 self.images.check()  # a whole pass without one image: do not go round for ever
             epoch, skip = epoch + 1, 0
@@ -198,7 +213,13 @@ class Stalled(UserError):
     """A stream that gives nothing any more."""
 
 
-def read_ahead(batches: Generator[torch.Tensor], depth: int = 4, timeout: float = 600.0) -> Iterator[torch.Tensor]:
+def collate(decoded: list[tuple[np.ndarray, int]]) -> Examples:
+    """Batch what Images yields; channels_last in memory, as convolutions like it."""
+    images, labels = zip(*decoded, strict=True)
+    return Examples(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(labels))
+
+
+def read_ahead(batches: Generator, depth: int = 4, timeout: float = 600.0) -> Iterator:
     """Run a generator in a thread, `depth` items ahead.
 
     Raises:
@@ -251,15 +272,15 @@ def read_ahead(batches: Generator[torch.Tensor], depth: int = 4, timeout: float 
 
 
 def one_pass(images: Images, batch_size: int) -> Iterator[torch.Tensor]:
-    """uint8 batches (B, 3, H, W) of all examples once, in the order of the files; the last may be smaller."""
+    """uint8 batches (B, C, H, W) of all examples once, in the order of the files; the last may be smaller."""
     decoded = images(images.source.epoch(None, 0))
     while batch := list(itertools.islice(decoded, batch_size)):
-        yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
+        yield collate(batch).images
     images.check()
 
 
-def first_images(images: Images, count: int) -> torch.Tensor:
-    """The first `count` images in the order of the files, uint8 (N, 3, H, W).
+def first_examples(images: Images, count: int) -> Examples:
+    """The first `count` images in the order of the files, with their labels.
 
     Raises:
         UserError: when there is none.
@@ -270,7 +291,16 @@ def first_images(images: Images, count: int) -> torch.Tensor:
             f"the held-out part of {images.source.name!r} has no readable image: raise data.eval_fraction, or name a "
             "split as data.eval_split"
         )
-    return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
+    return collate(decoded)
+
+
+def first_images(images: Images, count: int) -> torch.Tensor:
+    """The first `count` images in the order of the files, uint8 (N, C, H, W).
+
+    Raises:
+        UserError: when there is none.
+    """
+    return first_examples(images, count).images
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:

@@ -156,10 +156,10 @@ class SchedulerConfig:
     """scaled_linear is linear in the square root of beta, squaredcos_cap_v2 the cosine schedule."""
     trained_betas: list[float] | None = None
     """The betas themselves, instead of a schedule."""
-    variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"] = "fixed_small"
-    """Variance of the ancestral sampler's steps."""
+    variance_type: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
+    """Variance of the ancestral sampler's steps; learned_range: between the two, where the network says."""
     clip_sample: bool = False
-    """Clip the predicted x0: off, since latents are not bounded."""
+    """Clip the predicted x0: off for latents, which are not bounded."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
     """epsilon (the noise), v_prediction (Salimans & Ho 2022) or sample (x0)."""
     thresholding: bool = False
@@ -191,6 +191,18 @@ class SchedulerConfig:
                 f"scheduler.beta_start {self.beta_start} and scheduler.beta_end {self.beta_end} must lie between 0 and 1, "
                 "the first not above the last"
             )
+
+
+def pixel_scheduler() -> SchedulerConfig:
+    """The forward process of Ho et al. 2020, for images in [-1, 1]."""
+    return SchedulerConfig(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="epsilon",
+        variance_type="fixed_large",
+        clip_sample=True,
+    )
 
 
 def _check_groups(section: str, widths: tuple[int, ...], groups: int) -> None:

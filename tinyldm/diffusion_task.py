@@ -1,4 +1,4 @@
-"""Training a denoiser on latents that were encoded once."""
+"""Training a denoiser, of latents or of pixels: what both have in common. See latent_task.py and pixel_task.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,93 +6,100 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMScheduler, LDMPipeline
+from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 
 from tinyldm import pictures
-from tinyldm.config import TrainLDM
+from tinyldm.bound import LossHistory, learns_variance
+from tinyldm.config import TrainDDPM, TrainLDM
 from tinyldm.denoiser import make_denoiser, make_scheduler, use_xformers
-from tinyldm.first_stage import load_first_stage
-from tinyldm.latents import LatentBatches, open_store
-from tinyldm.objective import diffusion_loss, draw_timesteps, error_in_v
+from tinyldm.objective import diffusion_loss, draw_timesteps, held_out_error
 from tinyldm.randomness import Draw, derive_seed
-from tinyldm.sampling import Model, denoise, generators, initial_noise, to_images
-from tinyldm.sources import open_sources
+from tinyldm.sampling import Model, cycle_labels, denoise, generators, initial_noise, sample, to_images
 from tinyldm.trainer import Losses
 
 BINS = 4  # held-out loss by quarter of the timesteps: where does the model learn?
 
 
 class DiffusionTask:
-    """See trainer.Task."""
+    """See trainer.Task. A subclass sets `stream`, `examples_per_epoch`, `corrupt` and `built_on` and says what x_0 is.
 
-    card = "ldm"
+    Args:
+        eval_x0: held-out images or latents (N, C, S, S), as the network sees them.
+        eval_labels: their classes (N,), for a network that knows them.
+        classes: their number.
+    """
 
-    def __init__(self, config: TrainLDM, accelerator: Accelerator):
+    card: str
+    built_on: str
+    first_stage: nn.Module | None = None
+
+    def __init__(
+        self,
+        config: TrainLDM | TrainDDPM,
+        accelerator: Accelerator,
+        eval_x0: torch.Tensor,
+        eval_labels: torch.Tensor | None = None,
+        classes: int | None = None,
+    ):
         self.config, self.accelerator = config, accelerator
-        device = accelerator.device
-        self.first_stage = load_first_stage(config.first_stage)
-        side = self.first_stage.check_resolution(config.data.resolution)
+        self.scheduler = make_scheduler(config.scheduler)
         torch.manual_seed(config.seed)
-        unet = make_denoiser(config.unet, side, self.first_stage.channels)
+        channels, side = eval_x0.shape[1:3]
+        unet = make_denoiser(config.unet, side, channels, classes, learns_variance(self.scheduler))
         use_xformers(unet, config.train)
         self.networks: dict[str, nn.Module] = {"unet": unet}
         self.learning_rates = {"unet": config.train.learning_rate}
-        self.scheduler = make_scheduler(config.scheduler)
-
-        self.first_stage.model.to(device)
-        sources = open_sources(config.data, config.seed)
-        mirrored = (config.data.random_flip, False)
-        with accelerator.main_process_first():  # the others find the store that the main process has built
-            train, held_out = (
-                open_store(config.data, source, part, config.seed, self.first_stage, device, flip)
-                for source, part, flip in zip(sources, ("train", "held-out"), mirrored, strict=True)
-            )
-        if (message := self.first_stage.choose_scale(1 / train.std)) and accelerator.is_main_process:
-            print(message)
-        self.scale = self.first_stage.scaling_factor
-        self.built_on = f"{self.first_stage.fingerprint()} x {self.scale:.6g}"
-        self.stream = LatentBatches(
-            train, config.seed, config.train.batch_size, (accelerator.process_index, accelerator.num_processes)
-        )
-        self.examples_per_epoch, self.corrupt = len(train), train.corrupt
+        self.history = LossHistory(config.scheduler.num_train_timesteps)
+        self.buffers = {"history": self.history.losses} if config.diffusion.loss == "bound" else {}
 
         # Held-out images, noise and timesteps are the same at each evaluation, so that its losses can be compared.
-        count = min(config.train.num_eval_images, len(held_out))
         fixed = torch.Generator().manual_seed(derive_seed("held out", config.seed))
-        self.eval_latents = held_out.get(torch.arange(count).numpy()) * self.scale
-        self.eval_noise = torch.randn(self.eval_latents.shape, generator=fixed)
-        spread = (torch.randperm(count, generator=fixed) + 0.5) / count
-        self.eval_timesteps = (spread * config.scheduler.num_train_timesteps).long()
+        noise = torch.randn(eval_x0.shape, generator=fixed)
+        spread = (torch.randperm(len(eval_x0), generator=fixed) + 0.5) / len(eval_x0)
+        timesteps = (spread * config.scheduler.num_train_timesteps).long()
+        self.held_out = [eval_x0, noise, timesteps] + ([] if eval_labels is None else [eval_labels])
 
-    def batches(self, start: int) -> Iterator[torch.Tensor]:
-        """Latents (B, C, h, w), unscaled."""
+    def batches(self, start: int) -> Iterator[Any]:
+        """What `stream` gives."""
         return self.stream(start)
 
-    def losses(self, batch: torch.Tensor, step: int, draw: Draw) -> Losses:
+    def x0(self, batch: Any, draw: Draw) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What is to be noised (B, C, S, S), and its labels (B,) or None."""
+        raise NotImplementedError
+
+    def losses(self, batch: Any, step: int, draw: Draw) -> Losses:
         """The diffusion loss of a batch at timesteps and with noise drawn for it."""
-        x0 = batch * self.scale
+        x0, labels = self.x0(batch, draw)
         noise = draw.normal(x0.shape)
-        timesteps = draw_timesteps(self.scheduler, len(x0), draw)
-        errors = diffusion_loss(self.networks["unet"], self.scheduler, x0, noise, timesteps, self.config.diffusion.snr_gamma)
-        yield "unet", errors.mean(), {"loss": errors.mean()}
+        kind, gamma = self.config.diffusion.loss, self.config.diffusion.snr_gamma
+        if kind == "bound":
+            timesteps, weights = (part.to(x0.device) for part in self.history.draw(len(x0), draw))
+        else:
+            timesteps, weights = draw_timesteps(self.scheduler, len(x0), draw), 1.0
+        losses = diffusion_loss(self.networks["unet"], self.scheduler, x0, noise, timesteps, gamma, kind, labels)
+        if kind == "bound":
+            self.history.update(*(self.accelerator.gather(part) for part in (timesteps, losses.detach())))
+        loss = (weights * losses).mean()
+        yield "unet", loss, {"loss": loss}
 
     def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
         """Nothing to do."""
 
+    def my_held_out(self, process: tuple[int, int]) -> Iterator[list[torch.Tensor]]:
+        """Batches of this process's share of [x_0, noise, timesteps, perhaps labels], on the device."""
+        rank, processes = process
+        size = self.config.train.batch_size
+        for parts in zip(*(part[rank::processes].split(size) for part in self.held_out if len(part) > rank), strict=True):
+            yield [part.to(self.accelerator.device) for part in parts]
+
     def evaluate(self, process: tuple[int, int]) -> dict[str, torch.Tensor]:
         """Sums of the error in units of v, in all and by quarter of the timesteps."""
-        rank, processes = process
-        device = self.accelerator.device
-        sums = torch.zeros(2, BINS, device=device)
-        parts = (self.eval_latents, self.eval_noise, self.eval_timesteps)
-        mine = [part[rank::processes].split(self.config.train.batch_size) for part in parts if len(part) > rank]
+        sums = torch.zeros(2, BINS, device=self.accelerator.device)
         unet = self.accelerator.unwrap_model(self.networks["unet"])  # processes may hold unequal shares
-        for x0, noise, timesteps in zip(*mine, strict=True):
-            x0, noise, timesteps = x0.to(device), noise.to(device), timesteps.to(device)
-            errors = diffusion_loss(unet, self.scheduler, x0, noise, timesteps, None)
-            errors = errors * error_in_v(self.scheduler, timesteps)
+        for x0, noise, timesteps, *labels in self.my_held_out(process):
+            errors = held_out_error(unet, self.scheduler, x0, noise, timesteps, *labels)
             bins = timesteps * BINS // self.scheduler.config.num_train_timesteps
             sums[0].index_add_(0, bins, errors)
             sums[1].index_add_(0, bins, torch.ones_like(errors))
@@ -105,31 +112,33 @@ class DiffusionTask:
         return {"eval_loss": sum(errors) / sum(count), **quarters}
 
     def model(self) -> Model:
-        """What sampling needs, around the current weights; the sampler that is shipped is DDIM."""
+        """What sampling needs, around the current weights, with DDIM."""
         sampler = DDIMScheduler.from_config(self.scheduler.config)
-        return Model(self.accelerator.unwrap_model(self.networks["unet"]), sampler, self.first_stage.model)
+        return Model(self.accelerator.unwrap_model(self.networks["unet"]), sampler, self.first_stage)
 
     def picture(self, path: Path) -> None:
         """Images from fixed noise, from generators of their own."""
         model, random = self.model(), generators(0, self.config.diffusion.preview_images)
-        x0 = denoise(model, initial_noise(model.unet, random), self.config.diffusion.preview_steps)
+        labels = cycle_labels(model.unet, 0, len(random))
+        x0 = denoise(model, initial_noise(model.unet, random), self.config.diffusion.preview_steps, labels=labels)
         pictures.grid(to_images(model, x0)).save(path)
 
-    def export(self, folder: Path) -> None:
-        """pipeline/, a standard LDMPipeline folder."""
-        model = self.model()
-        LDMPipeline(vqvae=model.first_stage, unet=model.unet, scheduler=model.scheduler).save_pretrained(folder / "pipeline")
+    def make_images(self, count: int, process: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """Samples of seeds 0, 1, ... with DDIM: this process's share."""
+        first, after = (count * (process[0] + i) // process[1] for i in (0, 1))
+        steps = self.config.diffusion.preview_steps
+        for batch in sample(self.model(), after - first, self.config.train.batch_size, first, steps):
+            yield batch.expand(-1, 3, -1, -1)  # grey ones as well
 
     def facts(self) -> dict[str, Any]:
-        """For model_cards/ldm.md."""
-        channels, side = self.eval_latents.shape[1:3]
+        """For the templates in model_cards/."""
+        channels, side = self.held_out[0].shape[1:3]
         return {
-            "latent_shape": f"{channels} x {side} x {side}",
+            "shape": f"{channels} x {side} x {side}",
             "train_images": self.examples_per_epoch,
             "corrupt": self.corrupt,
-            "first_stage": self.config.first_stage.path,
-            "scaling_factor": self.scale,
             "prediction_type": self.config.scheduler.prediction_type,
+            "loss": self.config.diffusion.loss,
             "snr_gamma": self.config.diffusion.snr_gamma,
-            "eval_images": len(self.eval_latents),
+            "eval_images": len(self.held_out[0]),
         }

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tinyldm.config import DataConfig, Sample, parse, read_yaml
+from tinyldm.config import DataConfig, Sample
 from tinyldm.errors import UserError
+from tinyldm.parsing import parse, read_yaml
 
 METRICS = ("fid", "kid", "prdc", "is", "memorisation")
 
@@ -80,15 +81,9 @@ class Evaluate:
         for key in ("num_reference", "num_images"):
             if getattr(self, key) is not None and getattr(self, key) <= 0:
                 raise UserError(f"{key} is {getattr(self, key)}; give a number above 0, or null")
-        for key in ("resolution", "num_workers"):
-            if getattr(self.data, key) <= 0:
-                raise UserError(f"data.{key} is {getattr(self.data, key)}; give a number above 0")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; it cannot be negative")
-        if self.data.eval_split == self.data.split:
-            raise UserError(f"data.split and data.eval_split are both {self.data.split!r}; set data.eval_split to null")
-        if not self.data.eval_split and not 0 < self.data.eval_fraction < 1:
-            raise UserError(f"data.eval_fraction is {self.data.eval_fraction}; it must lie between 0 and 1")
+        self.data.check()
         # The sampler's keys mean what they mean in sample.py.
         steps = {"num_inference_steps": self.num_inference_steps, "eta": self.eta}
         Sample("", batch_size=self.batch_size, seed=self.seed, scheduler=self.scheduler, **steps).check()
@@ -98,7 +93,7 @@ def read(description: str, args: list[str] | None = None) -> Evaluate:
     """The command line, over the data section and seed of the run that it names.
 
     Raises:
-        UserError: as config.parse.
+        UserError: as parsing.parse.
     """
     args = sys.argv[1:] if args is None else args
     config = parse(Evaluate, description, args)

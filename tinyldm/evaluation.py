@@ -26,9 +26,21 @@ from tinyldm.errors import UserError
 from tinyldm.evaluate_config import Evaluate
 from tinyldm.features import FeatureNetwork
 from tinyldm.first_stage import FirstStage
-from tinyldm.image_sets import ImageSet, data_key, data_part, draw, open_images, open_model, pick, weights_stamp
+from tinyldm.image_sets import (
+    Arrays,
+    ImageSet,
+    data_key,
+    data_part,
+    draw,
+    embed,
+    embed_part,
+    open_images,
+    open_model,
+    pick,
+    weights_stamp,
+)
 from tinyldm.metrics import Estimate
-from tinyldm.pieces import Pieces, difference, digest, fill
+from tinyldm.pieces import Pieces, difference
 from tinyldm.sources import hub_id, open_sources
 from tinyldm.vq_task import load_lpips
 
@@ -37,7 +49,6 @@ SAMPLES, REAL, RECONSTRUCTIONS = "samples", "real images", "reconstructions"  # 
 OTHER = {"train": "held_out", "held_out": "train"}
 IN_OUTPUT = ("drawn", "features")
 START_ANEW = "choose another output_dir, or --overwrite true"
-Arrays = dict[str, np.ndarray]
 
 
 def evaluate(config: Evaluate) -> str:
@@ -96,13 +107,8 @@ class Evaluation:
         return {part: data_part(source, config.data, part, config.split_seed, config.batch_size) for part, source in sources}
 
     def part(self, part: str, wanted: int | None) -> Arrays:
-        """Features of the first images of a part. They are kept in data.cache_dir, for the next model as well."""
-        images = self.parts[part]
-        made_of = {"images": images.made_of, "features": self.network.recipe}
-        key = digest(made_of)
-        folder = Path(self.config.data.cache_dir).expanduser() / "features" / key
-        name = f"features of the {part.replace('_', '-')} part"
-        return self.embed(images, wanted, Pieces(folder, made_of, "delete it"), self.network.embed, name)
+        """Features of the first images of a part."""
+        return embed_part(self.parts[part], part, self.config.data, self.network, wanted)
 
     def reference(self, wanted: int | None) -> tuple[str, np.ndarray, dict[str, Any]]:
         """Which part the reference is, the features (M, D) of its first `wanted` images (None: all), and its stamp."""
@@ -139,28 +145,12 @@ class Evaluation:
 
     # ------------------------------------------------------------------------------------------------------------- features
 
-    def embed(
-        self, images: ImageSet, wanted: int | None, pieces: Pieces, make: Callable[[torch.Tensor], Arrays], doing: str
-    ) -> Arrays:
-        """The kept arrays of the first `wanted` images, those that are missing made now."""
-
-        def checked(batch: torch.Tensor) -> Arrays:
-            arrays = make(batch)
-            if not np.isfinite(arrays["features"]).all():
-                raise UserError(f"{doing}: not finite; look at the images, and use --dtype float32")
-            return arrays
-
-        count = fill(pieces, wanted, images.batches, checked, doing)
-        if not count:
-            raise UserError(f"{doing}: there are no images; see data.split, data.eval_split and data.eval_fraction")
-        return pieces.read(count)
-
     def mine(self, name: str, images: ImageSet, wanted: int, make: Callable[[torch.Tensor], Arrays], **made_of: Any) -> Arrays:
         """As `embed`, kept in output_dir."""
         folder = self.output / "features" / f"{self.network.name}-{name}"
         made_of = {"images": images.made_of, "features": self.network.recipe, **made_of}
         doing = f"features of the {name.partition('-')[0]}"
-        return self.embed(images, wanted, Pieces(folder, made_of, START_ANEW), make, doing)
+        return embed(images, wanted, Pieces(folder, made_of, START_ANEW), make, doing)
 
     def compare(self, found: Arrays, reference: np.ndarray, chosen: list[str]) -> dict[str, dict[str, float]]:
         """The chosen figures of one set of images, by name: value, interval and how many images they are of."""

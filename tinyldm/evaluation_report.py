@@ -10,8 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from huggingface_hub import EvalResult, ModelCard
 
-from tinyldm import __version__
-from tinyldm import config as configs
+from tinyldm import __version__, parsing
 from tinyldm.evaluate_config import Evaluate, run_folder
 from tinyldm.run_folder import read_metrics, replace_text
 from tinyldm.sources import hub_id
@@ -178,7 +177,7 @@ def add_to_report(run: Path, images: dict[str, Any], results: list[dict[str, Any
     text = re.sub(rf"\n{SECTION}\n.*?(?=\n## |\Z)", "", card.text, flags=re.DOTALL).rstrip() + "\n"
     before, heading, after = text.partition("\n## Limits and licence")
     card.text = f"{before.rstrip()}\n\n{section}{heading}{after}"
-    data = configs.read_yaml(run / "config.yaml")["data"]
+    data = parsing.read_yaml(run / "config.yaml")["data"]
     ours = [_eval_result(name, measured, images, result, data) for result in results for name, measured in main_figures(result)]
     others = [entry for entry in card.data.eval_results or [] if "reference_images" not in (entry.metric_args or {})]
     card.data.eval_results = [*others, *ours]

@@ -18,9 +18,10 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
 from tqdm.auto import tqdm
 
-from tinyldm.config import HubConfig, read_yaml
+from tinyldm.config import HubConfig
 from tinyldm.errors import UserError, one_line_errors
 from tinyldm.hub_errors import reason, why
+from tinyldm.parsing import read_yaml
 
 # Folder of the model in a run -> its place in the repository: what diffusers loads goes to the root.
 PLACES = {"pipeline": "", "vqvae": "vqvae", "model": "model"}

@@ -16,16 +16,19 @@ import torch
 from PIL import Image
 
 from tinyldm import sampling
-from tinyldm.config import DataConfig, FirstStageConfig, read_yaml
-from tinyldm.data import Images
+from tinyldm.config import DataConfig, FirstStageConfig
+from tinyldm.data import Images, collate
 from tinyldm.errors import UserError
 from tinyldm.evaluate_config import Evaluate, run_folder
+from tinyldm.features import FeatureNetwork
 from tinyldm.first_stage import SUBFOLDERS, FirstStage, load_first_stage
 from tinyldm.latents import local_files
+from tinyldm.parsing import read_yaml
 from tinyldm.pieces import Batches, Pieces, digest, fill
 from tinyldm.sampling import Model
 from tinyldm.sources import Source
 
+Arrays = dict[str, np.ndarray]
 TRANSFORM = "oriented, central square, Pillow bicubic with antialiasing, 8 bits"  # data.to_square
 
 
@@ -79,7 +82,7 @@ def _from_source(source: Source, data: DataConfig, batch_size: int) -> Callable[
         decoded, count = itertools.islice(images(source.epoch(None, 0, position)), wanted), 0
         while batch := list(itertools.islice(decoded, batch_size)):
             count += len(batch)
-            yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2), position + images.seen
+            yield collate(batch).images, position + images.seen
         if not position and (wanted is None or count < wanted):  # seen as a whole: one of the first few says nothing
             images.check()
 
@@ -239,7 +242,7 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) ->
         steps, eta = config.num_inference_steps, config.eta
         for batch in sampling.sample(model, wanted, config.batch_size, config.seed + position, steps, eta):
             position += len(batch)
-            yield batch, position
+            yield batch.expand(-1, 3, -1, -1), position  # grey ones as well: the networks of features look at colours
 
     fill(pieces, count, drawing, lambda batch: {"images": batch.numpy()}, "drawing")
 
@@ -254,3 +257,33 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) ->
                 return
 
     return ImageSet(made_of, batches, count)
+
+
+# -------------------------------------------------------------------------------------------------------------- features
+
+
+def embed(images: ImageSet, wanted: int | None, pieces: Pieces, make: Callable[[torch.Tensor], Arrays], doing: str) -> Arrays:
+    """The kept arrays of the first `wanted` images (None: all), those that are missing made now.
+
+    Raises:
+        UserError: where features are not finite, or there are no images.
+    """
+
+    def checked(batch: torch.Tensor) -> Arrays:
+        arrays = make(batch)
+        if not np.isfinite(arrays["features"]).all():
+            raise UserError(f"{doing}: not finite; look at the images, and use --dtype float32")
+        return arrays
+
+    count = fill(pieces, wanted, images.batches, checked, doing)
+    if not count:
+        raise UserError(f"{doing}: there are no images; see data.split, data.eval_split and data.eval_fraction")
+    return pieces.read(count)
+
+
+def embed_part(images: ImageSet, part: str, data: DataConfig, network: FeatureNetwork, wanted: int | None = None) -> Arrays:
+    """Features of the first images of a part of a data set. They are kept in data.cache_dir, for the next model as well."""
+    made_of = {"images": images.made_of, "features": network.recipe}
+    folder = Path(data.cache_dir).expanduser() / "features" / digest(made_of)
+    doing = f"features of the {part.replace('_', '-')} part"
+    return embed(images, wanted, Pieces(folder, made_of, "delete it"), network.embed, doing)

@@ -67,14 +67,15 @@ def open_store(
         "files": local_files(data),
         "held out": None if data.eval_split else [data.eval_fraction, seed],
         "part": part,
-        "resolution": data.resolution,
+        "resolution": [data.resolution, data.channels],
         "mirrored": mirrored,
         "first stage": first_stage.fingerprint(),
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(data.cache_dir).expanduser() / "latents" / key
     if not (folder / "store.json").exists():
-        _build(folder, made_of, Images(source, data.resolution, data.num_workers), first_stage, device, mirrored)
+        images = Images(source, data.resolution, data.num_workers, data.channels)
+        _build(folder, made_of, images, first_stage, device, mirrored)
     return _read(folder)
 
 

@@ -18,6 +18,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
+from tinyldm.bound import reverse_step, step_bits
 from tinyldm.randomness import Draw
 
 
@@ -68,29 +69,45 @@ def diffusion_loss(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
     snr_gamma: float | None,
+    kind: str = "simple",
+    labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Weighted squared errors (B,), each the mean over the elements of its image.
+    """Losses (B,), each the mean over the elements of its image.
 
     Args:
-        network: (x_t (B, C, H, W), timesteps (B,)) -> object with `.sample` (B, C, H, W).
+        network: (x_t (B, C, H, W), timesteps (B,)) -> object with `.sample` (B, C, H, W), or (B, 2 C, H, W) where it also says
+            the variance.
         x0: images or latents (B, C, H, W) of about unit variance, in fp32 like `noise`.
         timesteps: (B,) in 0..T-1.
+        kind: simple, weighted squared errors; hybrid, 0.001 of the bound beside them, which teaches the variance alone
+            (Nichol & Dhariwal 2021, equation 16); bound, T L_t in bits per dimension.
+        labels: classes (B,) of a network that knows them.
     """
     x_t = scheduler.add_noise(x0, noise, timesteps)
-    predicted = network(x_t, timesteps).sample.float()
-    error = (predicted - target(scheduler, x0, noise, timesteps)).square().mean((1, 2, 3))
-    return weight(scheduler, timesteps, snr_gamma) * error
+    known = {} if labels is None else {"class_labels": labels}
+    predicted = network(x_t, timesteps, **known).sample.float()
+    steps = scheduler.config.num_train_timesteps
+    if kind == "bound":
+        return steps * step_bits(scheduler, predicted, x0, x_t, timesteps)
+    mean, variance = predicted[:, : x0.shape[1]], predicted[:, x0.shape[1] :]
+    error = (mean - target(scheduler, x0, noise, timesteps)).square().mean((1, 2, 3))
+    loss = weight(scheduler, timesteps, snr_gamma) * error
+    if kind == "hybrid":
+        loss = loss + 0.001 * steps * step_bits(scheduler, torch.cat([mean.detach(), variance], 1), x0, x_t, timesteps)
+    return loss
 
 
-def error_in_v(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """Factors (B,) that turn an unweighted squared error of any prediction type into one of v: held-out losses in one
-    unit compare between runs whatever they were trained to predict."""
-    snr = signal_to_noise(scheduler, timesteps)
-    match scheduler.config.prediction_type:
-        case "epsilon":
-            return (snr + 1) / snr
-        case "v_prediction":
-            return torch.ones_like(snr)
-        case "sample":
-            return snr + 1
-    raise ValueError(f"unknown prediction_type {scheduler.config.prediction_type!r}")
+def held_out_error(
+    network: nn.Module,
+    scheduler: DDPMScheduler,
+    x0: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    labels: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Mean squared errors (B,) of the x_0 that a sampler would use (clipped where it clips), in units of v: SNR + 1 times
+    that of x_0. So held-out losses compare between runs, whatever they were trained to predict. See diffusion_loss."""
+    x_t = scheduler.add_noise(x0, noise, timesteps)
+    known = {} if labels is None else {"class_labels": labels}
+    _, expected = reverse_step(scheduler, network(x_t, timesteps, **known).sample.float(), x_t, timesteps)
+    return (signal_to_noise(scheduler, timesteps) + 1) * (expected - x0).square().mean((1, 2, 3))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from tinyldm.errors import UserError
@@ -26,8 +27,8 @@ def grid(images: torch.Tensor, columns: int | None = None) -> Image.Image:
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
-    """uint8 (3, H, W) -> RGB image."""
-    return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    """uint8 (3, H, W) -> RGB image; (1, H, W) -> grey one."""
+    return to_pil_image(image.cpu())
 
 
 def save_gif(frames: list[Image.Image], path: Path, seconds: float = 4.0) -> None:

@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from tinyldm import config as configs
-from tinyldm.config import DataConfig
+from tinyldm import parsing
+from tinyldm.config import DataConfig, TrainConfig
 from tinyldm.run_folder import replace_text
 from tinyldm.sources import hub_id
 
 TEMPLATES = Path(__file__).parent.parent / "model_cards"
 LABELS = {
     "eval_loss": ("held-out loss", "loss"),
+    "eval_fd": ("Frechet distance", "frechet_distance"),
+    "eval_bits": ("bits per dimension", "bits_per_dimension"),
+    "eval_bits_prior": ("... of the prior", "bits_prior"),
+    "eval_bits_steps": ("... of the steps", "bits_steps"),
+    "eval_bits_decoder": ("... of the decoder", "bits_decoder"),
     "eval_psnr": ("PSNR in dB", "psnr"),
     "eval_ssim": ("SSIM", "ssim"),
     "eval_perplexity": ("codebook perplexity", "perplexity"),
@@ -65,16 +70,30 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
         pushed=config.hub.push,
         data=data,
         figures=[(LABELS[key][0], f"{value:.4g}") for key, value in figures.items()],
+        remarks=remarks(config.train, facts["best_step"]),
         hardware=hardware(),
         torch_version=torch.__version__,
         picture=samples[-1].relative_to(run) if samples else None,
         curve=(run / "loss.png").exists(),
-        config=configs.to_yaml(config).strip(),
+        config=parsing.to_yaml(config).strip(),
         train=config.train,
         duration=duration(facts["seconds"]),
         **facts,
     )
     replace_text(run / "README.md", card.content)
+
+
+def remarks(train: TrainConfig, best_step: int | None) -> str:
+    """What there is to say below the held-out figures of any training."""
+    lines = []
+    if train.metrics_steps:
+        lines.append(
+            f"The Frechet distance is that of at most {train.num_metrics_images} images to the held-out part, features: "
+            f"{train.metrics_features}; it is meant for comparisons within the run."
+        )
+    if best_step:
+        lines.append(f"The best checkpoint by `{train.best_by}` is that of step {best_step:,}.")
+    return "\n".join(lines)
 
 
 def hardware() -> str:

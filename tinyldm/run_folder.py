@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tinyldm import config as configs
+from tinyldm import parsing
 from tinyldm.errors import UserError
 
 
@@ -51,11 +51,11 @@ class RunFolder:
             self._write_config()  # a resumed run keeps the old one until its checkpoint has been found to fit: rewind()
 
     def _write_config(self) -> None:
-        replace_text(self.path / "config.yaml", configs.to_yaml(self.config))
+        replace_text(self.path / "config.yaml", parsing.to_yaml(self.config))
 
     def _is_run(self) -> bool:
         try:
-            return {"output_dir", "data", "train"} <= configs.read_yaml(self.path / "config.yaml").keys()
+            return {"output_dir", "data", "train"} <= parsing.read_yaml(self.path / "config.yaml").keys()
         except UserError:
             return False
 

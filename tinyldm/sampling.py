@@ -127,6 +127,7 @@ def denoise(
     random: list[torch.Generator] | None = None,
     eta: float = 0.0,
     watch: Callable[[int, torch.Tensor], None] | None = None,
+    labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run the reverse process.
 
@@ -136,6 +137,7 @@ def denoise(
         random: generators of the noise that ddpm, ddim with eta > 0 and other stochastic samplers add in each step.
         eta: DDIM's, from 0 (deterministic) to 1 (ancestral).
         watch: called with (step, what the network sees) before each step, and with x_0 at the end.
+        labels: classes (B,) of a network that knows them.
 
     Returns:
         x_0 (B, C, S, S), in the units that the network was trained in.
@@ -153,12 +155,15 @@ def denoise(
     if eta and "eta" not in accepted:
         raise UserError(f"eta means nothing to the model's {type(scheduler).__name__}; leave it away, or choose scheduler ddim")
     extra = {key: value for key, value in {"eta": eta, "generator": random}.items() if key in accepted}
+    known = {} if labels is None else {"class_labels": labels.to(model.device)}
+    # A learned variance is of use to the ancestral sampler alone.
+    channels = None if isinstance(scheduler, DDPMScheduler) else noise.shape[1]
     x = noise.to(model.device, model.dtype) * scheduler.init_noise_sigma
     for step, t in enumerate(scheduler.timesteps):
         seen = scheduler.scale_model_input(x, t)
         if watch:
             watch(step, seen)
-        predicted = model.unet(seen, t).sample
+        predicted = model.unet(seen, t, **known).sample[:, :channels]
         x = scheduler.step(predicted, t, x, **extra).prev_sample
     if watch:
         watch(len(scheduler.timesteps), x)
@@ -174,14 +179,35 @@ def to_images(model: Model, x0: torch.Tensor) -> torch.Tensor:
     return ((x0.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def cycle_labels(unet: nn.Module, seed: int, count: int, class_label: int | None = None) -> torch.Tensor | None:
+    """Classes (count,) of the images of seeds seed, seed + 1, ...: all `class_label`, or that of seed s is s mod their number.
+    None for a network without classes.
+
+    Raises:
+        UserError: for a class that this network does not know.
+    """
+    classes = unet.config.get("num_class_embeds")
+    if class_label is not None and not 0 <= class_label < (classes or 0):
+        raise UserError(f"class_label is {class_label}, but this model knows {classes or 'no'} classes")
+    if classes is None:
+        return None
+    return torch.arange(seed, seed + count) % classes if class_label is None else torch.full((count,), class_label)
+
+
 def sample(
-    model: Model, num_images: int, batch_size: int, seed: int, num_inference_steps: int, eta: float = 0.0
+    model: Model,
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    num_inference_steps: int,
+    eta: float = 0.0,
+    class_label: int | None = None,
 ) -> Iterator[torch.Tensor]:
-    """uint8 batches (B, 3, H, W) of the images of seeds seed, seed + 1, ...; one seed gives one image in any batch."""
+    """uint8 batches (B, C, H, W) of the images of seeds seed, seed + 1, ...; one seed gives one image in any batch."""
     for first in range(0, num_images, batch_size):
         random = generators(seed + first, min(batch_size, num_images - first))
-        noise = initial_noise(model.unet, random)
-        yield to_images(model, denoise(model, noise, num_inference_steps, random, eta)).cpu()
+        noise, labels = initial_noise(model.unet, random), cycle_labels(model.unet, seed + first, len(random), class_label)
+        yield to_images(model, denoise(model, noise, num_inference_steps, random, eta, labels=labels)).cpu()
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:
@@ -195,20 +221,30 @@ def slerp(a: torch.Tensor, b: torch.Tensor, fractions: torch.Tensor) -> torch.Te
 
 
 def denoising_frames(
-    model: Model, num_images: int, seed: int, num_inference_steps: int, eta: float = 0.0, frames: int = 12
+    model: Model,
+    num_images: int,
+    seed: int,
+    num_inference_steps: int,
+    eta: float = 0.0,
+    class_label: int | None = None,
+    frames: int = 12,
 ) -> list[torch.Tensor]:
     """How the images of these seeds come out of the noise: `frames` uint8 batches (B, 3, H, W), the last one finished."""
     random, states = generators(seed, num_images), []
     noise = initial_noise(model.unet, random)
-    denoise(model, noise, num_inference_steps, random, eta, watch=lambda step, x: states.append(x))
+    labels = cycle_labels(model.unet, seed, num_images, class_label)
+    denoise(model, noise, num_inference_steps, random, eta, lambda step, x: states.append(x), labels)
     kept = torch.linspace(0, len(states) - 1, min(frames, len(states))).round().int().tolist()
     return [to_images(model, states[i]).cpu() for i in kept]
 
 
-def interpolate(model: Model, seed_a: int, seed_b: int, num_inference_steps: int, frames: int = 12) -> torch.Tensor:
+def interpolate(
+    model: Model, seed_a: int, seed_b: int, num_inference_steps: int, class_label: int | None = None, frames: int = 12
+) -> torch.Tensor:
     """uint8 images (frames, 3, H, W) from the image of one seed to that of another, along the sphere of noise; DDIM
     without noise, so that near noises give near images."""
     a, b = initial_noise(model.unet, [*generators(seed_a, 1), *generators(seed_b, 1)])
     noise = slerp(a, b, torch.linspace(0, 1, frames))
     still = Model(model.unet, choose_scheduler(model.scheduler, "ddim"), model.first_stage)
-    return to_images(model, denoise(still, noise, num_inference_steps)).cpu()
+    labels = cycle_labels(model.unet, 0, frames, class_label or 0) if model.unet.config.get("num_class_embeds") else None
+    return to_images(model, denoise(still, noise, num_inference_steps, labels=labels)).cpu()

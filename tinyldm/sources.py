@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,19 @@ class Source:
     """One part of a data set, undecoded and in a fixed order.
 
     `dataset` is a datasets.Dataset (random access) or IterableDataset (streamed); `image_column` its column of the type
-    Image(decode=False).
+    Image(decode=False); `label_column` one of class numbers, or None.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
     image_column: str
     name: str
     shuffle_buffer: int
+    label_column: str | None = None
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, or None without labels."""
+        return self.dataset.features[self.label_column].num_classes if self.label_column else None
 
     @property
     def streamed(self) -> bool:
@@ -91,6 +97,19 @@ class Source:
         """The undecoded image of an example."""
         return example[self.image_column]
 
+    def label(self, example: dict[str, Any]) -> int:
+        """The class of an example; 0 without labels.
+
+        Raises:
+            ValueError: for an example that has none.
+        """
+        if self.label_column is None:
+            return 0
+        label = example[self.label_column]
+        if label is None or not 0 <= label < self.classes:
+            raise ValueError(f"label {label}")
+        return label
+
 
 def open_sources(data: DataConfig, seed: int) -> tuple[Source, Source]:
     """The training part and the held-out part of a data set, disjoint by construction.
@@ -119,7 +138,7 @@ def open_sources(data: DataConfig, seed: int) -> tuple[Source, Source]:
         train.dataset.filter(lambda cell: not held_out(cell), input_columns=[column]),
         train.dataset.filter(held_out, input_columns=[column]),
     )
-    return tuple(Source(part, column, train.name, train.shuffle_buffer) for part in parts)
+    return tuple(replace(train, dataset=part) for part in parts)
 
 
 def hub_id(name: str) -> str | None:
@@ -133,6 +152,8 @@ def _load(data: DataConfig, split: str) -> Source:
     try:
         if data.name == "toyfaces":
             dataset = toyfaces.load(split, data.resolution)
+        elif data.name == "digits":
+            dataset = _digits(split, data.streaming)
         else:
             dataset = datasets.load_dataset(
                 str(Path(data.name).expanduser()) if data.name.startswith("~") else data.name,
@@ -147,7 +168,22 @@ def _load(data: DataConfig, split: str) -> Source:
         raise UserError(_why_not(data.name, error)) from error
     column = _image_column(data, dataset.features)
     dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    return Source(dataset, column, data.name, data.shuffle_buffer)
+    return Source(dataset, column, data.name, data.shuffle_buffer, _label_column(data, dataset.features))
+
+
+def _digits(split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: the first 1,500 to train on, the others for validation."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    parts = {"train": slice(0, 1500), "validation": slice(1500, None)}
+    if split not in parts:
+        raise ValueError(f"unknown split {split!r}; digits has train and validation")
+    pixels = (digits.images[parts[split]] * (255 / 16)).round().astype(np.uint8)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    examples = {"image": [Image.fromarray(image) for image in pixels], "label": digits.target[parts[split]].tolist()}
+    dataset = datasets.Dataset.from_dict(examples, features=features)
+    return dataset.to_iterable_dataset() if streaming else dataset
 
 
 def _plain_folder(name: str) -> str | None:
@@ -192,3 +228,15 @@ def _image_column(data: DataConfig, features: datasets.Features) -> str:
             "name the one with encoded images as data.image_column"
         )
     return images[0]
+
+
+def _label_column(data: DataConfig, features: datasets.Features) -> str | None:
+    if data.label_column is None:
+        return None
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if data.label_column not in classes:
+        raise UserError(
+            f"data.label_column {data.label_column!r} of {data.name!r} is no column of class labels; "
+            f"it has: {', '.join(classes) or 'none'}"
+        )
+    return data.label_column

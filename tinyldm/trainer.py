@@ -1,6 +1,7 @@
 """The one loop: batch -> losses -> backward -> step -> average -> now and then log, evaluate, draw, save.
 
-What differs between trainings is a `Task`, handed in. See VQTask (vq_task.py) and DiffusionTask (diffusion_task.py).
+What differs between trainings is a `Task`, handed in. See VQTask (vq_task.py), LatentTask (latent_task.py) and PixelTask
+(pixel_task.py).
 """
 
 import itertools
@@ -15,16 +16,17 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from tinyldm import checkpoint, hub, pictures, report
-from tinyldm import config as configs
+from tinyldm import checkpoint, hub, parsing, pictures, report
 from tinyldm.config import Training
 from tinyldm.errors import Stopped, UserError
 from tinyldm.processes import StopRequest, make_accelerator
+from tinyldm.quality import Quality
 from tinyldm.randomness import Draw
 from tinyldm.run_folder import RunFolder, replace_folder
 
@@ -38,8 +40,9 @@ class Task(Protocol):
         networks: by name; the first is the one that is averaged, evaluated and shipped. The trainer puts the prepared
             (distributed, mixed-precision) ones back in here.
         learning_rates: the peak for each network.
-        examples_per_epoch: images in a pass, or None when a stream does not say.
+        examples_per_epoch: images in a pass; None where `max_steps` is given and a stream does not say.
         card: the template in model_cards/ for its report.
+        buffers: tensors that a resumed training needs beside the networks; restored in place.
         built_on: what names the frozen parts that the networks are trained over; a run cannot go on over others.
     """
 
@@ -48,11 +51,12 @@ class Task(Protocol):
     networks: dict[str, nn.Module]
     learning_rates: dict[str, float]
     examples_per_epoch: int | None
+    buffers: dict[str, torch.Tensor]
 
-    def batches(self, start: int) -> Iterator[torch.Tensor]:
-        """Endless micro-batches of this process from number `start` on."""
+    def batches(self, start: int) -> Iterator[Any]:
+        """Endless micro-batches (tensors, or tuples of them) of this process from number `start` on."""
 
-    def losses(self, batch: torch.Tensor, step: int, draw: Draw) -> Losses:
+    def losses(self, batch: Any, step: int, draw: Draw) -> Losses:
         """(network's name, its loss, numbers to log), one for each network that learns in this step; the trainer calls
         backward on each before it asks for the next."""
 
@@ -63,10 +67,13 @@ class Task(Protocol):
         """Sums over this process's share of the held-out images (and their `count`), reduced by `summarize`."""
 
     def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Held-out figures from the sums of all processes; `eval_loss` chooses the best checkpoint."""
+        """Held-out figures from the sums of all processes, `eval_loss` among them."""
 
     def picture(self, path: Path) -> None:
         """Draw what the network does now, without touching the training's random numbers."""
+
+    def make_images(self, count: int, process: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """This process's share of `count` images, always of the same seeds, in uint8 batches (B, 3, H, W)."""
 
     def export(self, folder: Path) -> None:
         """Write the model that a user loads, from the current weights, as one folder in `folder`."""
@@ -124,6 +131,7 @@ class Trainer:
         self.ema = EMAModel(self._weights(), decay=train.ema_decay, foreach=True)
         self.ema.to(accelerator.device)
         accelerator.init_trackers("tinyldm")
+        self.quality = Quality(config, accelerator) if train.metrics_steps else None
         self.step, self.seconds, self.best = 0, 0.0, (math.inf, None)
         # Since the last row of metrics.csv; on the device, so that no step waits for a number to arrive.
         self.logged: dict[str, list[torch.Tensor]] = {}
@@ -135,12 +143,10 @@ class Trainer:
             print(f"no checkpoint in {run.path} yet: starting at step 0", file=sys.stderr)
 
     def _max_steps(self) -> int:
-        train, length = self.config.train, self.task.examples_per_epoch
+        train = self.config.train
         if train.max_steps is not None:
             return train.max_steps
-        if length is None:
-            raise UserError("this stream does not say how long an epoch is; give train.max_steps instead of num_epochs")
-        return max(1, round(train.num_epochs * length / self.images_per_step))
+        return max(1, round(train.num_epochs * self.task.examples_per_epoch / self.images_per_step))
 
     def _weights(self) -> list[nn.Parameter]:
         return list(self.task.networks[self.main].parameters())
@@ -172,7 +178,7 @@ class Trainer:
             while self.step < self.max_steps:
                 for micro, batch in enumerate(self._take(batches, accumulation)):
                     draw = Draw(self.config.seed, self.step, micro, self.process, accelerator.device)
-                    batch = batch.to(accelerator.device, non_blocking=True)
+                    batch = send_to_device(batch, accelerator.device, non_blocking=True)
                     with self._sync_gradients(micro == accumulation - 1):
                         for _, loss, numbers in self.task.losses(batch, self.step, draw):
                             accelerator.backward(loss / accumulation)
@@ -196,8 +202,13 @@ class Trainer:
                 self.seconds = seconds_before + time.monotonic() - started
                 if evaluate or save or self.step % train.logging_steps == 0:
                     self._log((self.step - resumed_at) * self.images_per_step / (self.seconds - seconds_before), bar)
-                if evaluate:
-                    self._evaluate(bar)
+                figures = self._evaluate() if evaluate else {}
+                if self.quality and (last or self.step % train.metrics_steps == 0):
+                    figures |= self._measure()
+                if figures:
+                    self._report(figures, bar)
+                if save and figures.get(train.best_by, math.inf) < self.best[0]:
+                    self.best = (figures[train.best_by], self.step)
                 if last or self.step % train.sample_steps == 0:
                     with self.averaged_weights():
                         if accelerator.is_main_process:
@@ -219,7 +230,7 @@ class Trainer:
         if self.pusher:
             print(f"pushed to {self.pusher.finish(f'Step {self.step}, the last')}")
 
-    def _take(self, batches: Iterator[torch.Tensor], count: int) -> list[torch.Tensor]:
+    def _take(self, batches: Iterator, count: int) -> list:
         """The micro-batches of a step, all before it begins: where the data end, the last step is whole and can be saved."""
         try:
             return list(itertools.islice(batches, count))
@@ -258,7 +269,7 @@ class Trainer:
         if bad := [key for key, value in values.items() if not math.isfinite(value)]:
             done = checkpoint.steps(Path(self.config.output_dir))
             good = f"the last checkpoint is step-{done[-1]}" if done else "there is no checkpoint yet"
-            good += f", the best by held-out loss step-{self.best[1]}" if self.best[1] in done else ""
+            good += f", the best by {self.config.train.best_by} step-{self.best[1]}" if self.best[1] in done else ""
             raise UserError(
                 f"{bad[-1]} is {values[bad[-1]]} at step {self.step}: {good}; lower train.learning_rate or set "
                 "train.mixed_precision to no, and continue with --resume latest"
@@ -269,18 +280,26 @@ class Trainer:
             self.run.log(step=self.step, images=self.step * self.images_per_step, learning_rate=rate, **values)
         self.accelerator.log({**values, "images_per_second": speed}, step=self.step)
 
-    def _evaluate(self, bar: tqdm) -> None:
+    def _evaluate(self) -> dict[str, float]:
         with self.averaged_weights(), torch.no_grad():
             sums = self.task.evaluate(self.process)
-        values = self.task.summarize({key: self.accelerator.reduce(value, "sum") for key, value in sums.items()})
-        if values["eval_loss"] < self.best[0]:
-            self.best = (values["eval_loss"], self.step)
+        return self.task.summarize(self._over_processes(sums))
+
+    def _measure(self) -> dict[str, float]:
+        with self.averaged_weights():
+            sums = self.quality.sums(self.task.make_images(self.config.train.num_metrics_images, self.process))
+        return {"eval_fd": self.quality.distance(self._over_processes(sums))}
+
+    def _over_processes(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: self.accelerator.reduce(value, "sum") for key, value in sums.items()}
+
+    def _report(self, figures: dict[str, float], bar: tqdm) -> None:
         if self.run:
-            self.run.log(step=self.step, **values)
+            self.run.log(step=self.step, **figures)
             pictures.curves(self.run.rows, self.run.path / "loss.png")
-            figures = ", ".join(f"{key.removeprefix('eval_')} {value:.4g}" for key, value in values.items())
-            bar.write(f"step {self.step}: held-out {figures}", file=sys.stderr)
-        self.accelerator.log(values, step=self.step)
+            told = ", ".join(f"{key.removeprefix('eval_')} {value:.4g}" for key, value in figures.items())
+            bar.write(f"step {self.step}: held-out {told}", file=sys.stderr)
+        self.accelerator.log(figures, step=self.step)
 
     # ------------------------------------------------------------------------------------------- saving and resuming
 
@@ -294,16 +313,17 @@ class Trainer:
             optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
             if self.accelerator.scaler is not None:
                 optimizers["scaler"] = self.accelerator.scaler.state_dict()
+            optimizers["buffers"] = self.task.buffers
             optimizers["logged"] = logged  # a run that is stopped between two rows of metrics.csv
             state = {
                 "step": self.step,
                 "seconds": self.seconds,
                 "images_per_step": self.images_per_step,
                 "built_on": self.task.built_on,
-                "best_eval_loss": self.best[0],
+                "best_figure": self.best[0],
                 "best_step": self.best[1],
                 "examples_per_epoch": self.task.examples_per_epoch,
-                "config": configs.to_dict(self.config),
+                "config": parsing.to_dict(self.config),
             }
             checkpoint.save(self.run.path, self.step, networks, optimizers, state)
             checkpoint.prune(self.run.path, self.config.train.checkpoints_total_limit, self.best[1])
@@ -329,6 +349,7 @@ class Trainer:
             "images_per_step": self.images_per_step,
             "seconds": self.seconds,
             "images_per_second": images / self.seconds,
+            "best_step": self.best[1],
             "parameters": count_parameters(self.accelerator.unwrap_model(self.task.networks[self.main])),
             **self.task.facts(),
         }
@@ -356,17 +377,20 @@ class Trainer:
             for group, base, factor in zip(bare.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
                 group["initial_lr"], group["lr"] = base, base * factor(state["step"])
             schedule._last_lr = [group["lr"] for group in bare.param_groups]
+        for name, values in self.task.buffers.items():
+            values.copy_(optimizers["buffers"][name])
         for shadow, name in zip(self.ema.shadow_params, self._weight_names(), strict=True):
             shadow.copy_(networks["ema"][name])
         self.ema.optimization_step = state["step"]
         if self.accelerator.scaler is not None and "scaler" in optimizers:
             self.accelerator.scaler.load_state_dict(optimizers["scaler"])
         self.step, self.seconds = state["step"], state["seconds"]
-        self.best = (state["best_eval_loss"], state["best_step"])
+        if state["config"]["train"]["best_by"] == self.config.train.best_by:
+            self.best = (state["best_figure"], state["best_step"])
         self.logged = {key: list(values.to(self.accelerator.device)) for key, values in optimizers["logged"].items()}
 
     def _compare_configs(self, folder: Path, state: dict[str, Any]) -> None:
-        old, new = _flatten(state["config"]), _flatten(configs.to_dict(self.config))
+        old, new = _flatten(state["config"]), _flatten(parsing.to_dict(self.config))
         changed = [
             key for key in {**old, **new} if old.get(key) != new.get(key) and key not in ("resume", "overwrite", "output_dir")
         ]

@@ -19,7 +19,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from tinyldm import pictures
 from tinyldm.config import TrainVQ
-from tinyldm.data import ImageBatches, Images, first_images, to_float, to_uint8
+from tinyldm.data import Examples, ImageBatches, Images, first_images, to_float, to_uint8
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 from tinyldm.sources import open_sources
@@ -115,29 +115,29 @@ class VQTask:
         if self.loss.adversarial_weight > 0:
             self.networks["discriminator"] = Discriminator(self.loss.discriminator_channels, self.loss.discriminator_layers)
             self.learning_rates["discriminator"] = self.loss.discriminator_learning_rate
+        self.buffers: dict[str, torch.Tensor] = {}
         self.lpips = load_lpips().to(accelerator.device) if self.loss.perceptual == "lpips" else None
 
         process = (accelerator.process_index, accelerator.num_processes)
         train, held_out = open_sources(config.data, config.seed)
-        self.images = Images(train, config.data.resolution, config.data.num_workers)
-        self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, process)
-        needs_length = config.train.max_steps is None
-        self.examples_per_epoch = train.length() if needs_length else None
-        self.stream.length = self.examples_per_epoch
-        self.held_out = first_images(
-            Images(held_out, config.data.resolution, config.data.num_workers), config.train.num_eval_images
+        self.images, held_out = (
+            Images(part, config.data.resolution, config.data.num_workers, config.data.channels) for part in (train, held_out)
         )
+        self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, process)
+        # Counting a stream means reading it.
+        self.examples_per_epoch = self.stream.length = train.length() if config.train.max_steps is None else None
+        self.held_out = first_images(held_out, config.train.num_eval_images)
 
-    def batches(self, start: int) -> Iterator[torch.Tensor]:
-        """uint8 images (B, 3, H, W)."""
+    def batches(self, start: int) -> Iterator[Examples]:
+        """uint8 images (B, C, H, W) and labels."""
         return self.stream(start)
 
     # ------------------------------------------------------------------------------------------------------ learning
 
-    def losses(self, batch: torch.Tensor, step: int, draw: Draw) -> Losses:
+    def losses(self, batch: Examples, step: int, draw: Draw) -> Losses:
         """First the autoencoder's loss, then, once it has set in, the discriminator's."""
         loss = self.loss
-        images = to_float(batch)
+        images = to_float(batch.images)
         if self.config.data.random_flip:
             flip = draw.uniform(len(images)) < 0.5
             images = torch.where(flip[:, None, None, None], images.flip(-1), images)
@@ -266,6 +266,13 @@ class VQTask:
             for part in pair
         ]
         pictures.grid(torch.cat(rows), PICTURE_IMAGES).save(path)
+
+    @torch.no_grad()
+    def make_images(self, count: int, process: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """Reconstructions of this process's share of the first held-out images; no more than there are."""
+        model = self.accelerator.unwrap_model(self.networks["autoencoder"])
+        for batch in self.held_out[:count][process[0] :: process[1]].split(self.config.train.batch_size):
+            yield to_uint8(model(to_float(batch.to(self.accelerator.device)))[0]).expand(-1, 3, -1, -1)
 
     def export(self, folder: Path) -> None:
         """vqvae/, a diffusers VQModel folder, with a scaling_factor that gives held-out latents unit variance."""

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tinyldm import config as configs
-from tinyldm.config import parse
+from tinyldm import parsing
 from tinyldm.errors import UserError
+from tinyldm.parsing import parse
 from tinyldm.randomness import derive_seed
 from tinyldm.run_folder import replace_text
 from zsl import classify, data, pictures
@@ -29,7 +29,7 @@ FIGURES = ("top1", "per_class_top1", "seen", "unseen", "h", "auc")
 def run(config: Evaluate) -> str:
     """Measure, write evaluation.csv, curve.png and curve.csv, and return a table."""
     run = Path(config.run).expanduser()
-    configs.read_yaml(run / "config.yaml")  # says it well when this is no run
+    parsing.read_yaml(run / "config.yaml")  # says it well when this is no run
     train = parse(Train, "", ["--config", str(run / "config.yaml")])
     arrays = data.read_npz(run / MODEL / "classes.npz", ("texts", "classes", "class_names", "unseen_classes"))
     texts = ClassTexts.from_arrays(run / MODEL / "classes.npz", arrays)

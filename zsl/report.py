@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from tinyldm import config as configs
+from tinyldm import parsing
 from tinyldm.run_folder import replace_text
 from zsl.baselines import BASELINES
 from zsl.config import Train
@@ -182,6 +182,6 @@ def write(folder: Path, config: Train, data: Dataset, vectors: np.ndarray, resul
         pictures=pictures,
         hardware=hardware(),
         torch_version=torch.__version__,
-        recipe=configs.to_yaml(config).strip(),
+        recipe=parsing.to_yaml(config).strip(),
     )
     replace_text(folder / "README.md", card.content)

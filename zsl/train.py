@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinyldm import config as configs
-from tinyldm import hub
+from tinyldm import hub, parsing
 from tinyldm.config import HubConfig
 from tinyldm.errors import UserError
 from tinyldm.run_folder import RunFolder, replace_text
@@ -74,8 +73,8 @@ def _take_up(folder: RunFolder, config: Train, digest: str) -> None:
     """
     known = folder.path / "data.sha256"
     if config.resume and known.exists():
-        old = configs.read_yaml(folder.path / "config.yaml")
-        new = configs.to_dict(config)
+        old = parsing.read_yaml(folder.path / "config.yaml")
+        new = parsing.to_dict(config)
         changed = [key for key in new if key not in MAY_CHANGE and old.get(key) != new[key]]
         if changed:
             told = ", ".join(f"{key} {old.get(key)} -> {new[key]}" for key in changed)

@@ -80,3 +80,37 @@ class GaussianDenoiser(nn.Module):
         eps = (x.double() - a * x0) / b
         predicted = {"epsilon": eps, "v_prediction": a * eps - b * x0, "sample": x0}[self.kind]
         return SimpleNamespace(sample=predicted.float())
+
+
+class MixtureDenoiser(nn.Module):
+    """What a network with no error predicts when x_0 (C, 1, 1) is drawn from a mixture of normals.
+
+    Given component k, x_t ~ N(a m_k, S_k) with S_k = a^2 C_k + b^2 I, and E[x_0 | x_t, k] = m_k + a C_k S_k^-1 (x_t - a m_k);
+    E[x_0 | x_t] is their mean under the components' posterior probabilities.
+
+    Args:
+        shares: (K,).
+        means: (K, C).
+        covariances: (K, C, C).
+    """
+
+    def __init__(self, forward: DDPMScheduler, shares: torch.Tensor, means: torch.Tensor, covariances: torch.Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))  # says device and dtype
+        self.config = SimpleNamespace(sample_size=1, in_channels=means.shape[1])
+        self.alphas_cumprod, self.kind = forward.alphas_cumprod.double(), forward.config.prediction_type
+        self.shares, self.means, self.covariances = shares.double(), means.double(), covariances.double()
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor | float) -> SimpleNamespace:
+        abar = self.alphas_cumprod[int(timestep)]
+        a, b = abar.sqrt(), (1 - abar).sqrt()
+        values = x.double().flatten(1)  # (B, C)
+        noised = abar * self.covariances + (1 - abar) * torch.eye(x.shape[1])
+        chances = torch.distributions.MultivariateNormal(a * self.means, noised).log_prob(values[:, None])
+        chances = (chances + self.shares.log()).softmax(1)
+        gains = a * self.covariances @ noised.inverse()  # (K, C, C)
+        expected = self.means + torch.einsum("kij,bkj->bki", gains, values[:, None] - a * self.means)
+        x0 = (chances[..., None] * expected).sum(1)
+        eps = (values - a * x0) / b
+        predicted = {"epsilon": eps, "v_prediction": a * eps - b * x0, "sample": x0}[self.kind]
+        return SimpleNamespace(sample=predicted.float().view_as(x))

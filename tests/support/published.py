@@ -12,8 +12,7 @@ from pytest import MonkeyPatch
 
 from tests.support import models
 from tests.support.hub_server import HubServer
-from tinyldm import config as configs
-from tinyldm import report
+from tinyldm import parsing, report
 from tinyldm.config import HubConfig, TrainConfig, TrainLDM
 
 TOKEN = "hf_sEcReTtOkEnOfTeStS"
@@ -59,10 +58,19 @@ def finished_run(path: Path, hub: HubConfig = HUB) -> Path:
     for name in ("checkpoints/step-20/optimizers.pt", "logs/events", ".lock"):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text("stays at home")
-    (path / "config.yaml").write_text(configs.to_yaml(config))
+    (path / "config.yaml").write_text(parsing.to_yaml(config))
     (path / "metrics.csv").write_text("step,eval_loss\n10,0.5\n20,0.25\n")
-    done = {"steps": 20, "images": 160, "images_per_step": 8, "seconds": 61.0, "images_per_second": 2.6, "parameters": 12345}
-    data = {"train_images": 60, "corrupt": 0, "eval_images": 12, "latent_shape": "3 x 8 x 8", "first_stage": "me/vq"}
+    done = {
+        "steps": 20,
+        "images": 160,
+        "images_per_step": 8,
+        "seconds": 61.0,
+        "images_per_second": 2.6,
+        "parameters": 12345,
+        "best_step": 20,
+    }
+    model = {"parameters": 12345, "best_step": 20}
+    data = {"train_images": 60, "corrupt": 0, "eval_images": 12, "shape": "3 x 8 x 8", "first_stage": "me/vq"}
     objective = {"scaling_factor": 1.5, "prediction_type": "v_prediction", "snr_gamma": 5.0}
-    report.write(path, "ldm", {**done, **data, **objective}, [{"step": 20, "eval_loss": 0.25}], config)
+    report.write(path, "ldm", {**done, **model, **data, **objective}, [{"step": 20, "eval_loss": 0.25}], config)
     return path

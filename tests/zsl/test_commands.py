@@ -13,8 +13,8 @@ from PIL import Image
 from tests.support import zsl as support
 from tests.support.runs import ROOT
 from tinyldm import features as networks
-from tinyldm.config import parse
 from tinyldm.errors import UserError
+from tinyldm.parsing import parse
 from zsl import config, features
 from zsl.__main__ import COMMANDS, main
 from zsl.config import parse_method

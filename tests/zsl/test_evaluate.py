@@ -69,7 +69,7 @@ def test_a_run_without_generators_and_a_damaged_one(tiny_run, tmp_path):
 
 
 def test_a_generator_comes_with_its_scaling(tiny_run):
-    from tinyldm.config import parse
+    from tinyldm.parsing import parse
     from zsl.config import Train
 
     config = parse(Train, "", ["--config", str(tiny_run / "config.yaml")])
