@@ -25,6 +25,7 @@ import torch
 from PIL import Image, ImageOps
 
 from tinyldm.errors import UserError
+from tinyldm.randomness import Draw
 from tinyldm.sources import Source, image_bytes
 
 MAX_CORRUPT = 0.05  # more than this share of unreadable images means that something else is wrong
@@ -306,6 +307,12 @@ def first_images(images: Images, count: int) -> torch.Tensor:
 def to_float(images: torch.Tensor) -> torch.Tensor:
     """uint8 in 0..255 -> float32 in [-1, 1], on the device that the images are on (a quarter of the bytes to move)."""
     return images.float() / 127.5 - 1
+
+
+def mirror_half(images: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """Images (B, C, H, W), each mirrored or not with equal chances."""
+    flip = draw.uniform(len(images)) < 0.5
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

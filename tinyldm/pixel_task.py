@@ -9,7 +9,7 @@ from diffusers import DDPMPipeline
 
 from tinyldm.bound import prior_bits, step_bits
 from tinyldm.config import TrainDDPM
-from tinyldm.data import Examples, ImageBatches, Images, first_examples, to_float
+from tinyldm.data import Examples, ImageBatches, Images, first_examples, mirror_half, to_float
 from tinyldm.diffusion_task import DiffusionTask
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.sources import open_sources
@@ -43,8 +43,7 @@ class PixelTask(DiffusionTask):
         """Images (B, C, S, S), half of them mirrored where that is wanted."""
         images = to_float(batch.images)
         if self.config.data.random_flip:
-            flip = draw.uniform(len(images)) < 0.5
-            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+            images = mirror_half(images, draw)
         return images, batch.labels if self.config.data.label_column else None
 
     def evaluate(self, process: tuple[int, int]) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from tinyldm import pictures
 from tinyldm.config import TrainVQ
-from tinyldm.data import Examples, ImageBatches, Images, first_images, to_float, to_uint8
+from tinyldm.data import Examples, ImageBatches, Images, first_images, mirror_half, to_float, to_uint8
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 from tinyldm.sources import open_sources
@@ -139,8 +139,7 @@ class VQTask:
         loss = self.loss
         images = to_float(batch.images)
         if self.config.data.random_flip:
-            flip = draw.uniform(len(images)) < 0.5
-            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+            images = mirror_half(images, draw)
         quantize = step >= loss.quantize_start
         reconstructed, codebook_loss, latents, codes = self.networks["autoencoder"](images, quantize)
         self._watch_codes(latents, codes)
