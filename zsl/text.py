@@ -1,4 +1,4 @@
-"""Articles -> tokens -> Porter stems -> TF-IDF (-> LSA, -> a sentence encoder's vectors beside it): a vector for each class.
+"""Articles -> tokens -> Porter stems -> TF-IDF (-> centred, -> LSA, -> with a sentence encoder's vectors): one vector a class.
 
     python -m zsl text --articles articles.jsonl --out texts.npz
 
@@ -171,11 +171,15 @@ def vectors(texts: ClassTexts, config: TextConfig, faithful: bool = False) -> tu
         names = [f"text {i}" for i in range(texts.vectors.shape[1])]
     else:
         matrix, names = tfidf(texts.articles, config)
+    if config.centred:
+        matrix = _unit(matrix - matrix.mean(0))
     if config.components:
         matrix = reduce(matrix, config.components)
         names = [f"component {i}" for i in range(config.components)]
     if config.encoder:
         encoded = encode(texts.articles, config.encoder)
+        if config.centred:
+            encoded = _unit(encoded - encoded.mean(0))
         matrix = np.concatenate([matrix, encoded], 1) / np.float32(np.sqrt(2))
         names += [f"encoder {i}" for i in range(encoded.shape[1])]
     empty = np.flatnonzero(~matrix.any(1))

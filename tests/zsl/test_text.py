@@ -75,6 +75,16 @@ def test_lsa_keeps_inner_products_as_well_as_so_few_numbers_can():
         text.reduce(matrix, 8)
 
 
+def test_centred_texts_hold_nothing_that_all_classes_share():
+    given = ClassTexts(np.arange(3), ["a", "b", "c"], articles=ARTICLES)
+    plain, _ = text.vectors(given, TextConfig(min_df=1))
+    found, _ = text.vectors(given, TextConfig(min_df=1, centred=True))
+    away = plain - plain.mean(0)
+    np.testing.assert_allclose(found, away / np.linalg.norm(away, axis=1, keepdims=True), rtol=1e-4, atol=1e-6)
+    reduced, _ = text.vectors(given, TextConfig(min_df=1, centred=True, components=2))
+    np.testing.assert_allclose(reduced @ reduced.T, found @ found.T, rtol=1e-3, atol=1e-5)  # three points lie in a plane
+
+
 def test_the_command(tmp_path):
     articles = support.articles(tmp_path / "articles.jsonl")
     said = text.run(Text(str(articles), str(tmp_path / "texts.npz"), TextConfig(min_df=1)))
