@@ -30,7 +30,28 @@ REPRESENTATIONS = {
 }
 
 
-def main(path: str, emphasised: str = "configs/zsl/flower-terms.txt", encoder: str | None = None, choices: int = 12) -> None:
+def representations(emphasised: str, encoder: str | None) -> dict[str, TextConfig]:
+    """What is tried."""
+    tried, terms = dict(REPRESENTATIONS), f"TF-IDF, terms of {Path(emphasised).name}"
+    tried |= {f"{terms} x {factor:g}": replace(PLAIN, emphasised=emphasised, emphasis=factor) for factor in (2.0, 4.0, 8.0)}
+    heavy = replace(PLAIN, emphasised=emphasised)
+    tried["... x 4, LSA of 20"] = replace(heavy, components=20)
+    tried["... x 4, centred"] = replace(heavy, centred=True)
+    tried |= {f"... x 4, centred, LSA of {n}": replace(heavy, centred=True, components=n) for n in (10, 15, 20, 30, 40)}
+    if encoder:
+        both = replace(heavy, centred=True, encoder=encoder)
+        tried["... x 4, centred, and encoder"] = both
+        tried["... x 4, centred, LSA of 20, and encoder"] = replace(both, components=20)
+    return tried
+
+
+def main(
+    path: str,
+    emphasised: str = "configs/zsl/flower-terms.txt",
+    encoder: str | None = None,
+    choices: int = 12,
+    tried: dict[str, TextConfig] | None = None,
+) -> None:
     """Print top-1 in percent, mean and deviation over the choices.
 
     Args:
@@ -38,23 +59,11 @@ def main(path: str, emphasised: str = "configs/zsl/flower-terms.txt", encoder: s
         emphasised: a file of terms that weigh more.
         encoder: a sentence encoder, tried too where it is given.
         choices: how many choices of held-out seen classes.
+        tried: representations by name, in place of `representations`.
     """
     data = datasets.load(path)
     given = ClassTexts(data.class_ids, data.class_names, articles=data.articles)
-    terms = f"TF-IDF, terms of {Path(emphasised).name}"
-    tried = dict(REPRESENTATIONS)
-    tried |= {f"{terms} x {factor:g}": replace(PLAIN, emphasised=emphasised, emphasis=factor) for factor in (2.0, 4.0, 8.0)}
-    heavy = replace(PLAIN, emphasised=emphasised)
-    tried["... x 4, LSA of 20"] = replace(heavy, components=20)
-    tried["... x 4, centred"] = replace(heavy, centred=True)
-    tried |= {f"... x 4, centred, LSA of {n}": replace(heavy, centred=True, components=n) for n in (10, 15, 20, 30, 40)}
-    if encoder:
-        tried |= {
-            f"{terms} x 4, centred{', LSA of 20' if n else ''}, and encoder": replace(
-                heavy, centred=True, components=n, encoder=encoder
-            )
-            for n in (None, 20)
-        }
+    tried = tried or representations(emphasised, encoder)
     vectors = {name: text.vectors(given, config)[0] for name, config in tqdm(tried.items(), desc="texts")}
     if encoder:
         encoded = text.encode(given.articles, encoder)
