@@ -45,13 +45,7 @@ def representations(emphasised: str, encoder: str | None) -> dict[str, TextConfi
     return tried
 
 
-def main(
-    path: str,
-    emphasised: str = "configs/zsl/flower-terms.txt",
-    encoder: str | None = None,
-    choices: int = 12,
-    tried: dict[str, TextConfig] | None = None,
-) -> None:
+def main(path: str, emphasised: str = "configs/zsl/flower-terms.txt", encoder: str | None = None, choices: int = 12) -> None:
     """Print top-1 in percent, mean and deviation over the choices.
 
     Args:
@@ -59,11 +53,10 @@ def main(
         emphasised: a file of terms that weigh more.
         encoder: a sentence encoder, tried too where it is given.
         choices: how many choices of held-out seen classes.
-        tried: representations by name, in place of `representations`.
     """
     data = datasets.load(path)
     given = ClassTexts(data.class_ids, data.class_names, articles=data.articles)
-    tried = tried or representations(emphasised, encoder)
+    tried = representations(emphasised, encoder)
     vectors = {name: text.vectors(given, config)[0] for name, config in tqdm(tried.items(), desc="texts")}
     if encoder:
         encoded = text.encode(given.articles, encoder)
@@ -91,4 +84,4 @@ def main(
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(main, prog="python -m benchmarks.zsl_texts")
+    auto_cli(main, as_positional=False, prog="python -m benchmarks.zsl_texts")
