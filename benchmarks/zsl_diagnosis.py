@@ -61,7 +61,7 @@ def accuracies(data: Dataset, vectors: np.ndarray, config: Train, seed: int) -> 
     def top1(classifier) -> float:
         return 100 * metrics.top1(classifier.predict(material.unseen.features, among), material.unseen.labels)
 
-    args = (material.train.features, material.train.labels, material.texts.numpy(), division.seen_classes)
+    args = (material.train.features, material.train.labels, material.vectors, division.seen_classes)
     found = {name: [top1(classifier) for _, classifier in make(*args)] for name, make in baselines.BASELINES.items()}
     game = Game(parse_method("gazsl"), 0.0, config, seed, material.training_set)
     found["gazsl"] = []

@@ -74,13 +74,16 @@ class TextConfig:
     """Take away the mean over all classes, which says nothing of any of them; LSA is then a PCA."""
     components: int | None = None
     """Reduce the TF-IDF to so many dimensions by truncated SVD (LSA). Works on ready-made texts too. null: no."""
+    anchors: int | None = None
+    """Describe a class to the generator by the texts that it is most like: a number a seen class, its similarity to the so many
+    nearest ones and 0 to all others, as the prototype baseline does. Baselines get the texts themselves. null: no."""
     encoder: str | None = None
     """Append a sentence encoder's vectors, the mean over each article's passages: a folder or Hub id that `transformers` loads.
     null: TF-IDF alone."""
 
     def check(self) -> None:
         """Raise UserError for values that make no sense."""
-        for key in ("min_df", "components", "emphasis"):
+        for key in ("min_df", "components", "emphasis", "anchors"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise UserError(f"text.{key} is {getattr(self, key)}; give a number above 0")
 

@@ -204,5 +204,28 @@ def run(config: Text) -> str:
     return f"{out}: {matrix.shape[0]} classes, {matrix.shape[1]} columns"
 
 
+def similarities(texts: np.ndarray, seen_classes: int, count: int) -> np.ndarray:
+    """Weights (C, K): cosines of each class's text to those of the `count` most similar seen classes, 0 for all others; the
+    mean of the seen texts is taken away first, and a row's sum is 1.
+
+    Args:
+        texts: of all classes, the seen ones first (C, T).
+        seen_classes: K.
+    """
+    centred = _unit(texts - texts[:seen_classes].mean(0))
+    cosines = centred @ centred[:seen_classes].T
+    nearest = np.argsort(-cosines, 1, kind="stable")[:, :count]
+    weights = np.zeros_like(cosines)
+    np.put_along_axis(weights, nearest, np.take_along_axis(cosines, nearest, 1).clip(1e-6), 1)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def conditions(texts: np.ndarray, seen_classes: int, anchors: int | None, length: float) -> np.ndarray:
+    """What a generator is given of the classes' texts (C, T), seen ones first: TextConfig.anchors, ModelConfig.text_length."""
+    if anchors:
+        texts = _unit(similarities(texts, seen_classes, anchors))
+    return texts * np.float32(length)
+
+
 def _unit(matrix: np.ndarray) -> np.ndarray:
     return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True).clip(1e-12)).astype(np.float32)
