@@ -1,10 +1,10 @@
-# make demo: a latent diffusion model from nothing to pictures.   make test: lint and tests.
+# make demo: a latent diffusion model from nothing to pictures.   make test: lint and tests.   make bench: docs/performance.md
 PYTHON ?= python3
 BIN := .venv/bin
 # One process and no mixed precision, said here so that accelerate does not warn that nobody said it.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 .venv/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -22,3 +22,7 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
+
+bench: .venv/.installed
+	for name in latents loop data startup processes costs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.page

@@ -5,7 +5,7 @@ import torch
 
 from tests.support.models import scheduler
 from tinyldm.config import TrainConfig
-from tinyldm.denoiser import make_denoiser, make_scheduler, use_xformers
+from tinyldm.denoiser import make_denoiser, make_scheduler, switch_on
 from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig
 from tinyldm.errors import UserError
 
@@ -70,9 +70,9 @@ def test_forward_processes_that_cannot_be_used(changes, said):
 
 def test_xformers_without_cuda_says_what_to_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    use_xformers(make_denoiser(SMALL, 8, 3), TrainConfig())  # false: nothing to do
+    switch_on(make_denoiser(SMALL, 8, 3), TrainConfig())  # false: nothing to do
     with pytest.raises(UserError, match=r"train.xformers needs CUDA .*set it to false"):
-        use_xformers(make_denoiser(SMALL, 8, 3), TrainConfig(xformers=True))
+        switch_on(make_denoiser(SMALL, 8, 3), TrainConfig(xformers=True))
 
 
 def test_xformers_without_the_package_says_what_to_install(monkeypatch):
@@ -84,4 +84,17 @@ def test_xformers_without_the_package_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(network, "enable_xformers_memory_efficient_attention", missing)
     with pytest.raises(UserError, match="pip install xformers"):
-        use_xformers(network, TrainConfig(xformers=True))
+        switch_on(network, TrainConfig(xformers=True))
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    x, t, found = torch.randn(2, 3, 8, 8), torch.tensor([3, 500]), []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        network = make_denoiser(SMALL, 8, 3).train()
+        switch_on(network, TrainConfig(gradient_checkpointing=checkpointing))
+        assert network.is_gradient_checkpointing == checkpointing
+        network(x, t).sample.square().sum().backward()
+        found.append([weight.grad for weight in network.parameters()])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)

@@ -1,23 +1,37 @@
+import contextlib
 import errno
 import itertools
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from filelock import FileLock
 from PIL import Image
 
 from tests.support import models
+from tinyldm import latents
 from tinyldm.config import DataConfig
+from tinyldm.data import ImageBatches, Images, to_float
 from tinyldm.errors import UserError
 from tinyldm.first_stage import FirstStage
-from tinyldm.latents import LatentBatches, LatentStore, open_store
+from tinyldm.latents import EncodedBatches, LatentBatches, LatentStore, open_store
 from tinyldm.sources import Source
 
-COUNT, SIDE = 21, 16  # more than one batch of the encoder, and the last one not full
+COUNT, SIDE = 21, 16  # more than two shards, and the last one not full
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(latents, "SHARD", 8)
+    monkeypatch.setattr(latents, "BATCH", 3)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +67,7 @@ def stage(monkeypatch) -> FirstStage:
 
 
 def open_it(data, source, stage, part="train", seed=0, mirrored=False) -> LatentStore:
-    return open_store(data, source, part, seed, stage, torch.device("cpu"), mirrored)
+    return open_store(data, source, part, seed, stage, Accelerator(cpu=True), mirrored)
 
 
 def folders(data: DataConfig) -> list[Path]:
@@ -72,16 +86,17 @@ def test_the_store_holds_what_encoding_gives(data, source, stage, pixels):
     both = store.get(indices, np.array([0, 1, 0, 1]))
     assert torch.equal(both[1], store.get(indices, 1)[1]) and torch.equal(both[2], store.get(indices, 0)[2])
     assert len(store) == COUNT and store.corrupt == 0
-    assert store.std == pytest.approx(float(np.asarray(store.latents, np.float64).std()), rel=1e-6)
+    assert [len(shard) for shard in store.shards] == [8, 8, 5]
+    assert store.std == pytest.approx(float(np.concatenate(store.shards).astype(np.float64).std()), rel=1e-6)
 
 
 def test_a_second_run_does_not_encode_again(data, source, stage):
     first = open_it(data, source, stage)
     calls = stage.calls
-    assert calls == 2
+    assert calls == 3 + 3 + 2
     second = open_it(data, source, stage)
     assert stage.calls == calls
-    assert np.array_equal(first.latents, second.latents) and first.std == second.std
+    assert np.array_equal(*(np.concatenate(store.shards) for store in (first, second))) and first.std == second.std
     stage.scaling_factor = 3.0  # the store is unscaled
     open_it(data, source, stage)
     assert stage.calls == calls and len(folders(data)) == 1
@@ -120,7 +135,7 @@ def test_what_changes_the_latents_makes_another_store(data, source, stage):
 # ------------------------------------------------------------------------------------------------------ what goes wrong
 
 
-@pytest.mark.parametrize("name", ["latents.bin", "store.json"])
+@pytest.mark.parametrize("name", ["shard-00001.npy", "store.json", "made_of.json"])
 def test_a_damaged_store_is_named(data, source, stage, name):
     open_it(data, source, stage)
     file = folders(data)[0] / name
@@ -128,19 +143,18 @@ def test_a_damaged_store_is_named(data, source, stage, name):
     nonsense = [whole[:-1], b"", b"\xff\xfe"]
     if name == "store.json":
         about = json.loads(whole)
-        nonsense += [
-            b"[]",
-            b"null",
-            b"{}",
-            json.dumps({**about, "std": None}).encode(),
-            json.dumps({**about, "std": 0}).encode(),
-        ]
-        nonsense += [json.dumps({**about, "shape": shape}).encode() for shape in ("abc", [1, 2], None)]
+        nonsense += [b"[]", b"null", b"{}", json.dumps({**about, "std": None}).encode()]
+        nonsense += [json.dumps({**about, "std": 0}).encode(), json.dumps({**about, "shards": 4}).encode()]
+    if name == "made_of.json":
+        nonsense += [b"null", whole.replace(b'"resolution"', b'"revolution"')]
     for damaged in nonsense:
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=f"latent store {file.parent} is damaged"):
             open_it(data, source, stage)
-    if name == "latents.bin":
+    if name == "shard-00001.npy":
+        np.save(file, np.zeros((8, 1, 3, 8, 8)))
+        with pytest.raises(UserError, match="must be float16"):
+            open_it(data, source, stage)
         file.unlink()
         with pytest.raises(UserError, match="is damaged"):
             open_it(data, source, stage)
@@ -148,44 +162,100 @@ def test_a_damaged_store_is_named(data, source, stage, name):
     open_it(data, source, stage)
 
 
-def test_a_build_that_dies_leaves_nothing_and_the_next_one_succeeds(data, source, stage, monkeypatch):
-    encode = FirstStage.encode
+@pytest.mark.parametrize("kills", [[1], [4], [7], [1, 1, 1, 1], [3, 2, 1]])
+def test_a_build_that_is_killed_goes_on_with_the_missing_shards(data, source, stage, monkeypatch, kills):
+    """It dies at the k-th call of the encoder; a shard takes three."""
+    whole = open_it(replace(data, cache_dir=data.cache_dir + "-whole"), source, stage)
+    encode, needed, stage.calls = FirstStage.encode, 0, 0
+    for kill in kills:
+        with monkeypatch.context() as patched:
+            stage.calls, last = 0, kill
 
-    def dies(self, images):
-        if self.calls == 1:
-            raise KeyboardInterrupt
-        return encode(self, images)
+            def dies(self, images, last=last):
+                if self.calls == last - 1:
+                    raise KeyboardInterrupt
+                return encode(self, images)
+
+            patched.setattr(FirstStage, "encode", dies)
+            with pytest.raises(KeyboardInterrupt):
+                open_it(data, source, stage)
+            needed += (kill - 1) // 3  # whole shards
+    stage.calls = 0
+    store = open_it(data, source, stage)
+    assert stage.calls == [8, 5, 2][needed]
+    assert np.array_equal(np.concatenate(store.shards), np.concatenate(whole.shards)) and store.std == whole.std
+
+
+def test_processes_encode_every_other_shard(data, source, stage, tmp_path):
+    whole, alone = open_it(data, source, stage), Accelerator(cpu=True)
+    for rank in (0, 1):
+        stage.calls = 0
+        share = SimpleNamespace(process_index=rank, num_processes=2, is_main_process=rank == 0, device=alone.device)
+        latents._Builder(tmp_path, Images(source, SIDE, 1), stage, share, False).build("")
+        assert stage.calls == (5, 3)[rank]
+    latents._finish(tmp_path, "train", Images(source, SIDE, 1))
+    made = [np.load(tmp_path / f"shard-0000{number}.npy") for number in range(3)]
+    assert np.array_equal(np.concatenate(made), np.concatenate(whole.shards))
+    assert json.loads((tmp_path / "store.json").read_text())["std"] == whole.std
+
+
+def test_unreadable_images_are_left_out_and_counted(data, source, stage):
+    rows, features = source.dataset.to_list() * 3, datasets.Features({"image": datasets.Image(decode=False)})
+    for index in (0, 9):
+        rows[index] = {"image": {"bytes": b"no picture", "path": None}}
+    store = open_it(data, replace(source, dataset=datasets.Dataset.from_list(rows, features=features)), stage)
+    whole = open_it(replace(data, cache_dir=data.cache_dir + "-whole"), source, stage)
+    kept = np.array([index for index in range(3 * COUNT) if index not in (0, 9)])
+    assert (len(store), store.corrupt) == (len(kept), 2)
+    assert torch.equal(store.get(np.arange(len(kept))), whole.get(kept % COUNT))
+
+    rows[10:12] = [rows[0]] * 2
+    with pytest.raises(UserError, match="4 of 63 images of 'noise' cannot be read, more than 5%"):
+        open_it(data, replace(source, dataset=datasets.Dataset.from_list(rows, features=features)), stage, seed=1)
+
+
+def test_another_run_that_builds_the_same_latents_is_waited_for(data, source, stage, capfd):
+    whole = open_it(data, source, stage)
+    folder = folders(data)[0]
+    (folder / "store.json").unlink()
+    (folder / "shard-00001.json").unlink()
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(folder / ".lock"):
+            waiting = pool.submit(open_it, data, source, stage)
+            time.sleep(0.5)
+            assert not waiting.done()
+        store = waiting.result()
+    assert "waiting for another run that encodes the same images" in capfd.readouterr().err
+    assert np.array_equal(np.concatenate(store.shards), np.concatenate(whole.shards))
+
+
+def test_why_kept_latents_will_not_do_is_said(data, source, stage, capfd):
+    open_it(data, source, stage)
+    open_it(data, source, stage, part="held-out")
+    assert "encoding anew" not in capfd.readouterr().err
+    with torch.no_grad():
+        stage.model.quant_conv.bias[0] += 1e-3
+    open_it(data, source, stage)
+    assert "are of something else (first stage: " in capfd.readouterr().err
+    open_it(replace(data, resolution=8), source, stage)
+    assert "are of something else (resolution: [16, 3] there, [8, 3] now): encoding anew" in capfd.readouterr().err
+
+
+def test_a_full_disk_keeps_the_shards_that_are_done(data, source, stage, monkeypatch):
+    save, shards = np.save, itertools.count()
+
+    def full(file, array):
+        if next(shards) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(file, array)
 
     with monkeypatch.context() as patched:
-        patched.setattr(FirstStage, "encode", dies)
-        with pytest.raises(KeyboardInterrupt):
+        patched.setattr(np, "save", full)
+        with pytest.raises(OSError, match="No space left") as caught:
             open_it(data, source, stage)
-    assert folders(data) == []
-    assert len(open_it(data, source, stage)) == COUNT
-
-
-def test_a_full_disk_leaves_nothing(data, source, stage, monkeypatch):
-    class Full:
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def write(self, content):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    opened = Path.open
-    monkeypatch.setattr(
-        Path, "open", lambda self, *how: Full(opened(self, *how)) if self.suffix == ".bin" else opened(self, *how)
-    )
-    with pytest.raises(OSError, match="No space left") as caught:
-        open_it(data, source, stage)
     assert caught.value.errno == errno.ENOSPC  # one_line_errors makes one line of it
-    assert folders(data) == []
+    stage.calls = 0
+    assert len(open_it(data, source, stage)) == COUNT and stage.calls == 5
 
 
 def test_latents_that_are_not_numbers_are_refused(data, source, stage):
@@ -202,14 +272,15 @@ def test_latents_that_are_not_numbers_are_refused(data, source, stage):
         stage.model.quant_conv.weight.normal_(std=1e6)  # beyond float16
     with pytest.raises(UserError, match="are its weights whole"):
         open_it(data, source, stage)
-    assert folders(data) == []
+    with torch.no_grad():
+        stage.model.quant_conv.weight.normal_()
+    assert len(open_it(data, source, stage)) == COUNT  # and what was not is not kept
 
 
 def test_an_empty_part_and_a_cache_that_cannot_be_written(data, source, stage, tmp_path):
     empty = replace(source, dataset=source.dataset.select([]))
     with pytest.raises(UserError, match="train part of 'noise' is empty"):
         open_it(data, empty, stage)
-    assert folders(data) == []
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"data.cache_dir .*file/latents cannot be written"):
         open_it(replace(data, cache_dir=str(tmp_path / "file")), source, stage)
@@ -221,7 +292,8 @@ def test_an_empty_part_and_a_cache_that_cannot_be_written(data, source, stage, t
 def numbered(count: int, views: int = 1) -> LatentStore:
     """Latent i is i + 1000 view."""
     values = np.arange(count)[:, None] + 1000 * np.arange(views)
-    return LatentStore(values.astype(np.float16)[:, :, None, None, None], 1.0, 0)
+    whole = values.astype(np.float16)[:, :, None, None, None]
+    return LatentStore([whole[:4], whole[4:]], 1.0, 0)
 
 
 def take(batches: LatentBatches, count: int, start: int = 0) -> list[int]:
@@ -257,3 +329,23 @@ def test_half_of_the_views_are_mirrored_and_change_per_epoch():
     assert all(420 < sum(views.values()) < 580 for views in mirrored)  # five standard deviations of 16
     assert 420 < sum(mirrored[0][i] != mirrored[1][i] for i in range(1000)) < 580
     assert max(take(LatentBatches(numbered(10), 0, 10), 3)) < 10  # no second view: none is drawn
+
+
+# ------------------------------------------------------------------------------------------------------ nothing is kept
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_encoding_at_each_step_gives_the_latents_of_the_images(source, stage, mirrored, rank):
+    images = ImageBatches(Images(source, SIDE, 1), 3, 4, (rank, 2))
+    with contextlib.closing(EncodedBatches(images, stage, torch.device("cpu"), mirrored, 3)(2)) as batches:
+        encoded = [next(batches) for _ in range(4)]
+    with contextlib.closing(ImageBatches(Images(source, SIDE, 1), 3, 4, (rank, 2))(2)) as plain:
+        pixels = [to_float(next(plain).images) for _ in range(4)]
+    flipped = 0
+    for latent, image in zip(torch.cat(encoded), torch.cat(pixels), strict=True):
+        views = [stage.encode(view[None])[0] for view in (image, image.flip(-1))]
+        errors = [(latent - view).abs().max() for view in views]
+        assert min(errors) < 1e-5
+        flipped += errors[1] < errors[0]
+    assert 3 <= flipped <= 13 if mirrored else not flipped

@@ -198,6 +198,17 @@ def test_impossible_steps_and_eta_are_refused(name):
             denoise(model, noise, 5, eta=0.5)
 
 
+def test_a_few_images_decoded_at_a_time_are_the_same_images(pipeline_folder, monkeypatch):
+    model = load_model(str(pipeline_folder))
+    x0 = denoise(model, initial_noise(model.unet, generators(0, 7)), 3)
+    together, decoded, decode = sampling.to_images(model, x0), [], model.first_stage.decode
+    monkeypatch.setattr(sampling, "DECODED_AT_ONCE", 3 * x0[0, 0].numel() + 1)
+    monkeypatch.setattr(model.first_stage, "decode", lambda part: decoded.append(len(part)) or decode(part))
+    in_parts = sampling.to_images(model, x0)
+    assert decoded == [3, 3, 1]
+    assert torch.equal(in_parts, together)
+
+
 # -------------------------------------------------------------------------------------------------- between and during
 
 

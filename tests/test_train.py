@@ -196,6 +196,15 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(vq_run, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_encoding_at_each_step_trains_and_resumes(ldm_args, tmp_path, monkeypatch):
+    args = [*ldm_args, "--first_stage.keep_latents", "false", "--data.random_flip", "true", "--output_dir"]
+    run(monkeypatch, train_ldm, *args, tmp_path / "whole", "--train.max_steps", 4)
+    run(monkeypatch, train_ldm, *args, tmp_path / "run", "--train.max_steps", 2)
+    run(monkeypatch, train_ldm, *args, tmp_path / "run", "--train.max_steps", 4, "--resume", "latest")
+    file = "checkpoints/step-4/unet.safetensors"
+    assert same_weights(tmp_path / "whole" / file, tmp_path / "run" / file)
+
+
 def test_a_diverging_loss_stops_and_names_the_last_good_checkpoint(ldm_args, tmp_path, monkeypatch):
     args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.checkpointing_steps", 1, "--train.checkpoints_total_limit", 1]
     run(monkeypatch, train_ldm, *args, "--train.max_steps", 2)

@@ -77,6 +77,8 @@ class FirstStageConfig:
     """The folder in it that holds the autoencoder, e.g. `vqvae` in a pipeline."""
     revision: str | None = None
     """Branch, tag or commit, when `path` is a Hub id."""
+    keep_latents: bool = True
+    """Encode each image once and keep its latents in `data.cache_dir`. false: at each step, for data never seen twice."""
 
 
 @dataclass
@@ -96,8 +98,7 @@ class TrainConfig:
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "piecewise_constant"] = "constant_with_warmup"
     """Its course after the warm-up; linear and cosine end at 0 at the last step, piecewise_constant takes `lr_step_rules`."""
     lr_step_rules: str | None = None
-    """Factors for piecewise_constant as diffusers writes them: `1:1800,0.3:2400,0.1` is 1 for 1,800 steps, 0.3 up to step
-    2,400, and 0.1 from there on."""
+    """Factors for piecewise_constant: `1:1800,0.3:2400,0.1` is 1 for 1,800 steps, 0.3 up to step 2,400, then 0.1."""
     lr_warmup_steps: int = 0
     """Steps in which the learning rate grows from 0."""
     adam_beta1: float = 0.9
@@ -115,6 +116,8 @@ class TrainConfig:
     (1 + step) / (10 + step)."""
     compile: bool = False
     """torch.compile the networks: some minutes at the start, faster steps afterwards."""
+    gradient_checkpointing: bool = False
+    """Compute inner values again in the backward pass instead of keeping them: less memory, about a third more work."""
     channels_last: bool = True
     """Keep images as (B, H, W, C) in memory: faster convolutions on most hardware."""
     xformers: bool = False
@@ -196,8 +199,7 @@ class VQLossConfig:
     adversarial_weight: float = 0.75
     """Weight of the patch discriminator, on top of the adaptive weight that balances the two gradients. 0: none."""
     feature_matching_weight: float = 0.0
-    """Weight of the L1 distance of the discriminator's features of image and reconstruction, beside its verdict
-    (Larsen et al. 2016)."""
+    """Weight of the L1 distance of its features of image and reconstruction, beside its verdict (Larsen et al. 2016)."""
     discriminator_start: int = 10_000
     """The step at which the discriminator sets in."""
     discriminator_ramp_steps: int = 1000
@@ -282,9 +284,7 @@ class Training:
         number = r"\d*\.?\d+(e-?\d+)?"
         if self.train.lr_step_rules and not re.fullmatch(rf"({number}:\d+,)+{number}", self.train.lr_step_rules):
             raise UserError(f"train.lr_step_rules is {self.train.lr_step_rules!r}; write it as 1:1800,0.3:2400,0.1")
-        if not 0 <= self.train.ema_decay < 1:
-            raise UserError(f"train.ema_decay is {self.train.ema_decay}; it must be at least 0 and below 1")
-        for key in ("adam_beta1", "adam_beta2"):
+        for key in ("ema_decay", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self.train, key) < 1:
                 raise UserError(f"train.{key} is {getattr(self.train, key)}; it must be at least 0 and below 1")
         for key in ("lr_warmup_steps", "adam_weight_decay"):

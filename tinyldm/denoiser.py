@@ -64,12 +64,15 @@ def make_scheduler(config: SchedulerConfig) -> DDPMScheduler:
     return scheduler
 
 
-def use_xformers(network: UNet2DModel, train: TrainConfig) -> None:
-    """Switch to xformers' attention when train.xformers asks for it; PyTorch's own needs nothing.
+def switch_on(network: UNet2DModel, train: TrainConfig) -> None:
+    """What the config asks of the network beyond its shape: gradient checkpointing; xformers' attention, where PyTorch's own
+    needs nothing.
 
     Raises:
-        UserError: without CUDA or the package.
+        UserError: for xformers without CUDA or the package.
     """
+    if train.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
     if not train.xformers:
         return
     if not torch.cuda.is_available():

@@ -13,7 +13,7 @@ from torch import nn
 from tinyldm import pictures
 from tinyldm.bound import LossHistory, learns_variance
 from tinyldm.config import TrainDDPM, TrainLDM
-from tinyldm.denoiser import make_denoiser, make_scheduler, use_xformers
+from tinyldm.denoiser import make_denoiser, make_scheduler, switch_on
 from tinyldm.objective import diffusion_loss, draw_timesteps, held_out_error
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.sampling import Model, cycle_labels, denoise, generators, initial_noise, sample, to_images
@@ -48,7 +48,7 @@ class DiffusionTask:
         torch.manual_seed(config.seed)
         channels, side = eval_x0.shape[1:3]
         unet = make_denoiser(config.unet, side, channels, classes, learns_variance(self.scheduler))
-        use_xformers(unet, config.train)
+        switch_on(unet, config.train)
         self.networks: dict[str, nn.Module] = {"unet": unet}
         self.learning_rates = {"unet": config.train.learning_rate}
         self.history = LossHistory(config.scheduler.num_train_timesteps)
@@ -69,6 +69,10 @@ class DiffusionTask:
         """What is to be noised (B, C, S, S), and its labels (B,) or None."""
         raise NotImplementedError
 
+    def timesteps(self, count: int, draw: Draw) -> torch.Tensor:
+        """Which ones (count,) a batch learns from."""
+        return draw_timesteps(self.scheduler, count, draw)
+
     def losses(self, batch: Any, step: int, draw: Draw) -> Losses:
         """The diffusion loss of a batch at timesteps and with noise drawn for it."""
         x0, labels = self.x0(batch, draw)
@@ -77,7 +81,7 @@ class DiffusionTask:
         if kind == "bound":
             timesteps, weights = (part.to(x0.device) for part in self.history.draw(len(x0), draw))
         else:
-            timesteps, weights = draw_timesteps(self.scheduler, len(x0), draw), 1.0
+            timesteps, weights = self.timesteps(len(x0), draw), 1.0
         losses = diffusion_loss(self.networks["unet"], self.scheduler, x0, noise, timesteps, gamma, kind, labels)
         if kind == "bound":
             self.history.update(*(self.accelerator.gather(part) for part in (timesteps, losses.detach())))
@@ -135,7 +139,6 @@ class DiffusionTask:
         channels, side = self.held_out[0].shape[1:3]
         return {
             "shape": f"{channels} x {side} x {side}",
-            "train_images": self.examples_per_epoch,
             "corrupt": self.corrupt,
             "prediction_type": self.config.scheduler.prediction_type,
             "loss": self.config.diffusion.loss,

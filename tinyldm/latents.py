@@ -1,32 +1,49 @@
 """Latents are encoded once and kept: the first stage never runs again, in this run or the next one over the same data.
 
-A store is a folder: latents.bin, float16 (N, V, C, h, w) with V = 2 where mirrored images are kept too, and
-store.json, which says what it was made of. It is memory-mapped: in memory as far as it fits, on the disk otherwise.
+A store is a folder:
+
+    made_of.json       data set, revision, files, first stage ...: what its latents depend on. The folder is named by its hash
+    shard-00000.npy    float16 (n, V, C, h, w): the readable images among SHARD positions of the data, V = 2 where mirrored
+                       images are kept too
+    shard-00000.json   how many positions and unreadable images that were, sums for the standard deviation; written after it
+    store.json         written last, when all shards are there
+
+A build that is killed goes on with the shards that are missing. Several processes build every so many-th shard each. The
+shards are memory-mapped: in memory as far as they fit, on the disk otherwise.
 """
 
+import contextlib
 import glob
-import hashlib
+import itertools
 import json
 import math
 import os
-import shutil
-import tempfile
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from tinyldm.config import DataConfig
-from tinyldm.data import Images, one_pass, read_ahead, to_float
+from tinyldm.data import ImageBatches, Images, collate, mirror_half, read_ahead, to_float
 from tinyldm.errors import UserError
 from tinyldm.first_stage import FirstStage
-from tinyldm.randomness import derive_seed
+from tinyldm.pieces import difference, digest
+from tinyldm.randomness import Draw, derive_seed
+from tinyldm.run_folder import replace_text
 from tinyldm.sources import Source
 
-VERSION = 1
+VERSION = 2
+SHARD = 256  # positions: seconds of work on a GPU, minutes for a large first stage on a CPU
+BATCH = 16
+ABOUT = ("positions", "corrupt", "values", "sum", "squares")  # what a shard's json tells
 
 
 @dataclass
@@ -34,25 +51,42 @@ class LatentStore:
     """Latents by number.
 
     Attributes:
-        latents: float16 (N, V, C, h, w), unscaled.
+        shards: float16 (n, V, C, h, w) each, unscaled.
         std: standard deviation over all values.
         corrupt: how many images were left out because they could not be read.
     """
 
-    latents: np.ndarray
+    shards: list[np.ndarray]
     std: float
     corrupt: int
 
-    def __len__(self) -> int:
-        return len(self.latents)
+    def __post_init__(self):
+        self.ends = np.cumsum([len(shard) for shard in self.shards])
 
-    def get(self, indices: np.ndarray, mirrored: np.ndarray | int = 0) -> torch.Tensor:
-        """float32 (B, C, h, w), unscaled."""
-        return torch.from_numpy(self.latents[indices, mirrored].astype(np.float32))
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def views(self) -> int:
+        """2 where mirrored images are kept too, else 1."""
+        return self.shards[0].shape[1]
+
+    def get(self, indices: np.ndarray, views: np.ndarray | int = 0) -> torch.Tensor:
+        """float32 (B, C, h, w), unscaled.
+
+        Args:
+            indices: (B,) numbers of images.
+            views: (B,) or one for all; 1 is the mirrored image.
+        """
+        latents = np.empty((len(indices), *self.shards[0].shape[2:]), np.float32)
+        numbers = np.searchsorted(self.ends, indices, "right")
+        for row, (number, index, view) in enumerate(zip(numbers, indices, np.broadcast_to(views, len(indices)), strict=True)):
+            latents[row] = self.shards[number][index - self.ends[number], view]  # a negative index counts from the end
+        return torch.from_numpy(latents)
 
 
 def open_store(
-    data: DataConfig, source: Source, part: str, seed: int, first_stage: FirstStage, device: torch.device, mirrored: bool
+    data: DataConfig, source: Source, part: str, seed: int, first_stage: FirstStage, accelerator: Accelerator, mirrored: bool
 ) -> LatentStore:
     """The latents of one part of the data, encoded now if no store of the same data and first stage is there.
 
@@ -64,19 +98,25 @@ def open_store(
     made_of = {
         "version": VERSION,
         "data": [data.name, data.revision, data.data_files, data.split, data.eval_split, source.image_column],
-        "files": local_files(data),
+        "files": digest(local_files(data)),
         "held out": None if data.eval_split else [data.eval_fraction, seed],
         "part": part,
         "resolution": [data.resolution, data.channels],
         "mirrored": mirrored,
         "first stage": first_stage.fingerprint(),
     }
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(data.cache_dir).expanduser() / "latents" / key
-    if not (folder / "store.json").exists():
-        images = Images(source, data.resolution, data.num_workers, data.channels)
-        _build(folder, made_of, images, first_stage, device, mirrored)
-    return _read(folder)
+    folder = Path(data.cache_dir).expanduser() / "latents" / digest(made_of)
+    there = [(folder / "store.json").exists()]
+    broadcast_object_list(there)  # all processes must go the same way, whatever another run does meanwhile
+    if not there[0]:
+        with _alone(folder, made_of, accelerator):
+            images = Images(source, data.resolution, data.num_workers, data.channels)
+            _Builder(folder, images, first_stage, accelerator, mirrored).build(f"encoding the {part} part")
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                _finish(folder, part, images)
+        accelerator.wait_for_everyone()
+    return _read(folder, made_of)
 
 
 def local_files(data: DataConfig) -> list:
@@ -88,58 +128,162 @@ def local_files(data: DataConfig) -> list:
     return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in sorted(files) if os.path.isfile(file)]
 
 
-def _read(folder: Path) -> LatentStore:
+# ---------------------------------------------------------------------------------------------------------------- building
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, made_of: dict[str, Any], accelerator: Accelerator) -> Iterator[None]:
+    """The main process makes the folder and keeps other runs out of it, which wait for these latents."""
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(folder / ".lock")
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    print(f"waiting for another run that encodes the same images, in {folder}", file=sys.stderr)
+                    lock.acquire()
+                stack.callback(lock.release)
+                if not (folder / "made_of.json").exists():
+                    _say_why(folder, made_of)
+                    replace_text(folder / "made_of.json", json.dumps(made_of, indent=1))
+            except OSError as error:
+                raise UserError(
+                    f"data.cache_dir {folder.parent} cannot be written ({error.strerror}); choose another"
+                ) from error
+        accelerator.wait_for_everyone()
+        yield
+
+
+def _say_why(folder: Path, made_of: dict[str, Any]) -> None:
+    """Of the stores of the same data and part, why none will do: the newest one's difference."""
+    stores = sorted(folder.parent.glob("*/made_of.json"), key=os.path.getmtime, reverse=True)
+    for file in stores:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            old = json.loads(file.read_text())
+            if (old.get("data"), old.get("part")) == (made_of["data"], made_of["part"]):
+                print(
+                    f"the latents in {file.parent} are of something else ({difference(old, made_of)}): encoding anew",
+                    file=sys.stderr,
+                )
+                return
+
+
+@dataclass
+class _Builder:
+    """One process's share of the shards: number k where k mod processes is its rank."""
+
+    folder: Path
+    images: Images
+    first_stage: FirstStage
+    accelerator: Accelerator
+    mirrored: bool
+
+    def build(self, doing: str) -> None:
+        """Encode what is missing."""
+        kept = sum(
+            about["positions"] for file in self.folder.glob("shard-*.json") if (about := _about(self.folder, _number(file)))
+        )
+        main = self.accelerator.is_main_process
+        with tqdm(unit="image", desc=doing, initial=kept, dynamic_ncols=True, disable=not main) as bar:
+            latents: list[np.ndarray] = []
+            for number, batch in read_ahead(self._batches()):
+                if isinstance(batch, torch.Tensor):
+                    latents.append(self._encode(batch))
+                    bar.update(len(batch) * self.accelerator.num_processes)
+                else:
+                    self._write(number, latents, batch)
+                    latents = []
+
+    def _batches(self) -> Iterator[tuple[int, torch.Tensor | dict[str, int]]]:
+        """(shard, uint8 images (B, C, H, W)) of each shard that is missing, then (shard, how many positions and corrupt images
+        it has)."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        examples = self.images.source.epoch(None, 0)
+        for number in itertools.count():
+            shard = list(itertools.islice(examples, SHARD))
+            if not shard:
+                break
+            if number % processes != rank or _about(self.folder, number):
+                continue
+            corrupt_before = self.images.corrupt
+            decoded = self.images(shard)
+            while batch := list(itertools.islice(decoded, BATCH)):
+                yield number, collate(batch).images
+            yield number, {"positions": len(shard), "corrupt": self.images.corrupt - corrupt_before}
+
+    def _encode(self, batch: torch.Tensor) -> np.ndarray:
+        pixels = to_float(batch.to(self.accelerator.device))
+        views = [pixels, pixels.flip(-1)] if self.mirrored else [pixels]
+        return torch.stack([self.first_stage.encode(view).half() for view in views], 1).cpu().numpy()  # (B, V, C, h, w)
+
+    def _write(self, number: int, parts: list[np.ndarray], counts: dict[str, int]) -> None:
+        latents = np.concatenate(parts) if parts else np.empty(0, np.float16)  # none of them could be read
+        values = latents.astype(np.float64)
+        aside = self.folder / f".shard-{number:05d}.npy"
+        with aside.open("wb") as file:
+            np.save(file, latents)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(_shard(self.folder, number))
+        with np.errstate(invalid="ignore"):  # nan and inf are told of at the end
+            sums = {"sum": values.sum(), "squares": np.square(values).sum(), "values": values.size}
+        replace_text(_shard(self.folder, number).with_suffix(".json"), json.dumps({**counts, **sums}))
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.npy"
+
+
+def _number(file: Path) -> int:
+    return int(file.stem.removeprefix("shard-"))
+
+
+def _about(folder: Path, number: int) -> dict[str, Any] | None:
+    """What is known of a shard; None where it is missing or damaged."""
     try:
+        about = json.loads(_shard(folder, number).with_suffix(".json").read_text())
+        _shard(folder, number).stat()
+        return {key: about[key] for key in ABOUT}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _finish(folder: Path, part: str, images: Images) -> None:
+    """Write store.json over all shards."""
+    shards: list[dict[str, Any]] = []
+    while shard := _about(folder, len(shards)):
+        shards.append(shard)
+    total = {key: sum(shard[key] for shard in shards) for key in ABOUT}
+    images.seen, images.corrupt = total["positions"], total["corrupt"]  # of all processes, and of earlier builds
+    images.check()
+    if not total["values"]:
+        raise UserError(f"the {part} part of {images.source.name!r} is empty: see data.split and data.eval_fraction")
+    std = math.sqrt(max(total["squares"] / total["values"] - (total["sum"] / total["values"]) ** 2, 0.0))
+    if not 0 < std < float("inf"):
+        for number in range(len(shards)):
+            _shard(folder, number).with_suffix(".json").unlink()  # they are to be encoded again
+        raise UserError(f"the first stage gives latents of standard deviation {std}: are its weights whole?")
+    about = {"shards": len(shards), "std": std, "corrupt": total["corrupt"]}
+    replace_text(folder / "store.json", json.dumps(about, indent=1))
+
+
+def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
+    try:
+        if other := difference(json.loads((folder / "made_of.json").read_text()), json.loads(json.dumps(made_of))):
+            raise ValueError(f"it is of something else: {other}")
         about = json.loads((folder / "store.json").read_text())
-        shape = tuple(about["shape"])
-        if (folder / "latents.bin").stat().st_size != 2 * math.prod(shape):
-            raise ValueError("latents.bin has the wrong size")
-        latents = np.memmap(folder / "latents.bin", np.float16, "r", shape=shape)
-        if not 0 < about["std"] < float("inf"):
-            raise ValueError(f"store.json says standard deviation {about['std']}")
-        return LatentStore(latents, about["std"], about["corrupt"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        shards = [np.load(_shard(folder, number), mmap_mode="r", allow_pickle=False) for number in range(about["shards"])]
+        shards = [shard for shard in shards if len(shard)]
+        if not 0 < about["std"] < float("inf") or any(shard.dtype != np.float16 for shard in shards):
+            raise ValueError(f"store.json says standard deviation {about['std']}, and the shards must be float16")
+        return LatentStore(shards, about["std"], about["corrupt"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"latent store {folder} is damaged ({error}); delete that folder and start again") from error
 
 
-def _build(folder: Path, made_of: dict, images: Images, first_stage: FirstStage, device: torch.device, mirrored: bool) -> None:
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"data.cache_dir {folder.parent} cannot be written ({error.strerror}); choose another") from error
-    count, total, squares, shape = 0, 0.0, 0.0, ()
-    try:
-        with (
-            (aside / "latents.bin").open("wb") as file,
-            tqdm(unit="image", desc=f"encoding the {made_of['part']} part", dynamic_ncols=True) as bar,
-        ):
-            for batch in read_ahead(one_pass(images, 16)):
-                pixels = to_float(batch.to(device))
-                views = [pixels, pixels.flip(-1)] if mirrored else [pixels]
-                latents = torch.stack([first_stage.encode(view).cpu().half() for view in views], 1)  # (B, V, C, h, w)
-                file.write(latents.numpy().tobytes())
-                count, shape = count + len(latents), tuple(latents.shape[1:])
-                total += latents.double().sum().item()
-                squares += latents.double().square().sum().item()
-                bar.update(len(latents))
-            file.flush()
-            os.fsync(file.fileno())
-        if not count:
-            raise UserError(
-                f"the {made_of['part']} part of {images.source.name!r} is empty: see data.split and data.eval_fraction"
-            )
-        values = count * math.prod(shape)
-        std = math.sqrt(max(squares / values - (total / values) ** 2, 0.0))
-        if not 0 < std < float("inf"):
-            raise UserError(f"the first stage gives latents of standard deviation {std}: are its weights whole?")
-        about = {**made_of, "shape": [count, *shape], "std": std, "corrupt": images.corrupt}
-        (aside / "store.json").write_text(json.dumps(about, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+# ------------------------------------------------------------------------------------------------------------ the batches
 
 
 @dataclass
@@ -163,13 +307,43 @@ class LatentBatches:
             positions = np.arange(self.batch_size) + (micro * processes + rank) * self.batch_size
             epochs, places = np.divmod(positions, len(self.store))
             orders = {epoch: orders.get(epoch) or self._order(epoch) for epoch in np.unique(epochs).tolist()}
-            picked = [
-                (orders[epoch][0][place], orders[epoch][1][place]) for epoch, place in zip(epochs.tolist(), places, strict=True)
-            ]
-            indices, views = np.array(picked).T
+            indices, views = np.empty((2, self.batch_size), np.int64)
+            for epoch, (order, drawn) in orders.items():
+                mine = epochs == epoch
+                indices[mine], views[mine] = order[places[mine]], drawn[places[mine]]
             yield self.store.get(indices, views)
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng(derive_seed("order", self.seed, epoch))
-        count, views = self.store.latents.shape[:2]
-        return random.permutation(count), random.integers(views, size=count)
+        count = len(self.store)
+        return random.permutation(count), random.integers(self.store.views, size=count)
+
+
+@dataclass
+class EncodedBatches:
+    """Endless training batches, encoded as they come: nothing is kept. The next batch is read and encoded, in a thread, while
+    the network learns from the last one.
+
+    Args:
+        images: what gives uint8 images (B, C, H, W) and labels.
+        mirrored: whether half of the images are mirrored.
+        seed: of that choice.
+    """
+
+    images: ImageBatches
+    first_stage: FirstStage
+    device: torch.device
+    mirrored: bool
+    seed: int
+
+    def __call__(self, start: int = 0) -> Iterator[torch.Tensor]:
+        """float32 (B, C, h, w), unscaled, from micro-batch number `start` on."""
+        yield from read_ahead(self._encoded(start), depth=1)
+
+    def _encoded(self, start: int) -> Iterator[torch.Tensor]:
+        seed = derive_seed("mirrored", self.seed)
+        for micro, batch in enumerate(self.images(start), start):
+            pixels = to_float(batch.images.to(self.device))
+            if self.mirrored:
+                pixels = mirror_half(pixels, Draw(seed, micro, 0, self.images.process, self.device))
+            yield self.first_stage.encode(pixels)

@@ -82,7 +82,7 @@ class Task(Protocol):
         """What its template names beyond what the trainer knows."""
 
 
-def run_training(config: Training, make_task: Callable[[Any, Accelerator], Task]) -> None:
+def run_training(config: Training, make_task: Callable[[Any, Accelerator], Task]) -> "Trainer":
     """What the training scripts do once they have read their config: put the parts together, train, publish."""
     accelerator = make_accelerator(config.train, config.output_dir)
     with ExitStack() as stack:
@@ -92,7 +92,9 @@ def run_training(config: Training, make_task: Callable[[Any, Accelerator], Task]
                 hub.check_token(config.hub)
             run = RunFolder(config)
             stack.callback(run.lock.release)  # said, since an exception's traceback would keep it in a notebook
-        Trainer(make_task(config, accelerator), config, accelerator, run).fit()
+        trainer = Trainer(make_task(config, accelerator), config, accelerator, run)
+        trainer.fit()
+    return trainer
 
 
 class Trainer:

@@ -98,6 +98,22 @@ def gradient_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
 
 
+def make_vq(config: TrainVQ) -> VQModel:
+    """A VQModel with random weights.
+
+    Raises:
+        UserError: for arguments that diffusers refuses.
+    """
+    try:
+        vq = VQModel(**asdict(config.vq))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"the section vq does not make a VQModel: {error}") from error
+    if config.train.gradient_checkpointing:
+        vq._supports_gradient_checkpointing = True  # its encoder and decoder do, the class does not say so
+        vq.enable_gradient_checkpointing()
+    return vq
+
+
 class VQTask:
     """See trainer.Task."""
 
@@ -106,10 +122,7 @@ class VQTask:
     def __init__(self, config: TrainVQ, accelerator: Accelerator):
         self.config, self.loss, self.accelerator = config, config.loss, accelerator
         torch.manual_seed(config.seed)
-        try:
-            vq = VQModel(**asdict(config.vq))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"the section vq does not make a VQModel: {error}") from error
+        vq = make_vq(config)
         self.networks: dict[str, nn.Module] = {"autoencoder": Autoencoder(vq)}
         self.learning_rates = {"autoencoder": config.train.learning_rate}
         if self.loss.adversarial_weight > 0:

@@ -1,0 +1,59 @@
+"""Parameters, FLOPs, memory and speed of each recipe in configs/, as `python -m tinyldm.describe` finds them for one.
+
+python -m benchmarks.costs                    # about 5 minutes on 2 CPU cores
+python -m benchmarks.costs --small true       # one recipe, hardly measured
+"""
+
+import os
+
+os.environ.setdefault(
+    "HF_HUB_OFFLINE", "1"
+)  # no network is asked for a first stage: the VQ-f4 takes the place of what is not here
+
+import torch
+from jsonargparse import auto_cli
+
+from benchmarks.measure import RESULTS, ROOT, record, use_all_cores
+from tinyldm import describe
+from tinyldm.errors import UserError
+
+
+def main(only: list[str] | None = None, small: bool = False, output: str = str(RESULTS)) -> None:
+    """Measure.
+
+    Args:
+        only: names of recipes; all where none is given.
+        small: one recipe, in a moment.
+        output: where the JSON goes.
+    """
+    use_all_cores()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if small:
+        only, describe.MEASURED_SECONDS = ["digits-ddpm"], 0.1
+    recipes: dict[str, dict] = {}
+    for file in sorted((ROOT / "configs").glob("*.yaml")):
+        if only and file.stem not in only:
+            continue
+        config, notes = describe.read([str(file)]), []
+        try:
+            parts = list(describe.parts(config, notes))
+        except UserError as error:  # the classes of a data set that is not here
+            recipes[file.stem] = {"missing": str(error)}
+            continue
+        found = {}
+        for part in parts:
+            cost = describe.count(part)
+            found[part.name] = {
+                "parameters": cost.parameters,
+                "forward": cost.forward,
+                "step": cost.step if part.trained else None,
+                "bytes": describe.held_bytes(cost, part.trained, config.train.batch_size),
+                "images_a_second": describe.measure(part, config.train.batch_size, device),
+            }
+            print(file.stem, part.name, found[part.name])
+        recipes[file.stem] = {"batch_size": config.train.batch_size, "parts": found, "notes": notes}
+    record("costs", {"recipes": recipes}, output, small)
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,233 @@
+"""Reading images: this project's way against a bare loop over the same bytes, and against diffusers' example; memory.
+
+    python -m benchmarks.data                                         # about 5 minutes
+    python -m benchmarks.data --faces ../shared/data/faces            # photographs as well
+    python -m benchmarks.data --small true                            # few images, to see that it runs
+
+All on one core, decoding threads and data loader's workers included. Images become squares, resized with antialiasing, as uint8
+in batches (diffusers' example: as floats, as it does).
+"""
+
+import contextlib
+import io
+import itertools
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from benchmarks.measure import RESULTS, in_turns, ratio, record, told
+from tinyldm import toyfaces
+from tinyldm.config import DataConfig
+from tinyldm.data import ImageBatches, Images
+from tinyldm.sources import open_sources
+
+BATCH = 16
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Inside, this process and its new threads and children share one core."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise SystemExit("this benchmark needs Linux: it puts all threads on one core")
+    before, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    _put_on({max(before)})
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _put_on(before)
+        torch.set_num_threads(threads)
+
+
+def _put_on(chosen: set[int]) -> None:
+    for thread in os.listdir("/proc/self/task"):  # those of pyarrow's pools are there already
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread), chosen)
+
+
+def parquet(folder: Path, files: list[bytes], rows: int) -> Path:
+    """train.parquet with `rows` images, the given ones again and again, and validation.parquet with one."""
+
+    def examples(count: int) -> Iterator[dict]:
+        for number in range(count):
+            yield {"image": {"bytes": files[number % len(files)], "path": None}}
+
+    features = datasets.Features({"image": datasets.Image()})
+    for split, count in (("train", rows), ("validation", 1)):
+        made = datasets.Dataset.from_generator(
+            examples, features=features, cache_dir=str(folder.parent / "cache"), gen_kwargs={"count": count}
+        )
+        folder.mkdir(exist_ok=True)
+        made.to_parquet(str(folder / f"{split}.parquet"), batch_size=100)
+    return folder
+
+
+def jpegs(count: int, side: int) -> list[bytes]:
+    """Drawn faces, encoded."""
+    found = []
+    for index in range(count):
+        file = io.BytesIO()
+        toyfaces.draw(0, index, side).save(file, "JPEG", quality=92)
+        found.append(file.getvalue())
+    return found
+
+
+# ------------------------------------------------------------------------------------------ four ways to read so many images
+
+
+def ours(folder: Path, side: int, count: int) -> float:
+    """Images a second of tinyldm's stream."""
+    source, _ = open_sources(DataConfig(str(folder), eval_split="validation", resolution=side, shuffle_buffer=4 * BATCH), 0)
+    batches = ImageBatches(Images(source, side, 1), 0, BATCH)()
+    with contextlib.closing(batches):
+        next(batches)  # the files are open; the buffer is full, and small, so that reading goes on
+        return speed(batches, count)
+
+
+def bare_pillow(files: list[bytes], side: int, count: int) -> float:
+    """Images a second of decoding, cropping and resizing, and nothing else: the operations of tinyldm.data.to_square."""
+
+    def images() -> Iterator[np.ndarray]:
+        for content in itertools.cycle(files):
+            image = Image.open(io.BytesIO(content))
+            image.draft("RGB", (2 * side, 2 * side))
+            image = image.convert("RGB")
+            least = min(image.size)
+            left, top = (image.width - least) // 2, (image.height - least) // 2
+            box = (left, top, left + least, top + least)
+            yield np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+
+    return speed((torch.from_numpy(np.stack(batch)) for batch in batched(images())), count)
+
+
+def torchvision_loop(files: list[bytes], side: int, count: int) -> float:
+    """Images a second of torchvision's own decoder and transforms, in a loop."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    transform = v2.Compose([v2.Resize(side, antialias=True), v2.CenterCrop(side)])
+
+    def images() -> Iterator[torch.Tensor]:
+        for content in itertools.cycle(files):
+            yield transform(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB))
+
+    return speed((torch.stack(batch) for batch in batched(images())), count)
+
+
+def diffusers_example(folder: Path, side: int, count: int) -> float:
+    """Images a second of what examples/unconditional_image_generation/train_unconditional.py does: a mapped data set in Arrow
+    files, transforms of torchvision on PIL images, a shuffling DataLoader (its default: no workers)."""
+    data = datasets.load_dataset(str(folder), split="train", cache_dir=str(folder.parent / "cache"))
+    augmentations = v2.Compose(
+        [
+            v2.Resize(side, interpolation=v2.InterpolationMode.BILINEAR),
+            v2.CenterCrop(side),
+            v2.Identity(),
+            v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]),
+            v2.Normalize([0.5], [0.5]),
+        ]
+    )
+    data.set_transform(lambda examples: {"input": [augmentations(image.convert("RGB")) for image in examples["image"]]})
+    loader = DataLoader(data, BATCH, shuffle=True, num_workers=0)
+
+    def batches() -> Iterator[torch.Tensor]:
+        while True:
+            for batch in loader:
+                yield batch["input"]
+
+    endless = batches()
+    next(endless)
+    return speed(endless, count)
+
+
+def batched(images: Iterator) -> Iterator[list]:
+    """Lists of BATCH."""
+    while batch := list(itertools.islice(images, BATCH)):
+        yield batch
+
+
+def speed(batches: Iterator, count: int) -> float:
+    """Images a second over at least `count` of them."""
+    started, seen = time.perf_counter(), 0
+    while seen < count:
+        batch = next(batches)
+        seen += len(getattr(batch, "images", batch))
+    return seen / (time.perf_counter() - started)
+
+
+# ---------------------------------------------------------------------------------------------------------------- memory
+
+
+def peak_megabytes(folder: str, side: int, images: int) -> float:
+    """Most memory that this process has had after a pass of so many images; to be called in a new process."""
+    source, _ = open_sources(DataConfig(folder, eval_split="validation", resolution=side), 0)
+    batches = ImageBatches(Images(source, side, 2), 0, BATCH)()
+    with contextlib.closing(batches):
+        for _ in range(images // BATCH):
+            next(batches)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_new_process(function: Callable, *args: object) -> float:
+    """Its result, by a process that has done nothing else."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def main(pairs: int = 7, images: int = 512, faces: str | None = None, small: bool = False, output: str = str(RESULTS)) -> None:
+    """Measure.
+
+    Args:
+        pairs: how often each is measured.
+        images: in each.
+        faces: a folder of parquet files with photographs, as ../shared/data/faces, for figures at 64 px.
+        small: a few small images.
+        output: where the JSON goes.
+    """
+    figures: dict[str, dict] = {}
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder)
+        sets = {
+            "drawn faces, JPEG of 512 px, to 256 px": (jpegs(8 if small else 64, 64 if small else 512), 32 if small else 256)
+        }
+        if faces:
+            source, _ = open_sources(DataConfig(faces, eval_split="validation"), 0)
+            cells = itertools.islice(source.epoch(None, 0), 1000)
+            sets["photographs, JPEG of about 180 px, to 64 px"] = ([source.cell(cell())["bytes"] for cell in cells], 64)
+        for number, (name, (files, side)) in enumerate(sets.items()):
+            folder = parquet(temporary / f"set{number}", files, 4 * images)
+            others: dict[str, Callable[[], float]] = {
+                "a bare loop of Pillow": lambda files=files, side=side: bare_pillow(files, side, images),
+                "a bare loop of torchvision": lambda files=files, side=side: torchvision_loop(files, side, images),
+                "diffusers' example": lambda folder=folder, side=side: diffusers_example(folder, side, images),
+            }
+            figures[name] = {}
+            with one_core():
+                for other, function in others.items():
+                    found = in_turns(lambda folder=folder, side=side: ours(folder, side, images), function, pairs)
+                    figures[name][other] = ratio(found)
+                    print(told(f"{name}: tinyldm against {other}", figures[name][other]))
+
+        files, side = jpegs(64, 128), 64
+        counts = (64, 640) if small else (4000, 40_000)
+        folders = [parquet(temporary / f"of{count}", files, count) for count in counts]
+        peaks = [in_new_process(peak_megabytes, str(folder), side, n) for folder, n in zip(folders, counts, strict=True)]
+        print(f"peak memory: {peaks[0]:.0f} MB after {counts[0]:,} images, {peaks[1]:.0f} MB after {counts[1]:,}")
+    record("data", {"speed": figures, "memory": {"images": counts, "megabytes": peaks}}, output, small)
+
+
+if __name__ == "__main__":
+    auto_cli(main)

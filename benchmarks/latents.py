@@ -1,0 +1,109 @@
+"""Training from kept latents against encoding at each step, at 256 px with the full VQ-f4 (random weights cost the same time).
+
+python -m benchmarks.latents                  # about 8 minutes on 2 CPU cores
+python -m benchmarks.latents --small true     # a small first stage at 32 px, to see that it runs
+"""
+
+import dataclasses
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+
+from benchmarks.measure import RESULTS, ROOT, TimedLatents, in_turns, quietly, ratio, record, told, use_all_cores
+from tinyldm import toyfaces
+from tinyldm.config import TrainLDM, TrainVQ
+from tinyldm.diffusers_sections import VQConfig
+from tinyldm.first_stage import FirstStage
+from tinyldm.parsing import parse
+from tinyldm.trainer import run_training
+from tinyldm.vq_task import make_vq
+
+SMALL_VQ = VQConfig(block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4, num_vq_embeddings=64)
+SMALL = [
+    *("--unet.block_out_channels", "[16,32]", "--unet.norm_num_groups", "8", "--unet.attention_head_dim", "16"),
+    *("--unet.down_block_types", "[DownBlock2D,AttnDownBlock2D]", "--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]"),
+    *("--diffusion.preview_images", "2", "--diffusion.preview_steps", "2", "--train.batch_size", "4"),
+]
+
+
+def first_stage(folder: Path, small: bool) -> FirstStage:
+    """The full VQ-f4 with random weights, saved where a config can name it."""
+    torch.manual_seed(0)
+    vq = make_vq(TrainVQ("", vq=SMALL_VQ if small else VQConfig()))
+    vq.save_pretrained(folder)
+    return FirstStage(vq.eval().requires_grad_(False))
+
+
+def drawn_faces(folder: Path, train: int, validation: int, side: int) -> None:
+    """JPEG files as a data set would have them."""
+    for part, first, count in (("train", 0, train), ("validation", 10**6, validation)):
+        (folder / part).mkdir(parents=True)
+        for index in range(first, first + count):
+            toyfaces.draw(0, index, side).save(folder / part / f"{index}.jpg", quality=92)
+
+
+def main(pairs: int = 5, images: int = 8, batch_size: int = 4, small: bool = False, output: str = str(RESULTS)) -> None:
+    """Measure.
+
+    Args:
+        pairs: how often each is measured.
+        images: in the training part.
+        batch_size: of a step. Encoding takes no less time an image in larger ones.
+        small: a small first stage at 32 px.
+        output: where the JSON goes.
+    """
+    use_all_cores()
+    side = 32 if small else 256
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        stage = first_stage(folder / "vq", small)
+        drawn_faces(folder / "images", images, 2, side * 5 // 4)
+        args = ["--config", str(ROOT / "configs/celebahq256.yaml"), *(SMALL if small else [])]
+        args += ["--first_stage.path", str(folder / "vq")]
+        args += [
+            "--first_stage.subfolder",
+            "null",
+            "--data.name",
+            str(folder / "images"),
+            "--data.cache_dir",
+            str(folder / "cache"),
+        ]
+        args += ["--data.resolution", str(side), "--data.random_flip", "false", "--data.num_workers", "2"]
+        args += ["--train.mixed_precision", "no", "--train.compile", "false", "--train.batch_size", str(batch_size)]
+        config = parse(TrainLDM, "", [*args, "--output_dir", str(folder / "run")])
+
+        def images_a_second(keep: bool) -> float:
+            kept = dataclasses.replace(config.first_stage, keep_latents=keep)
+            # The first step of the two that are timed ends when the second batch has been encoded.
+            trainer = run_training(dataclasses.replace(quietly(config, 6 if keep else 3), first_stage=kept), TimedLatents)
+            for thread in threading.enumerate():
+                if thread.name == "read_ahead":  # it encodes one more batch before it sees that nobody wants it
+                    thread.join()
+            return batch_size / trainer.task.seconds_a_step()
+
+        started = time.perf_counter()
+        images_a_second(True)  # makes the store
+        first = time.perf_counter() - started
+        found = ratio(in_turns(lambda: images_a_second(True), lambda: images_a_second(False), pairs))
+        encode = seconds_to_encode(stage, side, batch_size)
+    print(told("latents kept against encoding at each step", found))
+    print(f"encoding: {1 / encode:.3g} images/s; the run that made the store took {first:.0f} s")
+    record("latents", {"side": side, "batch_size": batch_size, "kept": found, "encode": 1 / encode}, output, small)
+
+
+def seconds_to_encode(stage: FirstStage, side: int, batch_size: int) -> float:
+    """Of one image, in a batch, the faster of two."""
+    images, seconds = torch.randn(batch_size, 3, side, side), []
+    for _ in range(2):
+        started = time.perf_counter()
+        stage.encode(images)
+        seconds.append((time.perf_counter() - started) / batch_size)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    auto_cli(main)

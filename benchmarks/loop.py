@@ -1,0 +1,143 @@
+"""What the training loop costs beyond the network: train_ldm.py's loop against a bare forward, backward and optimizer step.
+
+    python -m benchmarks.loop                     # configs/faces64.yaml's network: about 4 minutes on 2 CPU cores
+    python -m benchmarks.loop --small true        # a small network, to see that it runs
+
+The steps are timed in pairs with the bare ones: latents from the store, noise, loss, clipped gradients, averaged weights,
+numbers to log. What happens now and then (a row of metrics.csv, an evaluation, a picture, a checkpoint) is timed by itself
+in the same trainings, and counted at the intervals that are the defaults of `train`.
+"""
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+
+from benchmarks.latents import SMALL, drawn_faces, first_stage
+from benchmarks.measure import RESULTS, ROOT, TimedLatents, changed, in_turns, ratio, record, told, use_all_cores
+from tinyldm.config import TrainConfig, TrainLDM
+from tinyldm.denoiser import make_denoiser
+from tinyldm.parsing import parse
+from tinyldm.processes import make_accelerator
+from tinyldm.run_folder import RunFolder
+from tinyldm.trainer import Trainer
+
+HELD_OUT = TrainConfig().num_eval_images
+
+
+class WatchedTrainer(Trainer):
+    """Notes the seconds of what happens now and then, in `spent`."""
+
+    def __init__(self, *args: Any):
+        self.spent: dict[str, list[float]] = defaultdict(list)
+        super().__init__(*args)
+        picture = self.task.picture
+
+        def draw(path: Path) -> None:
+            with self._noted("sample_steps"):
+                picture(path)
+
+        self.task.picture = draw
+
+    @contextlib.contextmanager
+    def _noted(self, key: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.spent[key].append(time.perf_counter() - started)
+
+    def _log(self, *args: Any) -> None:
+        with self._noted("logging_steps"):
+            super()._log(*args)
+
+    def _evaluate(self) -> dict[str, float]:
+        with self._noted("eval_steps"):
+            return super()._evaluate()
+
+    def _report(self, *args: Any) -> None:
+        with self._noted("eval_steps, its row and curves"):
+            super()._report(*args)
+
+    def _save(self) -> None:
+        with self._noted("checkpointing_steps"):
+            super()._save()
+
+
+def main(pairs: int = 8, steps: int = 8, small: bool = False, output: str = str(RESULTS)) -> None:
+    """Measure.
+
+    Args:
+        pairs: how often each is measured.
+        steps: of the network in each.
+        small: a small network, few images.
+        output: where the JSON goes.
+    """
+    use_all_cores()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, side = Path(temporary), 32 if small else 64
+        first_stage(folder / "vq", small=True)  # only its latents' shape matters here
+        drawn_faces(folder / "images", 64, 8 if small else HELD_OUT, side)
+        args = ["--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", str(folder / "vq")]
+        args += [
+            "--data.name",
+            str(folder / "images"),
+            "--data.resolution",
+            str(side),
+            "--data.cache_dir",
+            str(folder / "cache"),
+        ]
+        args += ["--train.num_eval_images", str(HELD_OUT), "--output_dir", str(folder / "run")]
+        config = changed(parse(TrainLDM, "", [*args, *(SMALL if small else [])]), max_steps=steps + 1)
+        size = config.train.batch_size
+        spent: dict[str, list[float]] = defaultdict(list)
+
+        def ours() -> float:
+            accelerator, run = make_accelerator(config.train, config.output_dir), RunFolder(config)
+            with contextlib.ExitStack() as stack:
+                stack.callback(run.lock.release)
+                trainer = WatchedTrainer(TimedLatents(config, accelerator), config, accelerator, run)
+                trainer.fit()
+            for key, seconds in trainer.spent.items():
+                spent[key] += seconds
+            return size / trainer.task.seconds_a_step()
+
+        def bare() -> float:
+            return size / bare_step(config, side // 4, steps)
+
+        found = ratio(in_turns(ours, bare, pairs))
+        # What is done now and then, at the default intervals, in seconds a step.
+        defaults = TrainConfig()
+        medians = {key: statistics.median(seconds) for key, seconds in spent.items()}
+        each = {key: seconds / getattr(defaults, key.split(",")[0]) for key, seconds in medians.items()}
+        whole = size / (size / found["ours"] + sum(each.values()))
+        share = found["median"] * whole / found["ours"]
+    print(told("the loop's steps against bare ones", found))
+    print(f"with rows, evaluations, pictures and checkpoints at the default intervals: {share:.1%} of the bare steps")
+    figures = {"batch_size": size, "steps": found, "whole": whole, "share": share}
+    record("loop", {**figures, "now_and_then": medians, "seconds_a_step": each}, output, small)
+
+
+def bare_step(config: TrainLDM, side: int, steps: int) -> float:
+    """Seconds (median) of forward, backward and optimizer step on random latents (B, 3, side, side)."""
+    network = make_denoiser(config.unet, side, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    x, noise = torch.randn(2, config.train.batch_size, 3, side, side)
+    timesteps = torch.randint(config.scheduler.num_train_timesteps, (len(x),))
+    seconds = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        torch.nn.functional.mse_loss(network(x, timesteps).sample, noise).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,192 @@
+"""What all benchmarks share: pairs in turns, ratios, trainings of so many seconds, a JSON file that says where it is from."""
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyldm.config import Training
+from tinyldm.latent_task import LatentTask
+from tinyldm.pixel_task import PixelTask
+from tinyldm.processes import cores
+from tinyldm.trainer import Trainer, run_training
+from tinyldm.vq_task import VQTask
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "performance"
+LIBRARIES = ("torch", "diffusers", "accelerate", "datasets", "pillow", "torchvision")
+TRIAL_STEPS = 8  # to learn how long a step takes; the first one is not counted
+
+# ----------------------------------------------------------------------------------------------------------------- pairs
+
+
+def in_turns(ours: Callable[[], float], other: Callable[[], float], pairs: int) -> list[tuple[float, float]]:
+    """(ours, other) of each pair: A B, B A, A B ..., so that what slows the machine for a while slows both.
+
+    Args:
+        ours, other: do the work and say how fast it was, e.g. in images a second. Each is called once before, uncounted.
+    """
+    ours(), other()
+    found = []
+    for number in range(pairs):
+        if number % 2:
+            slow = other()
+            found.append((ours(), slow))
+        else:
+            found.append((ours(), other()))
+    return found
+
+
+def ratio(found: list[tuple[float, float]]) -> dict[str, float]:
+    """Median, min and max of ours / other over the pairs, and the median of each."""
+    ratios = [a / b for a, b in found]
+    return {
+        "median": statistics.median(ratios),
+        "min": min(ratios),
+        "max": max(ratios),
+        "pairs": len(found),
+        "ours": statistics.median(a for a, _ in found),
+        "other": statistics.median(b for _, b in found),
+    }
+
+
+def told(name: str, figures: dict[str, float], unit: str = "images/s") -> str:
+    """A pair in one line."""
+    return (
+        f"{name}: {figures['ours']:.4g} against {figures['other']:.4g} {unit}, {figures['median']:.3g} times "
+        f"({figures['min']:.3g} to {figures['max']:.3g} in {figures['pairs']} pairs)"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- trainings
+
+
+class Clock:
+    """Mixed into a task: notes when each step ended."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.ended: list[float] = []
+
+    def after_step(self, *args: Any) -> None:
+        """See trainer.Task."""
+        super().after_step(*args)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ended.append(time.perf_counter())
+
+    def seconds_a_step(self) -> float:
+        """Median, without the first step; evaluations are in so few of them that they do not count."""
+        return statistics.median(after - before for before, after in zip(self.ended[:-1], self.ended[1:], strict=True))
+
+
+class TimedLatents(Clock, LatentTask):
+    """LatentTask with a clock."""
+
+
+class TimedPixels(Clock, PixelTask):
+    """PixelTask with a clock."""
+
+
+class TimedVQ(Clock, VQTask):
+    """VQTask with a clock."""
+
+
+def changed(config: Training, **train: Any) -> Training:
+    """A copy with other keys in its section `train`, in the folder that was there before."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **train), overwrite=True)
+
+
+def quietly(config: Training, steps: int) -> Training:
+    """A few steps and hardly anything else."""
+    few = changed(config, max_steps=steps, num_eval_images=2, lr_warmup_steps=0, log_with="none", lr_scheduler="constant")
+    few = dataclasses.replace(few, train=dataclasses.replace(few.train, lr_step_rules=None))
+    if hasattr(few, "diffusion"):
+        few = dataclasses.replace(few, diffusion=dataclasses.replace(few.diffusion, preview_images=1, preview_steps=1))
+    return few
+
+
+def train_for(config: Training, kind: type[Clock], seconds: float, evaluations: int = 1) -> Trainer:
+    """Train for as many steps as fit into so many seconds, by the loop that everybody trains with.
+
+    The number of steps is found in a trial beforehand, so that the learning rate's course ends with the training. Its warm-up
+    and evaluations are set to their share of it.
+    """
+    steps = TRIAL_STEPS if seconds > 30 else 3
+    with tempfile.TemporaryDirectory() as folder:
+        trial = run_training(dataclasses.replace(quietly(config, steps), output_dir=folder), kind)
+    steps = max(evaluations, 2, round(seconds / trial.task.seconds_a_step()))
+    return run_training(
+        changed(
+            config,
+            max_steps=steps,
+            num_epochs=None,
+            lr_warmup_steps=steps // 20,
+            eval_steps=max(1, steps // evaluations),
+            sample_steps=steps,
+            checkpointing_steps=steps,
+            checkpoints_total_limit=1,
+            log_with="none",
+        ),
+        kind,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- results
+
+
+def use_all_cores() -> None:
+    """As the training scripts do."""
+    torch.set_num_threads(cores())
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    )
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": cores(),
+        "gpus": gpus,
+        "load": os.getloadavg()[0]
+        if hasattr(os, "getloadavg")
+        else None,  # at the end; about `cores` when nobody else was there
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def record(name: str, figures: dict[str, Any], output: str, small: bool) -> None:
+    """Write output/NAME.json.
+
+    Args:
+        small: it was a trial with sizes that say nothing; docs/performance.md takes none of its numbers.
+    """
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = {
+        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "commit": git.stdout.strip() or "unknown",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "small": small,
+        "machine": machine(),
+        **figures,
+    }
+    Path(output).mkdir(parents=True, exist_ok=True)
+    file = Path(output) / f"{name}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {file}")

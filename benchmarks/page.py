@@ -1,0 +1,252 @@
+"""Writes the numbers of docs/performance/*.json into docs/performance.md; what was not measured is called that.
+
+    python -m benchmarks.page            # fill
+    python -m benchmarks.page check      # does the page say what the files say?
+
+In the page a block stands between `<!-- NAME -->` and `<!-- /NAME -->`; the function of that name below makes it.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scale import scale
+
+ROOT = Path(__file__).parent.parent
+PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance"
+BLOCK = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
+NOT_YET = "*Not measured yet.*"
+Result = dict[str, Any]
+
+
+def read(name: str, folder: Path = RESULTS) -> Result | None:
+    """What a benchmark found; None where it has not run, or only in its small size."""
+    file = folder / f"{name}.json"
+    found = json.loads(file.read_text()) if file.exists() else None
+    return None if found is None or found["small"] else found
+
+
+def origin(result: Result) -> str:
+    """Where the numbers are from, in a sentence."""
+    m = result["machine"]
+    where = ", ".join(m["gpus"]) or f"{m['cores']} cores of {m['processor']}"
+    libraries = ", ".join(f"{name} {m[name]}" for name in ("torch", "diffusers", "datasets", "pillow"))
+    return f"`{result['command']}`, {result['date']}, commit {result['commit']}: {where}; Python {m['python']}, {libraries}."
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+PAIR = ["", "this project", "the other", "ratio: median", "min to max", "pairs"]
+
+
+def pair(name: str, found: dict[str, float]) -> list[str]:
+    """A row under PAIR."""
+    ends = f"{found['min']:.3g} to {found['max']:.3g}"
+    return [name, f"{found['ours']:.4g}", f"{found['other']:.4g}", f"{found['median']:.3g}", ends, str(found["pairs"])]
+
+
+def target(value: float, least: float, what: str, unit: str = "") -> str:
+    """Whether a figure is at least what was aimed at."""
+    met = "met" if value >= least else f"missed by {least - value:.3g}{unit}"
+    return f"The aim was {what}: {met}."
+
+
+# ---------------------------------------------------------------------------------------------------------------- blocks
+
+
+def latents(r: Result) -> str:
+    """a."""
+    row = pair(f"latents kept against encoding at each step, {r['side']} px, images/s", r["kept"])
+    aim = target(r["kept"]["median"], 10, "at least 10 times")
+    return f"{table(PAIR, [row])}\n\n{aim} Encoding runs at {r['encode']:.3g} images/s."
+
+
+def same_image(r: Result) -> str:
+    """Point 1 of the issue."""
+    head = [
+        "latents kept as",
+        "bytes an image",
+        "codes that change",
+        "images that change by more than rounding",
+        "8-bit values that change",
+        "at most by",
+    ]
+    rows = [
+        [name, f"{f['bytes']:,.0f}", f"{f['codes']:.2%}", f"{f['images']:.1%}", f"{f['values']:.3%}", str(f["most"])]
+        for name, f in r["forms"].items()
+    ]
+    return f"{table(head, rows)}\n\nOver {r['images']} held-out images of {r['resolution']} px."
+
+
+def loop(r: Result) -> str:
+    """b."""
+    rows = [pair("steps of the loop against bare ones, images/s", r["steps"])]
+    now = [[key, f"{r['now_and_then'][key]:.2f} s", f"{1000 * seconds:.2f} ms"] for key, seconds in r["seconds_a_step"].items()]
+    share = target(100 * r["share"], 97, "at least 97%", " points")
+    told = (
+        f"With these at their default intervals it is {r['share']:.1%} of the bare steps ({r['whole']:.4g} images/s). {share}"
+    )
+    return f"{table(PAIR, rows)}\n\n{table(['now and then', 'takes', 'a step'], now)}\n\n{told}"
+
+
+def data(r: Result) -> str:
+    """c."""
+    rows = [pair(f"{name}: {other}, images/s", found) for name, others in r["speed"].items() for other, found in others.items()]
+    bare = min(others["a bare loop of Pillow"]["median"] for others in r["speed"].values())
+    (few, many), (low, high) = r["memory"]["images"], r["memory"]["megabytes"]
+    grown = f"Peak memory of a pass: {low:.0f} MB over {few:,} images, {high:.0f} MB over {many:,}, {high / low - 1:+.1%}"
+    kept = "met" if high <= 1.05 * low else "missed"
+    aim = target(100 * bare, 90, "at least 90% of a bare loop of Pillow", " points")
+    return f"{table(PAIR, rows)}\n\n{aim} {grown} (the aim was within 5%: {kept})."
+
+
+def sampling(r: Result) -> str:
+    """d."""
+    speed = r["speed"]
+    rows = [pair(f"sample.py against LDMPipeline, DDIM, {r['steps']} steps, {r['batch_size']} images, images/s", speed)]
+    aim = target(speed["median"], 1, "never slower")
+    same = f"{speed['same_pictures']:.0%} of the pictures are the same to the bit."
+    if not (quality := r["quality"]):
+        return f"{table(PAIR, rows)}\n\n{aim} {same}\n\nSamplers and steps: {NOT_YET}"
+    ranked = sorted(quality["rows"], key=lambda row: row["seconds"])
+    best = [row for i, row in enumerate(ranked) if all(row["fd"] < before["fd"] for before in ranked[:i])]
+    cells = [
+        [row["sampler"], str(row["steps"]), f"{row['seconds']:.3f}", f"{row['fd']:.2f}", "yes" if row in best else ""]
+        for row in ranked
+    ]
+    head = [
+        "sampler",
+        "steps",
+        "s an image",
+        f"FD, {quality['features']}, {quality['images']} images",
+        "nothing faster is as good",
+    ]
+    left = f"\n\nNo time was left for {'; '.join(quality['left_out'])}." if quality["left_out"] else ""
+    return f"{table(PAIR, rows)}\n\n{aim} {same}\n\n{table(head, cells)}{left}"
+
+
+def training(r: Result) -> str:
+    """e."""
+    rows, lines = [], []
+    for name, run in r["trainings"].items():
+        fd = "-" if run["fd"] is None else f"{run['fd']:.1f}"
+        rows.append([name, f"{run['images_a_second']:.1f}", str(run["steps"]), f"{run['curve'][-1][1]:.4f}", fd])
+    for space in ("pixels", "latents"):
+        ours, example = r["trainings"][f"{space}, ours"], r["trainings"][f"{space}, example"]
+        (end, reached), when = example["curve"][-1], reaches(ours["curve"], example["curve"][-1][1])
+        told = f"after {when / 60:.1f} min, {end / when:.1f} times as soon" if when else "not within its time"
+        lines.append(
+            f"- {space}: ours reaches the example's last held-out loss, {reached:.4f} after {end / 60:.1f} min, {told}."
+        )
+    head = ["", "images/s", "steps", "held-out loss", f"FD, {r['features']}, {r['quality_images']} images"]
+    return f"{table(head, rows)}\n\n" + "\n".join(lines)
+
+
+def reaches(curve: list[list[float]], loss: float) -> float | None:
+    """Seconds at which a curve first comes down to a loss, on straight lines between its points."""
+    before = None
+    for seconds, value in curve:
+        if value <= loss:
+            if before is None:
+                return seconds
+            return before[0] + (seconds - before[0]) * (before[1] - loss) / (before[1] - value)
+        before = (seconds, value)
+    return None
+
+
+def startup(r: Result) -> str:
+    """f."""
+    helps = [[f"`{script} --help`", f"{seconds:.2f}"] for script, seconds in r["help"].items()]
+    stages, before = [], 0.0
+    for stage, seconds in r["stages"].items():
+        stages.append([stage, f"{seconds - before:.2f}", f"{seconds:.2f}"])
+        before = seconds
+    slowest = max(r["help"].values())
+    aims = f"Aims: --help under 1 s: {'met' if slowest < 1 else f'missed by {slowest - 1:.2f} s'}; the first step under 15 s: "
+    aims += "met." if before < 15 else f"missed by {before - 15:.1f} s."
+    return f"{table(['', 's'], helps)}\n\n{table(['from launch to first step', 's', 'since the launch, s'], stages)}\n\n{aims}"
+
+
+def processes(r: Result) -> str:
+    """Point 5 of the issue."""
+    return table(PAIR, [pair(f"two processes against one, batch {r['batch_size']} in all, images/s", r["two"])])
+
+
+def costs(r: Result) -> str:
+    """Point 4 of the issue."""
+    head = ["recipe", "network", "parameters", "GFLOP an image", "forward and backward", "GiB a step", "images/s"]
+    rows = []
+    for name, recipe in r["recipes"].items():
+        for part, c in recipe.get("parts", {}).items():
+            step = f"{c['step'] / 1e9:,.2f}" if c["step"] else "-"
+            cells = [f"{c['parameters']:,}", f"{c['forward'] / 1e9:,.2f}", step, f"{c['bytes'] / 2**30:,.2f}"]
+            rows.append([f"{name}, batch {recipe['batch_size']}", part, *cells, f"{c['images_a_second']:,.1f}"])
+    missing = [f"- {name}: {recipe['missing']}" for name, recipe in r["recipes"].items() if "missing" in recipe]
+    notes = [f"- {name}: {note}" for name, recipe in r["recipes"].items() for note in recipe.get("notes", [])]
+    return "\n".join([table(head, rows), "", *missing, *notes]).strip()
+
+
+def sweep(r: Result) -> str:
+    """Point 3 of the issue, for either network."""
+    figures = [key for key in ("eval_loss", "eval_eps", "eval_bits", "eval_psnr") if key in r["variants"][0]]
+    titles = {
+        "eval_loss": "held-out loss",
+        "eval_eps": "in units of the noise",
+        "eval_bits": "bound, bits",
+        "eval_psnr": "PSNR",
+    }
+    head = ["factor", "variant", "parameters", "images/s", "seeds", *(titles[key] for key in figures), "difference", "sure"]
+    better = -1 if r["figure"] == "eval_loss" else 1
+    rows = []
+    for v in sorted(r["variants"], key=lambda v: -better * v[r["figure"]]):
+        error = f" ± {2 * v['error']:.4f}" if v["error"] else ""
+        sure = (
+            "" if v["factor"] == "base" else "?" if not v["error"] else "yes" if abs(v["difference"]) > 2 * v["error"] else "no"
+        )
+        cells = [v["factor"], v["variant"], f"{v['parameters']:,.0f}", f"{v['images_a_second']:.1f}", str(v["seeds"])]
+        rows.append([*cells, *(f"{v[key]:.4f}" for key in figures), f"{v['difference']:+.4f}{error}", sure])
+    name = "sweep_unet" if r["figure"] == "eval_loss" else "sweep_vq"
+    return f"{table(head, rows)}\n\n![differences to the base with two standard errors](performance/{name}.png)"
+
+
+BLOCKS: dict[str, Callable[[Result], str]] = {
+    **{f.__name__: f for f in (latents, same_image, loop, data, sampling, training, startup, processes, costs)},
+    "sweep_unet": sweep,
+    "sweep_vq": sweep,
+}
+
+
+def fill(text: str, folder: Path = RESULTS) -> str:
+    """The page with each block made anew."""
+
+    def block(match: re.Match) -> str:
+        name = match[1]
+        if name == "scale":
+            made = scale(*(read(need, folder) for need in ("costs", "data", "loop"))) or NOT_YET
+        else:
+            result = read(name, folder)
+            made = f"{BLOCKS[name](result)}\n\n{origin(result)}" if result else NOT_YET
+        return f"<!-- {name} -->\n{made}\n<!-- /{name} -->"
+
+    return BLOCK.sub(block, text)
+
+
+def main(command: str) -> int:
+    """Fill or check."""
+    text = PAGE.read_text(encoding="utf-8")
+    if command == "check":
+        same = fill(text) == text
+        print("the page says what the files say" if same else "the page is old: python -m benchmarks.page")
+        return not same
+    PAGE.write_text(fill(text), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "fill"))

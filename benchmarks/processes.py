@@ -1,0 +1,74 @@
+"""Throughput of train_ldm.py with one and with two processes on the same cores, in turns.
+
+python -m benchmarks.processes                # configs/faces64.yaml's network: about 6 minutes on 2 CPU cores
+python -m benchmarks.processes --small true   # a small network, to see that it runs
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from benchmarks.latents import SMALL, drawn_faces, first_stage
+from benchmarks.measure import RESULTS, ROOT, in_turns, ratio, record, told
+from tinyldm.checkpoint import steps as kept_steps
+from tinyldm.config import TrainLDM
+from tinyldm.parsing import parse, to_yaml
+
+
+def images_a_second(processes: int, config: Path, run: Path, batch_size: int, steps: int) -> float:
+    """Of a training of so many steps, with the batch split over the processes; its evaluation is not counted."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    args = ["--config", str(config), "--train.batch_size", str(batch_size // processes), "--train.max_steps", str(steps)]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, *launch, "train_ldm.py", *args]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    state = json.loads((run / "checkpoints" / f"step-{kept_steps(run)[-1]}" / "state.json").read_text())
+    return steps * batch_size / state["seconds"]
+
+
+def main(pairs: int = 5, steps: int = 30, small: bool = False, output: str = str(RESULTS)) -> None:
+    """Measure.
+
+    Args:
+        pairs: how often each is measured.
+        steps: of each training.
+        small: a small network and few steps.
+        output: where the JSON goes.
+    """
+    steps = 2 if small else steps
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, side = Path(temporary), 32 if small else 64
+        first_stage(folder / "vq", small=True)
+        drawn_faces(folder / "images", 128, 16, side)
+        args = ["--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", str(folder / "vq")]
+        args += [
+            "--data.name",
+            str(folder / "images"),
+            "--data.resolution",
+            str(side),
+            "--data.cache_dir",
+            str(folder / "cache"),
+        ]
+        args += ["--output_dir", str(folder / "run"), "--overwrite", "true", "--train.num_eval_images", "16"]
+        args += ["--train.log_with", "none", "--diffusion.preview_images", "1", "--diffusion.preview_steps", "1"]
+        parsed = parse(TrainLDM, "", [*args, *(SMALL if small else [])])
+        config = folder / "config.yaml"
+        config.write_text(to_yaml(parsed))
+
+        def speed(processes: int) -> float:
+            return images_a_second(processes, config, folder / "run", parsed.train.batch_size, steps)
+
+        found = ratio(in_turns(lambda: speed(2), lambda: speed(1), pairs))
+    print(told("two processes against one, on the same cores", found))
+    record("processes", {"two": found, "batch_size": parsed.train.batch_size, "steps": steps}, output, small)
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,103 @@
+"""In which form do kept latents decode to the same image, and what does each form cost?
+
+    python -m benchmarks.same_image --first_stage_run runs/faces64-vq --data ../shared/data/faces      # 2 minutes
+    python -m benchmarks.same_image --small true
+
+A VQ model's decoder sees the nearest codes of the latents. Rounding the latents keeps the image as long as no code changes;
+code indices keep it always, up to rounding, but hold the quantised latents alone, and the denoiser learns the ones before
+quantisation (Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder).
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import VQModel
+from jsonargparse import auto_cli
+
+from benchmarks.latents import drawn_faces, first_stage
+from benchmarks.measure import RESULTS, record, use_all_cores
+from tinyldm.config import DataConfig, FirstStageConfig
+from tinyldm.data import Images, first_images, to_float, to_uint8
+from tinyldm.first_stage import FirstStage, load_first_stage
+from tinyldm.sources import open_sources
+
+# float16 has 11 bits: it moves a latent across the border between two codes now and then.
+FORMS = {"float32": torch.float32, "float16 (what is kept)": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def codes(vq: VQModel, latents: torch.Tensor) -> torch.Tensor:
+    """Indices (B, h, w) of the codes that the decoder takes for these latents."""
+    return vq.quantize(latents)[2][2].view(len(latents), *latents.shape[2:])
+
+
+def main(
+    data: str = "../shared/data/faces",
+    first_stage_run: str = "runs/faces64-vq",
+    resolution: int = 64,
+    images: int = 256,
+    small: bool = False,
+    output: str = str(RESULTS),
+) -> None:
+    """Measure.
+
+    Args:
+        data: a folder with splits `train` and `validation`; the first images of the latter are taken.
+        first_stage_run: of train_vq.py.
+        resolution: of the images.
+        images: how many.
+        small: a small first stage with random weights.
+        output: where the JSON goes.
+    """
+    use_all_cores()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if small:
+            drawn_faces(folder / "images", 1, 8, 32)
+            stage, data, resolution, images = first_stage(folder / "vq", small=True), str(folder / "images"), 32, 8
+        else:
+            stage = load_first_stage(FirstStageConfig(first_stage_run))
+        source = open_sources(DataConfig(data, eval_split="validation"), 0)[1]
+        pixels = first_images(Images(source, resolution, 2), images)
+    found = compare(stage, pixels)
+    for name, row in found.items():
+        print(
+            f"{name}: {row['bytes']:,.0f} bytes an image; other codes {row['codes']:.2e}, other images {row['images']:.1%}, "
+            f"other pixel values {row['values']:.2e}, at most by {row['most']}"
+        )
+    record("same_image", {"images": len(pixels), "resolution": resolution, "forms": found}, output, small)
+
+
+@torch.no_grad()
+def compare(stage: FirstStage, pixels: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Of each form, against the encoder's own latents: bytes an image; the share of other codes; of images in which a value (0
+    to 255) differs by more than 1; of values that differ at all; the largest difference.
+
+    A difference of 1 is rounding: VQModel hands its decoder z + (code - z), which float32 does not make the code to the bit."""
+    rows = {name: {"codes": 0.0, "images": 0.0, "values": 0.0, "most": 0} for name in (*FORMS, "code indices")}
+    for batch in to_float(pixels).split(16):
+        latents = stage.encode(batch)
+        right_codes, right = codes(stage.model, latents), to_uint8(stage.decode(latents))
+        for name, row in rows.items():
+            if name in FORMS:
+                kept = latents.to(FORMS[name])
+                row["bytes"] = kept[0].numel() * kept.element_size()
+                restored = kept.float()
+            else:
+                width = np.min_scalar_type(stage.model.config.num_vq_embeddings - 1).itemsize
+                row["bytes"] = right_codes[0].numel() * width
+                restored = stage.model.quantize.get_codebook_entry(
+                    right_codes.flatten(), (*right_codes.shape, latents.shape[1])
+                )
+            image = to_uint8(stage.decode(restored))
+            difference = (image.int() - right.int()).abs()
+            row["codes"] += (codes(stage.model, restored) != right_codes).float().mean().item() * len(batch) / len(pixels)
+            row["images"] += (difference.flatten(1).amax(1) > 1).sum().item() / len(pixels)
+            row["values"] += (difference > 0).float().mean().item() * len(batch) / len(pixels)
+            row["most"] = max(row["most"], int(difference.max()))
+    return rows
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,116 @@
+"""What a night on larger machines would do with configs/celebahq256.yaml: measured pieces, assumed machines, and divisions.
+
+Counted: FLOPs of first stage and denoiser. Measured on the benchmarks' machine: decoding and resizing on a core, the loop's
+share of the bare step. Assumed, since no such machine was at hand: everything in MACHINES, and how much of a GPU's peak
+each network gets.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+IMAGES, VIEWS, EPOCHS, BATCH = 28_000, 2, 150, 64  # configs/celebahq256.yaml
+NIGHT = 10 * 3600  # seconds
+FILE = 100e3  # bytes of an image of 256 px; assumed
+ENCODER_SHARE, DENOISER_SHARE = 0.25, 0.05  # of the peaks; guesses: wide convolutions, and narrow ones that wait for memory
+
+
+@dataclass
+class Machine:
+    """All assumed: vendors' peaks, without sparsity, and what such machines usually have.
+
+    Attributes:
+        tf32, bf16: FLOP/s of a GPU. The first stage runs in float32, whose convolutions cuDNN does in TF32.
+        network: bytes a second from the Hub.
+        link: bytes a second between GPUs.
+    """
+
+    name: str
+    gpus: int
+    tf32: float
+    bf16: float
+    cores: int
+    network: float
+    link: float
+
+
+MACHINES = [
+    Machine("one consumer GPU (RTX 4090)", 1, 83e12, 165e12, 16, 125e6, 0),
+    Machine("8 GPUs (H100)", 8, 494e12, 989e12, 96, 1.25e9, 200e9),
+    Machine("a cluster of 64 (H100)", 64, 494e12, 989e12, 768, 10e9, 25e9),
+]
+RELIEF = {
+    "network": "`data.streaming false` on a fast disk, or any local copy as `data.name`",
+    "decoding": "`data.num_workers` up to the cores; sources stored at 256 px",
+    "first stage": "more processes, each builds its share of the shards; without `data.random_flip` it has half the work",
+}
+
+
+def time(seconds: float) -> str:
+    """In the unit that fits."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[str, Any] | None) -> str | None:
+    """Two tables and what follows from them; None where a piece was not measured."""
+    if not (costs and data and loop and "celebahq256" in costs["recipes"]):
+        return None
+    parts = costs["recipes"]["celebahq256"]["parts"]
+    encoder, denoiser = parts["first stage, encoding"], parts["UNet2DModel"]
+    decoding = next(others for name, others in data["speed"].items() if "to 256 px" in name)["a bare loop of Pillow"]["ours"]
+    lines = [
+        f"Counted: {encoder['forward'] / 1e9:.0f} GFLOP for encoding an image, {denoiser['step'] / 1e9:.1f} for a "
+        f"training step on it. Measured here: {decoding:.0f} images/s decoded and resized to 256 px on a core, and "
+        f"{loop['share']:.1%} of the speed of a bare step in the loop.",
+        "",
+        f"**Assumed**: an image file of {FILE / 1e3:.0f} kB; {ENCODER_SHARE:.0%} of a GPU's TF32 peak in the first stage and "
+        f"{DENOISER_SHARE:.0%} of its bf16 peak in the denoiser, which are guesses; and the machines:",
+        "",
+        row("machine", "GPUs", "TF32, bf16 peak, TFLOP/s", "CPU cores", "network, MB/s", "between GPUs, GB/s"),
+        row(*["---"] * 6),
+    ]
+    for m in MACHINES:
+        peaks = f"{m.tf32 / 1e12:.0f}, {m.bf16 / 1e12:.0f}"
+        lines.append(row(m.name, m.gpus, peaks, m.cores, f"{m.network / 1e6:,.0f}", f"{m.link / 1e9:.0f}"))
+    head = [
+        "machine",
+        "network, images/s",
+        "decoding",
+        f"first stage, {VIEWS} views",
+        f"first pass of {IMAGES:,} images, its limit",
+    ]
+    head += ["denoiser, images/s", f"{EPOCHS} epochs", f"epochs in {time(NIGHT)}"]
+    lines += ["", row(*head), row(*["---"] * len(head))]
+    limits = {}
+    for m in MACHINES:
+        rates = {
+            "network": m.network / FILE,
+            "decoding": m.cores * decoding,
+            "first stage": m.gpus * m.tf32 * ENCODER_SHARE / encoder["forward"] / VIEWS,
+        }
+        limits[m.name] = least = min(rates, key=rates.get)
+        first = IMAGES / rates[least]
+        compute = BATCH * denoiser["step"] / (m.bf16 * DENOISER_SHARE) / loop["share"]  # seconds of a step of BATCH a GPU
+        # Gradients in float32 through a ring, not overlapped.
+        exchange = 2 * 4 * denoiser["parameters"] * (1 - 1 / m.gpus) / m.link if m.link else 0.0
+        speed = m.gpus * BATCH / (compute + exchange)
+        after = [f"{speed:,.0f}", time(IMAGES * EPOCHS / speed), f"{(NIGHT - first) * speed / IMAGES:,.0f}"]
+        lines.append(row(m.name, *(f"{rate:,.0f}" for rate in rates.values()), f"{time(first)}, {least}", *after))
+    kept = VIEWS * 2 * 3 * 64 * 64
+    lines += [
+        "",
+        *(f"- {name}: the first pass waits for the {least}. Relief: {RELIEF[least]}." for name, least in limits.items()),
+        f"- After it everything waits for the denoiser: a kept latent is {kept / 1e3:.0f} kB with its mirror image, "
+        f"{IMAGES * kept / 1e9:.1f} GB for all, which memory holds. Relief: `train.compile`, bf16, more GPUs.",
+        f"- With N GPUs the batch is N x {BATCH} here, another recipe than that of one. With {BATCH} in all, 64 GPUs have "
+        "one image each, and launching kernels and exchanging gradients take longer than the step: better train several runs "
+        "side by side.",
+    ]
+    return "\n".join(lines)
+
+
+def row(*cells: object) -> str:
+    """Of a table in Markdown."""
+    return f"| {' | '.join(map(str, cells))} |"

@@ -1,0 +1,148 @@
+"""One factor at a time: trainings of equal wall-clock time around a config, a table that a killed sweep goes on with, a
+picture.
+
+The seeds go round outside, the variants inside: whenever one stops, all variants have had about as many. A variant is held
+against the base of the same seed, which has the same held-out images, noise and timesteps; how sure that is comes from the
+spread of these differences over the seeds, pooled over all variants.
+"""
+
+import csv
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Clock, train_for
+from tinyldm.config import Training
+from tinyldm.trainer import count_parameters
+
+BASE = "base"
+Row = dict[str, Any]
+
+
+@dataclass
+class Variant:
+    """The base with some keys changed.
+
+    Attributes:
+        factor: which knob it turns.
+        args: as on the command line.
+        kind: the task, where a key does not say it.
+    """
+
+    factor: str
+    name: str
+    args: list[str] = field(default_factory=list)
+    kind: type[Clock] | None = None
+
+
+def run_all(
+    variants: list[Variant],
+    make: Callable[[Variant, str], Training],
+    kind: type[Clock],
+    seconds: float,
+    seeds: int,
+    table: Path,
+) -> list[Row]:
+    """Train what is not in the table yet.
+
+    Args:
+        variants: the first is the base.
+        make: (variant, output_dir) -> its config.
+        seconds: of each training.
+        table: a CSV with a row a training.
+    """
+    rows = read(table)
+    if other := {row["budget"] for row in rows} - {seconds}:
+        raise SystemExit(f"{table} is of trainings of {other.pop():g} s: choose another output, or --seconds {other or ''}")
+    done = {(row["factor"], row["variant"], row["seed"]) for row in rows}
+    for seed in range(seeds):
+        for variant in variants:
+            if (variant.factor, variant.name, seed) in done:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                config = dataclasses.replace(make(variant, folder), seed=seed)
+                trainer = train_for(config, variant.kind or kind, seconds)
+                last = {key: value for row in trainer.run.rows for key, value in row.items() if key.startswith("eval_")}
+            network = trainer.accelerator.unwrap_model(trainer.task.networks[trainer.main])
+            row = {"factor": variant.factor, "variant": variant.name, "seed": seed, "budget": seconds}
+            row |= {"steps": float(trainer.step), "parameters": float(count_parameters(network))}
+            row |= {"images_a_second": trainer.images_per_step / trainer.task.seconds_a_step(), **last}
+            rows.append(row)
+            write(table, rows)
+            print(f"{variant.factor}: {variant.name}, seed {seed}: {last}")
+    return rows
+
+
+def read(table: Path) -> list[Row]:
+    """The rows of the table; none where there is none."""
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    words = ("factor", "variant")
+    return [
+        {key: value if key in words else int(value) if key == "seed" else float(value) for key, value in row.items()}
+        for row in rows
+    ]
+
+
+def write(table: Path, rows: list[Row]) -> None:
+    """All rows, anew and renamed into place."""
+    table.parent.mkdir(parents=True, exist_ok=True)
+    aside = table.with_suffix(".aside")
+    with aside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    aside.rename(table)
+
+
+def summary(rows: list[Row], figure: str) -> list[Row]:
+    """Of each variant: mean of the figure, mean difference to the base of the same seeds, its standard error, how many seeds.
+
+    The error is None where no variant has two seeds.
+    """
+    base = {row["seed"]: row[figure] for row in rows if row["factor"] == BASE}
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["seed"] in base:
+            groups.setdefault((row["factor"], row["variant"]), []).append(row)
+    differences = {key: [row[figure] - base[row["seed"]] for row in group] for key, group in groups.items()}
+    means = {key: sum(values) / len(values) for key, values in differences.items()}
+    squares = [(value - means[key]) ** 2 for key, values in differences.items() if key[0] != BASE for value in values]
+    freedom = sum(len(values) - 1 for key, values in differences.items() if key[0] != BASE)
+    deviation = math.sqrt(sum(squares) / freedom) if freedom else None
+    found = []
+    for (factor, name), group in groups.items():
+        row = {"factor": factor, "variant": name, "seeds": len(group), "difference": means[factor, name]}
+        row |= {key: sum(each[key] for each in group) / len(group) for key in group[0] if isinstance(group[0][key], float)}
+        row["error"] = None if deviation is None or factor == BASE else deviation / math.sqrt(len(group))
+        found.append(row)
+    return found
+
+
+def picture(found: list[Row], label: str, file: Path) -> None:
+    """Differences to the base, with two standard errors, grouped by factor."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in found if row["factor"] != BASE]
+    figure, axis = plt.subplots(figsize=(7.5, 1.1 + 0.24 * len(rows)))
+    colours = {factor: f"C{i % 10}" for i, factor in enumerate(dict.fromkeys(row["factor"] for row in rows))}
+    for height, row in enumerate(rows):
+        error = 2 * row["error"] if row["error"] is not None else None
+        axis.errorbar(row["difference"], height, xerr=error, fmt="o", color=colours[row["factor"]], capsize=2, markersize=4)
+    axis.axvline(0, color="grey", linewidth=0.8)
+    axis.set_yticks(range(len(rows)), [f"{row['factor']}: {row['variant']}" for row in rows], fontsize=8)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlabel(label)
+    axis.grid(axis="x", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,134 @@
+"""Which UNet of about 5M parameters, and which way to train it, learns most in so many seconds? One factor at a time around
+configs/faces64.yaml, on kept latents.
+
+    python -m benchmarks.sweep_unet --data ../shared/data/faces --first_stage_run runs/faces64-vq --seconds 180 --seeds 2
+    python -m benchmarks.sweep_unet --small true         # two variants of a small network for a second each
+
+37 variants: at 180 s about 2 hours a seed on 2 CPU cores. The table can be stopped and gone on with. It ranks by
+`eval_loss`, the error of x_0 in units of v over all timesteps alike (objective.held_out_error), which does not depend on
+what the network was trained to predict. The table also has the error in units of the noise and the steps' term of the
+variational bound (Kingma et al. 2021, equation 11), in bits per dimension of the scaled latents: other weights of the same
+errors, so a winner by one alone is none.
+"""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+
+from benchmarks.compared import ComparedLatents
+from benchmarks.latents import SMALL, drawn_faces, first_stage
+from benchmarks.measure import RESULTS, ROOT, record, use_all_cores
+from benchmarks.sweep import BASE, Variant, picture, run_all, summary
+from tinyldm.config import TrainLDM
+from tinyldm.parsing import parse
+from tinyldm.randomness import Draw
+
+
+class LogitNormal(ComparedLatents):
+    """Timesteps T sigmoid(z), z standard normal (Esser et al. 2024, section 3.1): fewer at both ends."""
+
+    def timesteps(self, count: int, draw: Draw) -> torch.Tensor:
+        """See DiffusionTask."""
+        steps = self.scheduler.config.num_train_timesteps
+        z = math.sqrt(2) * torch.erfinv(2 * draw.stratified(count) - 1)
+        return (z.sigmoid() * steps).long().clamp(max=steps - 1)
+
+
+def shape(widths: list[int], layers: int, attention: tuple[int, ...]) -> list[str]:
+    """Keys of a UNet with attention in these blocks, counted from the finest, and the middle."""
+    down = [f"{'Attn' if i in attention else ''}DownBlock2D" for i in range(len(widths))]
+    up = [f"{'Attn' if i in attention else ''}UpBlock2D" for i in reversed(range(len(widths)))]
+    args = ["--unet.block_out_channels", f"{widths}", "--unet.layers_per_block", str(layers)]
+    args += ["--unet.down_block_types", f"[{','.join(down)}]", "--unet.up_block_types", f"[{','.join(up)}]"]
+    return [*args, "--unet.norm_num_groups", "32" if all(width % 32 == 0 for width in widths) else "16"]
+
+
+def widths(*shapes: tuple[list[int], int]) -> list[Variant]:
+    """With attention in all blocks but the finest, as the base."""
+    return [
+        Variant(
+            "widths" if len(each) == 3 and layers == 1 else "depth",
+            f"{'-'.join(map(str, each))}, {layers} layer{'s' * (layers > 1)}",
+            shape(each, layers, tuple(range(1, len(each)))),
+        )
+        for each, layers in shapes
+    ]
+
+
+def values(factor: str, key: str, *choices: object) -> list[Variant]:
+    """A variant for each value of a key."""
+    return [Variant(factor, "none" if choice == "null" else str(choice), [f"--{key}", str(choice)]) for choice in choices]
+
+
+VARIANTS = [
+    Variant(BASE, "64-128-128, 1 layer"),
+    *widths(([32, 96, 160], 1), ([32, 128, 144], 1), ([48, 112, 160], 1), ([96, 96, 128], 1), ([112, 112, 112], 1)),
+    *widths(([96, 160], 1), ([112, 144], 1), ([64, 64, 128, 128], 1), ([48, 96, 112], 2), ([64, 96, 96], 2), ([64, 64, 96], 3)),
+    Variant("attention", "middle only", shape([64, 128, 128], 1, ())),
+    Variant("attention", "4 x 4 and middle", shape([64, 128, 128], 1, (2,))),
+    Variant("attention", "everywhere", shape([64, 128, 128], 1, (0, 1, 2))),
+    Variant("attention", "not in the middle", ["--unet.add_attention", "false"]),
+    *values("head size", "unet.attention_head_dim", 16, 64, "null"),
+    *values("learning rate", "train.learning_rate", 3e-4, 5e-4, 2e-3, 4e-3),
+    *values("batch", "train.batch_size", 16, 32, 128),
+    *values("EMA decay", "train.ema_decay", 0.99, 0.995, 0.9995),
+    *values("min-SNR gamma", "diffusion.snr_gamma", "null", 1, 20),
+    Variant("timesteps", "logit-normal", kind=LogitNormal),
+    *values("prediction", "scheduler.prediction_type", "epsilon", "sample"),
+    *values("Adam's beta2", "train.adam_beta2", 0.95, 0.999),
+]
+
+
+def main(
+    data: str = "../shared/data/faces",
+    first_stage_run: str = "runs/faces64-vq",
+    cache_dir: str = "~/.cache/tinyldm",
+    seconds: float = 180.0,
+    seeds: int = 2,
+    factors: list[str] | None = None,
+    small: bool = False,
+    output: str = str(RESULTS),
+) -> None:
+    """Sweep.
+
+    Args:
+        data: with the splits `train` and `validation`.
+        first_stage_run: of train_vq.py.
+        cache_dir: where the latents are or will be kept.
+        seconds: of each training, evaluation not counted.
+        seeds: how many trainings of each variant, in all.
+        factors: only these, beside the base.
+        small: two variants of a small network, a second each.
+        output: where table, picture and JSON go.
+    """
+    use_all_cores()
+    chosen = [variant for variant in VARIANTS if factors is None or variant.factor in (BASE, *factors)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, small_args = Path(temporary), []
+        if small:
+            drawn_faces(folder / "images", 16, 8, 32)
+            first_stage(folder / "vq", small=True)
+            data, first_stage_run, cache_dir = str(folder / "images"), str(folder / "vq"), str(folder / "cache")
+            small_args, seconds = [*SMALL, "--data.resolution", "32"], min(seconds, 1.0)
+            chosen = [chosen[0], Variant("timesteps", "logit-normal", kind=LogitNormal)]
+
+        def make(variant: Variant, run: str) -> Any:
+            args = ["--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", first_stage_run, "--output_dir", run]
+            args += ["--data.name", data, "--data.cache_dir", cache_dir, "--diffusion.preview_images", "4"]
+            args += ["--diffusion.preview_steps", "2", "--train.metrics_steps", "null"]
+            return parse(TrainLDM, "", [*args, *small_args, *variant.args])
+
+        rows = run_all(chosen, make, ComparedLatents, seconds, seeds, Path(output) / "sweep_unet.csv")
+    found = summary(rows, "eval_loss")
+    picture(
+        found, f"held-out loss after {seconds:g} s, less that of the base (left is better)", Path(output) / "sweep_unet.png"
+    )
+    record("sweep_unet", {"seconds": seconds, "seeds": seeds, "figure": "eval_loss", "variants": found}, output, small)
+
+
+if __name__ == "__main__":
+    auto_cli(main)

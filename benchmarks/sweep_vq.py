@@ -1,0 +1,74 @@
+"""Which first stage for 64 px has the highest PSNR after so many seconds? One factor at a time around configs/faces64-vq.yaml.
+
+    python -m benchmarks.sweep_vq --data ../shared/data/faces --seconds 240 --seeds 2
+    python -m benchmarks.sweep_vq --small true           # two variants of a small network for a second each
+
+19 variants: at 240 s about an hour and a half a seed on 2 CPU cores. Without the discriminator, which costs PSNR and buys
+sharpness; that trade is looked at by Frechet distance, in docs/results.md. All variants have latents of 16 x 16 x 3 but
+those that say otherwise: a higher PSNR with more of them is no better first stage, since the denoiser has more to learn.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+
+from benchmarks.latents import drawn_faces
+from benchmarks.measure import RESULTS, ROOT, TimedVQ, record, use_all_cores
+from benchmarks.sweep import BASE, Variant, picture, run_all, summary
+from benchmarks.sweep_unet import values
+from tinyldm.config import TrainVQ
+from tinyldm.parsing import parse
+
+SMALL_VQ = ["--vq.block_out_channels", "[8,8,16]", "--vq.norm_num_groups", "4", "--vq.num_vq_embeddings", "64"]
+WIDTHS = ([16, 48, 128], [24, 48, 96], [24, 64, 128], [32, 64, 128], [48, 48, 96])
+VARIANTS = [
+    Variant(BASE, "24-48-128, 1 layer"),
+    *(Variant("widths", "-".join(map(str, each)), ["--vq.block_out_channels", f"{each}"]) for each in WIDTHS),
+    *values("layers", "vq.layers_per_block", 2),
+    *values("attention in the middle", "vq.mid_block_add_attention", "false"),
+    *values("learning rate", "train.learning_rate", 5e-4, 2e-3),
+    *values("batch", "train.batch_size", 8, 32),
+    *values("EMA decay", "train.ema_decay", 0.98, 0.999),
+    *values("codes", "vq.num_vq_embeddings", 1024, 16384),
+    *values("gradient loss", "loss.gradient_weight", 0, 0.3),
+    *values("latent channels", "vq.latent_channels", 4),
+]
+
+
+def main(
+    data: str = "../shared/data/faces", seconds: float = 240.0, seeds: int = 2, small: bool = False, output: str = str(RESULTS)
+) -> None:
+    """Sweep.
+
+    Args:
+        data: with the splits `train` and `validation`.
+        seconds: of each training, evaluation not counted.
+        seeds: how many trainings of each variant, in all.
+        small: two variants of a small network, a second each.
+        output: where table, picture and JSON go.
+    """
+    use_all_cores()
+    with tempfile.TemporaryDirectory() as temporary:
+        chosen, small_args = VARIANTS, []
+        if small:
+            drawn_faces(Path(temporary) / "images", 16, 8, 32)
+            data, seconds = str(Path(temporary) / "images"), min(seconds, 1.0)
+            chosen = [VARIANTS[0], *values("learning rate", "train.learning_rate", 2e-3)]
+            small_args = [*SMALL_VQ, "--data.resolution", "32", "--train.batch_size", "4"]
+
+        def make(variant: Variant, run: str) -> Any:
+            args = ["--config", str(ROOT / "configs/faces64-vq.yaml"), "--output_dir", run, "--data.name", data]
+            args += ["--loss.adversarial_weight", "0", "--loss.quantize_start", "50"]
+            args += ["--train.lr_scheduler", "cosine", "--train.lr_step_rules", "null", "--train.adam_beta1", "0.9"]
+            return parse(TrainVQ, "", [*args, *small_args, *variant.args])
+
+        rows = run_all(chosen, make, TimedVQ, seconds, seeds, Path(output) / "sweep_vq.csv")
+    found = summary(rows, "eval_psnr")
+    picture(found, f"PSNR in dB after {seconds:g} s, less that of the base (right is better)", Path(output) / "sweep_vq.png")
+    record("sweep_vq", {"seconds": seconds, "seeds": seeds, "figure": "eval_psnr", "variants": found}, output, small)
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,106 @@
+"""The loop of diffusers' examples/unconditional_image_generation/train_unconditional.py, by hand and without its options: the
+opponent of benchmarks.training. With a first stage it encodes each batch, as the usual latent examples do.
+
+What is the example's: `datasets` mapped into memory, torchvision's transforms in the loader, epsilon with the plain squared
+error, AdamW's betas, decay and epsilon, cosine course with a warm-up, clipped gradients, EMAModel with its warm-up. What is
+ours, so that the comparison is one of loops: the network, the batch size, the peak learning rate, the noise schedule.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import datasets
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from tinyldm.first_stage import FirstStage
+
+
+@dataclass
+class Example:
+    """A training of `steps` steps.
+
+    Attributes:
+        first_stage: what encodes each batch; None in pixel space.
+        seconds: of each step.
+    """
+
+    data: datasets.Dataset
+    unet: UNet2DModel
+    scheduler: DDPMScheduler
+    steps: int
+    batch_size: int
+    learning_rate: float
+    side: int
+    flip: bool
+    first_stage: FirstStage | None = None
+    seconds: list[float] = field(default_factory=list)
+
+    def __post_init__(self):
+        betas = (0.95, 0.999)
+        self.optimizer = torch.optim.AdamW(
+            self.unet.parameters(), lr=self.learning_rate, betas=betas, weight_decay=1e-6, eps=1e-8
+        )
+        self.course = get_cosine_schedule_with_warmup(self.optimizer, self.steps // 20, self.steps)
+        self.ema = EMAModel(
+            self.unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4,
+            model_cls=UNet2DModel, model_config=self.unet.config,
+        )  # fmt: skip
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """float32 (B, 3, H, W) in [-1, 1], endless."""
+        augmentations = v2.Compose(
+            [
+                v2.Resize(self.side, interpolation=v2.InterpolationMode.BILINEAR),
+                v2.CenterCrop(self.side),
+                v2.RandomHorizontalFlip() if self.flip else v2.Identity(),
+                v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]),
+                v2.Normalize([0.5], [0.5]),
+            ]
+        )
+        data = self.data.with_transform(
+            lambda rows: {"input": [augmentations(image.convert("RGB")) for image in rows["image"]]}
+        )
+        loader = DataLoader(data, batch_size=self.batch_size, shuffle=True, num_workers=0)
+        while True:
+            for batch in loader:
+                yield batch["input"]
+
+    def train(self) -> Iterator[int]:
+        """Step after step; yields their number."""
+        batches = self.batches()
+        for step in range(1, self.steps + 1):
+            started = time.perf_counter()
+            clean = next(batches).to(self.unet.device)
+            if self.first_stage is not None:
+                clean = self.first_stage.encode(clean) * self.first_stage.scaling_factor
+            noise = torch.randn(clean.shape, device=clean.device)
+            timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(clean),), device=clean.device)
+            predicted = self.unet(self.scheduler.add_noise(clean, noise, timesteps), timesteps).sample
+            F.mse_loss(predicted.float(), noise.float()).backward()
+            torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+            self.optimizer.step()
+            self.course.step()
+            self.optimizer.zero_grad()
+            self.ema.step(self.unet.parameters())
+            self.seconds.append(time.perf_counter() - started)
+            yield step
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The network with its averaged weights, in eval mode."""
+        self.ema.store(self.unet.parameters())
+        self.ema.copy_to(self.unet.parameters())
+        self.unet.eval()
+        try:
+            yield
+        finally:
+            self.unet.train()
+            self.ema.restore(self.unet.parameters())

@@ -1,0 +1,157 @@
+"""Training at equal wall-clock time: this project against the loop of diffusers' example, in pixels and in latents.
+
+    python -m benchmarks.training --data ../shared/data/faces --first_stage_run runs/faces64-vq --minutes 10
+    python -m benchmarks.training --small true    # a few steps on drawn faces, to see that it runs
+
+Four trainings, one after the other, each `minutes` long, with evaluations not counted: pixels and latents, example and ours.
+In each space both have the same network, batch size, peak learning rate and noise schedule, and are held against the same
+noised held-out images, with their averaged weights. The figure is the squared error of the noise: what the example's loss is,
+and ours in latents is not. Between the spaces it is the Frechet distance of samples that compares. At `minutes` 10 it takes
+about an hour on 2 CPU cores.
+"""
+
+import dataclasses
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler
+from jsonargparse import auto_cli
+
+from benchmarks.compared import ComparedLatents, ComparedPixels, noise_and_bits
+from benchmarks.latents import SMALL, drawn_faces, first_stage
+from benchmarks.measure import RESULTS, ROOT, changed, record, train_for, use_all_cores
+from benchmarks.train_unconditional import Example
+from tinyldm.config import TrainDDPM, TrainLDM
+from tinyldm.denoiser import make_denoiser, make_scheduler
+from tinyldm.diffusion_task import DiffusionTask
+from tinyldm.first_stage import FirstStage
+from tinyldm.parsing import parse
+from tinyldm.quality import Quality
+from tinyldm.sampling import Model, sample
+
+HELD_OUT = 256  # images at each of them
+MARKS = 8  # held-out evaluations of each training
+STEPS = 25  # of DDIM, for the distances
+
+
+def main(
+    data: str = "../shared/data/faces",
+    first_stage_run: str = "runs/faces64-vq",
+    minutes: float = 10.0,
+    quality_images: int = 128,
+    features: str = "efficientnet-lite0",
+    cache_dir: str = "~/.cache/tinyldm",
+    small: bool = False,
+    output: str = str(RESULTS),
+) -> None:
+    """Measure.
+
+    Args:
+        data: a folder with splits `train` and `validation`.
+        first_stage_run: of train_vq.py, for the latents.
+        minutes: of each of the four trainings.
+        quality_images: of which the Frechet distance is. 0: none.
+        features: its network; see evaluate.py.
+        cache_dir: where the latents are or will be kept.
+        small: a few steps of small networks.
+        output: where the JSON goes.
+    """
+    use_all_cores()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, small_args = Path(temporary), []
+        if small:
+            drawn_faces(folder / "images", 16, 8, 32)
+            first_stage(folder / "vq", small=True)
+            data, first_stage_run, cache_dir = str(folder / "images"), str(folder / "vq"), str(folder / "cache")
+            small_args = [*SMALL, "--data.resolution", "32"]
+        args = ["--data.name", data, "--data.eval_split", "validation", "--data.cache_dir", cache_dir, *small_args]
+        latents = ["--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", first_stage_run]
+        # The network in pixels has 5M parameters and a level more, for 64 px; its forward process is that of Ho et al. 2020.
+        pixels = ["--data.resolution", "64", "--data.random_flip", "true"]
+        pixels += ["--train.batch_size", "16", "--train.learning_rate", "4e-4"]
+        pixels += ["--train.lr_scheduler", "cosine", "--train.ema_decay", "0.999", "--train.max_steps", "1"]
+        results: dict[str, dict[str, Any]] = {}
+        for space, config, kind in (
+            ("latents", parse(TrainLDM, "", [*latents, "--output_dir", str(folder / "latents"), *args]), ComparedLatents),
+            ("pixels", parse(TrainDDPM, "", [*pixels, "--output_dir", str(folder / "pixels"), *args]), ComparedPixels),
+        ):
+            config = changed(config, num_eval_images=8 if small else HELD_OUT)
+            quality = None
+            if quality_images and not small:
+                train = dataclasses.replace(config.train, metrics_features=features)
+                quality = Quality(
+                    dataclasses.replace(config, train=train), Accelerator(cpu=not torch.accelerator.is_available())
+                )
+            mine, task = ours(config, kind, 60 * minutes, quality, quality_images)
+            other = example(config, task, 60 * minutes, quality, quality_images)
+            results |= {f"{space}, ours": mine, f"{space}, example": other}
+            print(
+                f"{space}: {mine['images_a_second']:.1f} against {other['images_a_second']:.1f} images/s, held-out loss",
+                end=" ",
+            )
+            print(
+                f"{mine['curve'][-1][1]:.4f} against {other['curve'][-1][1]:.4f}, distance {mine['fd']} against {other['fd']}"
+            )
+    figures = {"minutes": minutes, "features": features, "quality_images": quality_images, "trainings": results}
+    record("training", figures, output, small)
+
+
+Curve = list[tuple[float, float]]  # (seconds of training, held-out squared error of the noise)
+
+
+def ours(
+    config: TrainLDM | TrainDDPM, kind: type, seconds: float, quality: Quality | None, images: int
+) -> tuple[dict[str, Any], DiffusionTask]:
+    """tinyldm's training: its figures, and its task with held-out images and first stage."""
+    trainer = train_for(config, kind, seconds, MARKS)
+    task, each = trainer.task, trainer.task.seconds_a_step()
+    curve = [(row["step"] * each, row["eval_eps"]) for row in trainer.run.rows if "eval_eps" in row]
+    with trainer.averaged_weights():
+        found = distance(task.model(), quality, images)
+    return {"images_a_second": trainer.images_per_step / each, "steps": trainer.step, "curve": curve, "fd": found}, task
+
+
+def example(
+    config: TrainLDM | TrainDDPM, task: DiffusionTask, seconds: float, quality: Quality | None, images: int
+) -> dict[str, Any]:
+    """The figures of the example's training, over the same first stage and held-out images."""
+    data = datasets.load_dataset(config.data.name, split="train")
+    stage = FirstStage(task.first_stage) if task.first_stage is not None else None
+    size, side, flip = config.train.batch_size, config.data.resolution, config.data.random_flip
+    device = task.accelerator.device
+
+    def begin(steps: int) -> Example:
+        torch.manual_seed(0)
+        unet = make_denoiser(config.unet, task.held_out[0].shape[-1], task.held_out[0].shape[1]).to(device)
+        forward = make_scheduler(dataclasses.replace(config.scheduler, prediction_type="epsilon"))
+        return Example(data, unet, forward, steps, size, config.train.learning_rate, side, flip, stage)
+
+    trial = begin(4)
+    for _ in trial.train():
+        pass
+    steps = max(MARKS, round(seconds / statistics.median(trial.seconds[1:])))
+    training, curve = begin(steps), []
+    for step in training.train():
+        if step % (steps // MARKS) == 0 or step == steps:
+            with training.averaged_weights(), torch.no_grad():
+                parts = task.my_held_out((0, 1))
+                errors = torch.cat([noise_and_bits(training.unet, training.scheduler, *part)[0] for part in parts])
+            curve.append((sum(training.seconds), float(errors.mean())))
+    with training.averaged_weights():
+        model = Model(training.unet, DDIMScheduler.from_config(training.scheduler.config), task.first_stage)
+        found = distance(model, quality, images)
+    return {"images_a_second": size / statistics.median(training.seconds), "steps": steps, "curve": curve, "fd": found}
+
+
+def distance(model: Model, quality: Quality | None, images: int) -> float | None:
+    """The Frechet distance of samples of the seeds from 0 on, with DDIM."""
+    return quality.distance(quality.sums(sample(model, images, 64, 0, STEPS))) if quality else None
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,183 @@
+"""benchmarks/: each runs at a small size, and the page takes measured numbers only. `startup` and `processes` start programs
+for tens of seconds, so here only their results' tables are tested."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import costs, data, latents, loop, measure, page, same_image, sampling, sweep, sweep_unet, sweep_vq, training
+from benchmarks.sweep import BASE, Variant
+from tinyldm import processes
+from tinyldm.config import TrainLDM, TrainVQ
+from tinyldm.denoiser import make_denoiser
+from tinyldm.parsing import parse
+
+MACHINE = dict.fromkeys(("processor", "python", *measure.LIBRARIES), "1") | {"cores": 2, "gpus": []}
+FROM = {"command": "python -m benchmarks.x", "commit": "abc", "date": "2026-01-01", "small": False, "machine": MACHINE}
+PAIR = {"median": 1.5, "min": 1.0, "max": 2.0, "pairs": 3, "ours": 3.0, "other": 2.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What all small benchmarks have found."""
+    found = tmp_path_factory.mktemp("performance")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "in_new_process", lambda function, *args: function(*args))
+        patch.setattr(processes, "cores", lambda: 1)  # tiny networks are slower with more
+        patch.setattr(measure, "cores", lambda: 1)
+        for module, args in (
+            (latents, {"pairs": 1, "images": 4, "batch_size": 2}),
+            (loop, {"pairs": 1, "steps": 2}),
+            (sampling, {"pairs": 1, "images": 2, "steps": 2}),
+            (training, {"minutes": 0.001}),
+            (same_image, {}),
+            (sweep_unet, {"seeds": 1, "seconds": 0.1}),
+            (sweep_vq, {"seeds": 1, "seconds": 0.1}),
+            (costs, {}),
+            (data, {"pairs": 1, "images": 16}),
+        ):
+            module.main(small=True, output=str(found), **args)
+    return found
+
+
+def result(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_pairs_are_measured_in_turns():
+    calls = []
+    ours, other = (lambda name=name, speed=speed: calls.append(name) or speed for name, speed in (("a", 6.0), ("b", 2.0)))
+    found = measure.in_turns(ours, other, 3)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert found == [(6.0, 2.0)] * 3
+    assert measure.ratio([(1, 2), (3, 2), (8, 2)]) == {"median": 1.5, "min": 0.5, "max": 4, "pairs": 3, "ours": 3, "other": 2}
+
+
+def test_each_says_where_its_numbers_are_from(folder):
+    names = {file.stem for file in folder.glob("*.json")}
+    assert names == {"latents", "loop", "sampling", "training", "same_image", "sweep_unet", "sweep_vq", "costs", "data"}
+    for name in names:
+        found = result(folder, name)
+        assert found["command"].startswith(f"python -m benchmarks.{name}") and found["machine"]["torch"] and found["small"]
+
+
+def test_kept_latents_are_faster_than_encoding(folder):
+    found = result(folder, "latents")["kept"]
+    assert found["ours"] > 0 and found["median"] == pytest.approx(found["ours"] / found["other"])
+
+
+def test_the_loop_pays_for_what_happens_now_and_then(folder):
+    found = result(folder, "loop")
+    keys = {"logging_steps", "eval_steps", "eval_steps, its row and curves", "sample_steps", "checkpointing_steps"}
+    assert found["now_and_then"].keys() == keys
+    assert 0 < found["share"] < found["steps"]["median"]
+    assert found["seconds_a_step"]["eval_steps"] == pytest.approx(found["now_and_then"]["eval_steps"] / 1000)
+
+
+def test_the_same_pictures_as_diffusers(folder):
+    assert result(folder, "sampling")["speed"]["same_pictures"] == 1
+
+
+def test_code_indices_and_the_latents_themselves_decode_to_the_same_image(folder):
+    forms = result(folder, "same_image")["forms"]
+    assert forms["float32"]["values"] == forms["code indices"]["codes"] == forms["code indices"]["images"] == 0
+    assert forms["code indices"]["values"] < 1e-3 and forms["code indices"]["most"] <= 1  # rounded, not other
+    size = {"float32": 4 * 3 * 64, "float16 (what is kept)": 2 * 3 * 64, "bfloat16": 2 * 3 * 64, "code indices": 64}
+    assert {name: form["bytes"] for name, form in forms.items()} == size
+    assert forms["float16 (what is kept)"]["codes"] <= forms["bfloat16"]["codes"]  # 8 more bits of precision against 11
+
+
+def test_both_loops_of_a_space_are_held_against_the_same_images(folder):
+    runs = result(folder, "training")["trainings"]
+    assert set(runs) == {f"{space}, {who}" for space in ("pixels", "latents") for who in ("ours", "example")}
+    for run in runs.values():
+        seconds, losses = zip(*run["curve"], strict=True)
+        assert len(losses) >= training.MARKS and list(seconds) == sorted(seconds)
+        assert all(0 < loss < 2 for loss in losses)  # 1 is what guessing no noise costs
+
+
+# ---------------------------------------------------------------------------------------------------------------- sweeps
+
+
+def test_every_variant_is_a_recipe_of_about_5_million_parameters():
+    for variant in sweep_unet.VARIANTS:
+        args = ["--config", str(page.ROOT / "configs/faces64.yaml"), "--output_dir", "x", *variant.args]
+        with torch.device("meta"):
+            unet = make_denoiser(parse(TrainLDM, "", args).unet, 16, 3)
+        assert 4.5e6 <= sum(weight.numel() for weight in unet.parameters()) <= 5.5e6, variant
+    for variant in sweep_vq.VARIANTS:
+        parse(TrainVQ, "", ["--config", str(page.ROOT / "configs/faces64-vq.yaml"), "--output_dir", "x", *variant.args])
+
+
+def test_a_sweep_goes_on_where_it_stopped(folder, monkeypatch):
+    table, trained = folder / "sweep_unet.csv", []
+    monkeypatch.setattr(sweep, "train_for", lambda *args: trained.append(args))
+    variants = [sweep_unet.VARIANTS[0], Variant("timesteps", "logit-normal")]
+    rows = sweep.run_all(variants, None, None, 0.1, 1, table)
+    assert not trained and [row["variant"] for row in rows] == ["64-128-128, 1 layer", "logit-normal"]
+    assert all(row["eval_loss"] > 0 and row["eval_eps"] > 0 and row["eval_bits"] > 0 for row in rows)
+    assert (folder / "sweep_unet.png").stat().st_size > 1000
+    with pytest.raises(SystemExit, match=r"trainings of 0.1 s"):
+        sweep.run_all(variants, None, None, 2.0, 1, table)
+
+
+def test_differences_are_to_the_base_of_the_same_seed():
+    rows = [
+        {"factor": factor, "variant": name, "seed": seed, "eval_loss": value}
+        for factor, name, values in ((BASE, "b", (1.0, 3.0)), ("f", "x", (2.0, 6.0)), ("f", "y", (0.0, 2.0)))
+        for seed, value in enumerate(values)
+    ]
+    base, x, y = sweep.summary(rows, "eval_loss")
+    assert (base["difference"], x["difference"], y["difference"]) == (0, 2, -1)
+    # x differs by 1 and 3, y by -1 twice: sum of squares 2 with two degrees of freedom, halved for two seeds
+    assert base["error"] is None and x["error"] == y["error"] == pytest.approx((1 / 2) ** 0.5)
+    assert [row["error"] for row in sweep.summary(rows[::2], "eval_loss")] == [None] * 3
+
+
+# ------------------------------------------------------------------------------------------------------------------ page
+
+
+def test_the_page_says_what_the_files_say():
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.fill(text) == text, "python -m benchmarks.page"
+    assert set(page.BLOCK.findall(text)) == {*page.BLOCKS, "scale"}
+
+
+def test_small_results_are_not_measurements(folder):
+    filled = page.fill(page.PAGE.read_text(encoding="utf-8"), folder)
+    assert filled.count(page.NOT_YET) == len(page.BLOCKS) + 1
+
+
+def test_the_page_of_everything_measured(folder, tmp_path):
+    for file in folder.glob("*.json"):
+        (tmp_path / file.name).write_text(json.dumps(json.loads(file.read_text()) | {"small": False}))
+    stages = {"importing torch": 2.0, "the first step": 9.5}
+    by_hand = {
+        "startup": {"help": {"train_ldm.py": 0.4}, "stages": stages, "repeats": 1},
+        "processes": {"two": PAIR, "batch_size": 64, "steps": 2},
+        "loop": result(folder, "loop") | {"share": 0.95},
+        "costs": {"recipes": {"celebahq256": {"batch_size": 64, "notes": [], "parts": celebahq()}}},
+    }
+    for name, found in by_hand.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(found | FROM))
+    filled = page.fill(page.PAGE.read_text(encoding="utf-8"), tmp_path)
+    assert filled.count(page.NOT_YET) == 1  # the table of samplers
+    assert "| importing torch | 2.00 | 2.00 |\n| the first step | 7.50 | 9.50 |" in filled
+    assert "The aim was at least 97%: missed by 2 points." in filled
+    # 83e12 / 4 / 311e9 / 2 views = 33.4 images/s, slower than the network's 125e6 / 100e3 = 1250
+    assert "| 1,250 | " in filled and "| 33 | 14.0 min, first stage |" in filled
+
+
+def celebahq() -> dict:
+    stage = {"parameters": 55_322_782, "forward": 311e9, "step": None, "bytes": 2.2e8, "images_a_second": 0.3}
+    unet = {"parameters": 5_400_000, "forward": 4.9e9, "step": 14.7e9, "bytes": 2e9, "images_a_second": 8.0}
+    return {"first stage, encoding": stage, "UNet2DModel": unet}
+
+
+def test_when_a_curve_reaches_a_loss():
+    curve = [[10.0, 0.8], [20.0, 0.6], [30.0, 0.5]]
+    assert page.reaches(curve, 0.7) == pytest.approx(15)
+    assert page.reaches(curve, 0.9) == 10.0
+    assert page.reaches(curve, 0.4) is None

@@ -1,0 +1,248 @@
+"""What a recipe costs before it is run: parameters, FLOPs, memory, and how long it will take here.
+
+python -m tinyldm.describe configs/celebahq256.yaml
+python -m tinyldm.describe configs/faces64.yaml --train.batch_size 128
+
+Parameters, FLOPs and memory are counted on the meta device: nothing is allocated. Memory is what a training must hold at the
+end of a forward pass: weights, gradients, Adam's two averages, the averaged weights, and what the backward pass needs of
+each layer, all in float32; an allocator takes some more. The time is that of a few steps of the networks on random inputs,
+without data, evaluations and pictures.
+"""
+
+import copy
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import VQModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from tinyldm.bound import learns_variance
+from tinyldm.config import TrainDDPM, Training, TrainLDM, TrainVQ
+from tinyldm.denoiser import make_denoiser, make_scheduler, switch_on
+from tinyldm.diffusers_sections import VQConfig
+from tinyldm.errors import UserError, one_line_errors
+from tinyldm.first_stage import FirstStage, load_first_stage
+from tinyldm.parsing import parse, read_yaml
+from tinyldm.report import duration, hardware
+from tinyldm.sources import open_sources
+from tinyldm.vq_task import Autoencoder, Discriminator, make_vq
+
+MEASURED_SECONDS = 8.0
+STATE_BYTES = 4 * 5  # a trained value: itself, its gradient, Adam's two averages, its average
+
+
+@dataclass
+class Part:
+    """A network of a recipe.
+
+    Attributes:
+        make: builds it, on the current default device.
+        shape: of one input, without the batch.
+        told: how many numbers it is told beside an image: the timestep, and perhaps the class.
+        trained: whether it learns; else it only looks at each image once.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    shape: tuple[int, int, int]
+    told: int = 0
+    trained: bool = True
+
+    def inputs(self, batch: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Random ones."""
+        return torch.randn(batch, *self.shape, device=device), *torch.zeros(self.told, batch, dtype=torch.long, device=device)
+
+
+@dataclass
+class Cost:
+    """What one image costs in a network.
+
+    Attributes:
+        forward, step: FLOPs (a multiplication and an addition are two), forward alone and with backward.
+        activations: bytes that the backward pass needs.
+    """
+
+    parameters: int
+    forward: float
+    step: float
+    activations: float
+
+
+def parts(config: Training, notes: list[str]) -> Iterator[Part]:
+    """The networks of a recipe."""
+    side, channels = config.data.resolution, config.data.channels
+    if isinstance(config, TrainVQ):
+        yield Part("VQModel", lambda: Autoencoder(make_vq(config)), (channels, side, side))
+        if config.loss.adversarial_weight:
+            shape = config.loss.discriminator_channels, config.loss.discriminator_layers
+            yield Part("discriminator, an image or reconstruction", lambda: Discriminator(*shape), (channels, side, side))
+        return
+    shape, classes = (channels, side, side), None
+    if isinstance(config, TrainLDM):
+        try:
+            stage = load_first_stage(config.first_stage)
+        except UserError as error:
+            notes.append(f"{error}: the VQ-f4 of latent diffusion is taken in its place")
+            stage = FirstStage(VQModel(**asdict(VQConfig())))
+        shape = (stage.channels, stage.check_resolution(side), stage.check_resolution(side))
+        yield Part("first stage, encoding", lambda: _Encoder(copy.deepcopy(stage.model)), (channels, side, side), trained=False)
+    elif config.data.label_column:
+        classes = open_sources(config.data, config.seed)[0].classes
+    learned = learns_variance(make_scheduler(config.scheduler))
+
+    def denoiser() -> nn.Module:
+        network = make_denoiser(config.unet, shape[1], shape[0], classes, learned)
+        switch_on(network, config.train)
+        return network
+
+    yield Part("UNet2DModel", denoiser, shape, told=2 if classes else 1)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return FirstStage(self.model).encode(images)
+
+
+def output(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """What a network makes, whatever it packs it in."""
+    made = network(*inputs)
+    made = made[0] if isinstance(made, tuple) else made
+    return made if isinstance(made, torch.Tensor) else made.sample
+
+
+def count(part: Part) -> Cost:
+    """Run one step of one image on the meta device."""
+    meta = torch.device("meta")
+    with meta:
+        network = part.make().to(meta)
+    kept: dict[int, torch.UntypedStorage] = {}
+    weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # held, so that its address is not used again
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        made = output(network, part.inputs(1, meta))
+        forward = counter.get_total_flops()
+        if part.trained:
+            made.mean().backward()
+    parameters = sum(weight.numel() for weight in network.parameters())
+    return Cost(parameters, forward, counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values()))
+
+
+def held_bytes(cost: Cost, trained: bool, batch_size: int) -> float:
+    """Bytes that a training step of a batch must hold for a network."""
+    return cost.parameters * (STATE_BYTES if trained else 4) + batch_size * cost.activations * trained
+
+
+def measure(part: Part, batch_size: int, device: torch.device) -> float:
+    """Images a second, of batches as large as they can be tried in a few seconds."""
+    network = part.make().to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True) if part.trained else None
+
+    def seconds(batch: int) -> float:
+        inputs, since = part.inputs(batch, device), time.perf_counter()
+        made = output(network, inputs)
+        if optimizer:
+            made.float().square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        made.flatten()[0].item()  # wait for the device
+        return time.perf_counter() - since
+
+    batch, started = 1, time.perf_counter()
+    while True:
+        took = min(seconds(batch), seconds(batch))
+        if batch == batch_size or time.perf_counter() - started > MEASURED_SECONDS / 2:
+            break
+        batch = min(2 * batch, batch_size)
+    while time.perf_counter() - started < MEASURED_SECONDS:
+        took = min(took, seconds(batch))
+    return batch / took
+
+
+def images_an_epoch(config: Training) -> int | None:
+    """How many images the training part has, where that can be known without reading it through."""
+    try:
+        source = open_sources(config.data, config.seed)[0]
+    except UserError:
+        return None
+    if not source.streamed or config.data.name in ("toyfaces", "digits") or Path(config.data.name).expanduser().exists():
+        return source.length()
+    splits = source.dataset.info.splits or {}
+    return splits[config.data.split].num_examples if config.data.eval_split and config.data.split in splits else None
+
+
+def describe(config: Training) -> str:
+    """The table, and how long it will take here."""
+    notes: list[str] = []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batch = config.train.batch_size
+    table = [("", "parameters", "forward, an image", "forward and backward", f"memory, {batch} images")]
+    speeds = {}
+    for part in parts(config, notes):
+        cost = count(part)
+        held = held_bytes(cost, part.trained, batch)
+        step = f"{cost.step / 1e9:,.2f} GFLOP" if part.trained else "-"
+        memory = f"{held / 2**30:,.2f} GiB" if part.trained else f"{held / 2**30:,.2f} GiB of weights"
+        table.append((part.name, f"{cost.parameters:,}", f"{cost.forward / 1e9:,.2f} GFLOP", step, memory))
+        speeds[part.name] = measure(part, batch, device), part.trained
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+    # A step runs through each trained network, the discriminator twice: for an image and for its reconstruction.
+    seconds = sum((2 if "discriminator" in name else 1) / speed for name, (speed, trained) in speeds.items() if trained)
+    images = images_an_epoch(config)
+    if config.train.max_steps is None and images is None:
+        wanted, told = 1000, "1,000 images"
+    elif config.train.max_steps is None:
+        wanted = round(config.train.num_epochs * images)
+        told = f"{config.train.num_epochs:g} epochs of {images:,} images"
+    else:
+        accumulated = batch * config.train.gradient_accumulation_steps
+        wanted, told = config.train.max_steps * accumulated, f"{config.train.max_steps:,} steps of {accumulated} images"
+    lines += ["", f"{told} will take {duration(wanted * seconds)} here ({hardware()}): {1 / seconds:,.1f} images/s."]
+    if images:
+        lines[-1] += f" An epoch of {images:,} images: {duration(images * seconds)}."
+    for speed, trained in speeds.values():
+        if not trained:
+            views = 2 if config.data.random_flip else 1
+            many = images or 1000
+            lines.append(
+                f"Before that {duration(many * views / speed)}, once, for encoding {many:,} images"
+                f"{' and their mirror images' if views == 2 else ''} ({speed:,.1f}/s)."
+            )
+    return "\n".join([*lines, *(f"Note: {note}." for note in notes)])
+
+
+def read(args: list[str]) -> Training:
+    """The recipe that the command line names.
+
+    Raises:
+        UserError: when it names none, and as parsing.parse.
+    """
+    if args and not args[0].startswith("-"):
+        args = ["--config", *args]
+    file = next((after for before, after in itertools.pairwise(args) if before == "--config"), None)
+    if file is None:
+        raise UserError("say which recipe: python -m tinyldm.describe configs/faces64.yaml")
+    keys = read_yaml(Path(file)).keys()
+    return parse(TrainVQ if keys & {"vq", "loss"} else TrainLDM if "first_stage" in keys else TrainDDPM, __doc__, args)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        print(describe(read(sys.argv[1:])))
