@@ -1,10 +1,11 @@
 # make demo: a latent diffusion model from nothing to pictures.   make test: lint and tests.
+# make theory: the labs of docs/theory, their figures, the numbers in the chapters, and all chapters on one page.
 PYTHON ?= python3
 BIN := .venv/bin
 # One process and no mixed precision, said here so that accelerate does not warn that nobody said it.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test clean
+.PHONY: demo test theory clean
 
 .venv/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -22,3 +23,10 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
+
+theory: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	$(BIN)/python docs/theory/build.py labs
+	$(BIN)/python docs/theory/build.py fill
+	$(BIN)/python docs/theory/build.py check
+	$(BIN)/python docs/theory/build.py page

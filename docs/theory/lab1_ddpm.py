@@ -37,7 +37,6 @@ x = x0
 half = linear[T // 2]
 for b in beta[: T // 2]:
     x = (1 - b).sqrt() * x + b.sqrt() * torch.randn_like(x)
-record.number("forward_mean", x.mean(), half.sqrt() * x0.mean(), 0.03)
 record.number("forward_variance", x.var(0).mean(), half * x0.var(0).mean() + 1 - half, 0.03)
 
 
@@ -121,7 +120,6 @@ for kind, name in [("small", "cosine"), *((kind, name) for kind in ("small", "la
     curves[kind, name] = terms.mean(1)
 for name, key in (("linear", "1000"), ("cosine", "cosine")):
     terms, last = curves["small", key], schedules[key][T]
-    record.number(f"snr_T_{name}", last / (1 - last))
     record.number(f"L_0_{name}", terms[0], machine=0.002)
     record.number(f"L_first_{name}", terms[1:20].sum(), machine=0.002)
     exact = kl_divergence(Normal(last.sqrt() * few, (1 - last).sqrt()), Normal(0.0, 1.0)).mean() / math.log(2)

@@ -108,6 +108,7 @@ def log_likelihood(name: str, x: torch.Tensor, probes: torch.Tensor) -> torch.Te
 
 x, axes = data.sample(200), 2**0.5 * torch.eye(2).double()[:, None].expand(2, 200, 2)  # both axes: the exact trace
 truth = data.log_prob(x)
+record.number("true_log_likelihood", truth.mean())
 for name in PRIOR:
     found = log_likelihood(name, x, axes)
     record.number(f"{name}_log_likelihood", found.mean(), truth.mean(), 0.01, machine=0.001)

@@ -3,14 +3,16 @@
 import json
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import torch
 
-if "inline" not in matplotlib.get_backend():  # a notebook shows figures its own way
+if "ipykernel" not in sys.modules:  # a notebook shows figures its own way
     matplotlib.use("Agg")
 torch.set_num_threads(1)  # one core, and small tensors are slower with more
 
@@ -96,7 +98,7 @@ class Record:
             exact: the closed form or other implementation that stands beside it; the number must lie `within` of it.
             machine: how far another processor's number may lie from this one's (trained networks differ a little).
         """
-        value = float(value)
+        value = float(torch.as_tensor(value).detach())
         print(f"{name:34} {value:12.6g} {'' if exact is None else format(float(exact), '12.6g')}")
         if exact is not None:
             assert abs(value - float(exact)) <= within, f"{name} is {value}, not within {within} of {float(exact)}"
@@ -108,6 +110,7 @@ class Record:
         path = OUT / "figures" / f"{self.chapter}{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=100, facecolor="white", bbox_inches="tight", metadata={"Software": None})
+        plt.close(figure)
 
     def save(self) -> None:
         """Write the numbers, once all of the lab has been found right."""
