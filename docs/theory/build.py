@@ -29,7 +29,8 @@ body { max-width: 52rem; line-height: 1.5; font-family: system-ui, sans-serif; c
 #TOC { background: #f6f8fa; padding: 0.5rem 1rem; border-radius: 6px }
 table { border-collapse: collapse; display: block; overflow-x: auto }
 td, th { border: 1px solid #d1d9e0; padding: 0.3rem 0.7rem }
-img { max-width: 100% } math[display="block"] { overflow-x: auto } pre { background: #f6f8fa; padding: 0.7rem }
+img { max-width: 100% } math { font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math", math }
+math[display="block"] { overflow: auto hidden } pre { background: #f6f8fa; padding: 0.7rem }
 @media (min-width: 90rem) { #TOC { position: fixed; left: 1rem; top: 1rem; width: 17rem; max-height: 95vh; overflow-y: auto } }
 """
 

@@ -193,7 +193,7 @@ axes[0].set(xlabel="bound minus entropy, nats", title="what each model loses")
 for name in ("plain", "plain_warm", "ladder", "ladder_warm"):
     smooth = torch.tensor(curves[name])[:, 2].view(-1, 20).mean(1)
     axes[1].plot(range(10, STEPS, 20), smooth, ":" if "warm" in name else "-", label=name.replace("_", ", "))
-axes[1].set(xlabel="training step", ylabel="nats", ylim=(0, 6), title="KL of the upper level")
+axes[1].set(xlabel="training step", ylabel="nats", ylim=(0, 2.5), title="KL of the upper level")
 axes[1].legend(fontsize=7)
 record.figure(figure)
 record.save()

@@ -155,7 +155,7 @@ for axis, weight in zip(axes, (1, 2, 8), strict=False):
         axis.scatter(*c.sample(400).T, s=2, color=("tab:blue", "tab:orange", "tab:green")[k], alpha=0.4, label=f"class {k}")
     axis.scatter(*pictures[weight][:600].T, s=2, color="black", label="guided to class 0")
     axis.set(xlim=(-1.6, 1.5), ylim=(-1.5, 1.3), xlabel="$x_1$", ylabel="$x_2$", title=f"weight {weight}")
-axes[0].legend(markerscale=4, loc="lower left", fontsize=7)
+axes[0].legend(markerscale=4, loc="upper right", fontsize=7)
 weights = torch.linspace(1, 6, 51).tolist()
 for name, variance in (("sharpened", sharpened_variance), ("SDE", sde_variance), ("ODE", ode_variance)):
     axes[3].semilogy(weights, [variance(w) ** 0.5 for w in weights], label=name)
