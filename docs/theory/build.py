@@ -110,7 +110,7 @@ def page() -> str:
 def main(command: str) -> int:
     if command == "labs":
         for lab in labs():
-            environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             subprocess.run([sys.executable, str(lab)], check=True, env=environment)
     elif command == "fill":
         for chapter in chapters():

@@ -17,6 +17,7 @@ if "ipykernel" not in sys.modules:  # a notebook shows figures its own way
 torch.set_num_threads(1)  # one core, and small tensors are slower with more
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parents[1]))  # for the project's own code, from wherever the lab is run
 OUT = Path(os.environ.get("THEORY_OUT", HERE))  # numbers/ and figures/ are written here
 
 
