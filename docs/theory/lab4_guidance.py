@@ -152,8 +152,8 @@ assert evaluations == 2 * 2 * (len(taus) - 1), "Heun's method asks twice a step,
 figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
 for axis, weight in zip(axes, (1, 2, 8), strict=False):
     for k, c in enumerate(classes):
-        axis.scatter(*c.sample(400).T, s=2, color=("tab:blue", "tab:orange", "tab:green")[k], alpha=0.4, label=f"class {k}")
-    axis.scatter(*pictures[weight][:600].T, s=2, color="black", label="guided to class 0")
+        axis.scatter(*c.sample(300).T, s=2, color=("tab:blue", "tab:orange", "tab:green")[k], alpha=0.4, label=f"class {k}")
+    axis.scatter(*pictures[weight][:400].T, s=2, color="black", label="guided to class 0")
     axis.set(xlim=(-1.6, 1.5), ylim=(-1.5, 1.3), xlabel="$x_1$", ylabel="$x_2$", title=f"weight {weight}")
 axes[0].legend(markerscale=4, loc="upper right", fontsize=7)
 weights = torch.linspace(1, 6, 51).tolist()
