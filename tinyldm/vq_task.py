@@ -19,7 +19,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from tinyldm import pictures
 from tinyldm.config import TrainVQ
-from tinyldm.data import Examples, ImageBatches, Images, first_images, to_float, to_uint8
+from tinyldm.data import Examples, ImageBatches, Images, first_images, mirror_half, to_float, to_uint8
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 from tinyldm.sources import open_sources
@@ -124,9 +124,8 @@ class VQTask:
             Images(part, config.data.resolution, config.data.num_workers, config.data.channels) for part in (train, held_out)
         )
         self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, process)
-        needs_length = config.train.max_steps is None
-        self.examples_per_epoch = train.length() if needs_length else None
-        self.stream.length = self.examples_per_epoch
+        # Counting a stream means reading it.
+        self.examples_per_epoch = self.stream.length = train.length() if config.train.max_steps is None else None
         self.held_out = first_images(held_out, config.train.num_eval_images)
 
     def batches(self, start: int) -> Iterator[Examples]:
@@ -140,8 +139,7 @@ class VQTask:
         loss = self.loss
         images = to_float(batch.images)
         if self.config.data.random_flip:
-            flip = draw.uniform(len(images)) < 0.5
-            images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+            images = mirror_half(images, draw)
         quantize = step >= loss.quantize_start
         reconstructed, codebook_loss, latents, codes = self.networks["autoencoder"](images, quantize)
         self._watch_codes(latents, codes)
