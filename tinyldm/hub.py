@@ -23,7 +23,18 @@ from tinyldm.errors import UserError, one_line_errors
 from tinyldm.hub_errors import reason, why
 from tinyldm.parsing import read_yaml
 
-BESIDE = ("config.yaml", "metrics.csv", "loss.png", "evaluation.json")
+# Folder of the model in a run -> its place in the repository: what diffusers loads goes to the root.
+PLACES = {"pipeline": "", "vqvae": "vqvae", "model": "model"}
+BESIDE = (
+    "config.yaml",
+    "metrics.csv",
+    "loss.png",
+    "evaluation.json",
+    "results.csv",
+    "curve.png",
+    "curve.csv",
+    "features-*.png",
+)
 ASIDE = ".pushing-"
 PAUSES = (10.0, 60.0)  # seconds before the second and third try; the client has tried most requests for 20 s by then
 LONGEST_PAUSE = 300.0  # that a Retry-After may ask for
@@ -62,7 +73,7 @@ def push(run: Path, hub: HubConfig, message: str) -> str:
     """Upload a run in one commit and return its address; what can get better is tried again.
 
     The pipeline's files go to the root, so that `DiffusionPipeline.from_pretrained(repo_id)` finds them; a first stage
-    stays in vqvae/. Checkpoints and logs stay at home.
+    stays in vqvae/, the generators of a zero-shot run in model/. Checkpoints and logs stay at home.
 
     Raises:
         UserError: for a folder that holds no model, or when the upload fails; the run is whole on the disk.
@@ -123,13 +134,13 @@ def _take_aside(run: Path, repo_id: str) -> Path:
         UserError: for a folder that is no run or holds no model, or where that cannot be written.
     """
     config = read_yaml(run / "config.yaml")
-    model, place = (run / "pipeline", "") if (run / "pipeline").is_dir() else (run / "vqvae", "vqvae")
-    if not ({"output_dir", "data", "train", "hub"} <= config.keys() and model.is_dir()):
-        raise UserError(f"{run} is not a run, or holds no model yet: there is no pipeline/ and no vqvae/")
+    model = next((name for name in PLACES if (run / name).is_dir()), None)
+    if not ({"output_dir", "data", "train", "hub"} <= config.keys() and model):
+        raise UserError(f"{run} is not a run, or holds no model yet: there is no {'/ and no '.join(PLACES)}/")
     aside = run / f"{ASIDE}{os.getpid()}-{time.time_ns()}"
     try:
-        shutil.copytree(model, aside / place, copy_function=_link, dirs_exist_ok=True)
-        for file in (run / name for name in BESIDE if (run / name).exists()):
+        shutil.copytree(run / model, aside / PLACES[model], copy_function=_link, dirs_exist_ok=True)
+        for file in (file for pattern in BESIDE for file in run.glob(pattern)):
             shutil.copy2(file, aside)
         for picture in sorted((run / "samples").glob("step-*.png"))[-1:]:
             (aside / "samples").mkdir()

@@ -1,0 +1,75 @@
+"""A fair try of text representations: the two plain baselines on held-out SEEN classes, over many choices of them.
+
+    python -m benchmarks.zsl_texts --path ../shared/data/flowers-zsl --encoder PATH_OR_HUB_ID
+
+No image of an unseen class is looked at. Each choice holds out as many seen classes as there are unseen ones, so that chance is
+the same.
+Each baseline's setting is the one that is best in the mean over the choices.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from zsl import baselines, metrics, text
+from zsl import data as datasets
+from zsl.config import TextConfig
+from zsl.data import ClassTexts
+from zsl.division import Scaling, divide
+
+PLAIN = TextConfig()
+REPRESENTATIONS = {
+    "TF-IDF, counts": TextConfig(sublinear=False),
+    "TF-IDF, 1 + log(count)": PLAIN,
+    "... of terms in 3 articles or more": replace(PLAIN, min_df=3),
+    "... LSA of 10": replace(PLAIN, components=10),
+    "... LSA of 20": replace(PLAIN, components=20),
+    "... LSA of 40": replace(PLAIN, components=40),
+}
+
+
+def main(path: str, emphasised: str = "configs/zsl/flower-terms.txt", encoder: str | None = None, choices: int = 12) -> None:
+    """Print top-1 in percent, mean and deviation over the choices.
+
+    Args:
+        path: a data set with articles.
+        emphasised: a file of terms that weigh more.
+        encoder: a sentence encoder, tried too where it is given.
+        choices: how many choices of held-out seen classes.
+    """
+    data = datasets.load(path)
+    given = ClassTexts(data.class_ids, data.class_names, articles=data.articles)
+    tried = dict(REPRESENTATIONS)
+    for factor in (2.0, 4.0, 8.0):
+        tried[f"TF-IDF, terms of {emphasised.split('/')[-1]} x {factor:g}"] = replace(
+            PLAIN, emphasised=emphasised, emphasis=factor
+        )
+    tried["... x 4, LSA of 20"] = replace(PLAIN, emphasised=emphasised, components=20)
+    if encoder:
+        tried |= {f"{name} and encoder": replace(tried[name], encoder=encoder) for name in list(tried)[1:2] + list(tried)[7:8]}
+    vectors = {name: text.vectors(given, config)[0] for name, config in tqdm(tried.items(), desc="texts")}
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    share = len(data.unseen) / len(data.seen)
+    for seed in tqdm(range(choices), desc="choices"):
+        division = divide(data, seed, 0.0, share)
+        scaling = Scaling.fit("standardize", data.features[division.train])
+        train, test = (scaling.apply(data.features[rows]) for rows in (division.train, division.unseen_test))
+        labels, unseen = division.labels[division.unseen_test], np.arange(division.seen_classes, len(division.classes))
+        for name, matrix in vectors.items():
+            for baseline, make in baselines.BASELINES.items():
+                args = (train, division.labels[division.train], matrix[division.classes], division.seen_classes)
+                for setting, classifier in make(*args):
+                    top1 = metrics.top1(classifier.predict(test, unseen), labels)
+                    found.setdefault((name, baseline), {}).setdefault(str(setting), []).append(100 * top1)
+    print(f"top-1 of {len(data.unseen)} held-out seen classes (chance {100 / len(data.unseen):.1f}%), {choices} choices")
+    print(f"{'texts':60s} " + " ".join(f"{baseline:>14s}" for baseline in baselines.BASELINES))
+    for name in vectors:
+        cells = [max(found[name, baseline].values(), key=np.mean) for baseline in baselines.BASELINES]
+        print(f"{name:60s} " + " ".join(f"{np.mean(cell):7.1f} ± {np.std(cell, ddof=1):4.1f}" for cell in cells))
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(main, prog="python -m benchmarks.zsl_texts")

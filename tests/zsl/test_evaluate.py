@@ -1,0 +1,103 @@
+"""A run measured again, on its own images and on others, and published."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from tests.support import zsl as support
+from tests.support.published import TOKEN
+from tinyldm import hub
+from tinyldm.config import HubConfig
+from tinyldm.errors import UserError
+from zsl import data
+from zsl.__main__ import main
+from zsl.division import divide
+from zsl.evaluate import load_generator
+
+
+def evaluated(run, capsys, out, *args) -> tuple[dict, str]:
+    main(["evaluate", "--run", str(run), "--output_dir", str(out), *map(str, args)])
+    with (out / "evaluation.csv").open(newline="") as file:
+        found = {(row["method"], int(row["seed"]), row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+    return found, capsys.readouterr().out
+
+
+def test_the_chosen_generators_have_the_figures_of_the_run(tiny_run, capsys, tmp_path):
+    found, table = evaluated(tiny_run, capsys, tmp_path)
+    with (tiny_run / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["protocol"], row["metric"]) == ("honest", "top1")]
+    for row in rows:
+        if row["method"] not in ("prototype", "eszsl"):
+            assert found[row["method"], int(row["seed"]), "top1"] == float(row["value"])
+    assert len(found) == 4 * 2 * 6 and "cizsl-kl" in table
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    curve = (tmp_path / "curve.csv").read_text()
+    assert curve == (tiny_run / "curve.csv").read_text() and curve.startswith("name,offset,seen,unseen\ngazsl,-inf,")
+
+
+def test_other_images_of_the_same_classes(tiny_run, capsys, tmp_path):
+    """All of them are tested, and those of seen classes were not trained on."""
+    new = support.dataset(seed=0)
+    np.savez(tmp_path / "new.npz", features=new.features, labels=new.labels + 1)
+    found, _ = evaluated(tiny_run, capsys, tmp_path / "new", "--data", tmp_path / "new.npz")
+    own, _ = evaluated(tiny_run, capsys, tmp_path / "own")
+    assert found["gazsl", 0, "top1"] == own["gazsl", 0, "top1"]  # the same unseen images
+    assert found["gazsl", 0, "seen"] != own["gazsl", 0, "seen"] or found["cizsl", 0, "seen"] != own["cizsl", 0, "seen"]
+    for changes, words in (
+        ({"features": new.features[:, :5]}, "has features of 5 numbers, but this run's have 6"),
+        ({"labels": new.labels % 3 + 1}, "no image is of an unseen class"),
+        ({"labels": new.labels + 9}, "class 11 has no text"),
+        ({"features": new.features * np.nan}, "features must be finite numbers"),
+    ):
+        np.savez(tmp_path / "bad.npz", **{"features": new.features, "labels": new.labels + 1, **changes})
+        with pytest.raises(UserError, match=words):
+            main(["evaluate", "--run", str(tiny_run), "--data", str(tmp_path / "bad.npz")])
+
+
+def test_a_run_without_generators_and_a_damaged_one(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "model" / "gazsl" / "seed-0.safetensors").write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"seed-0.safetensors is no generator of this run"):
+        main(["evaluate", "--run", str(run)])
+    for method in ("gazsl", "cizsl", "cizsl-kl", "cizslv2"):
+        shutil.rmtree(run / "model" / method)
+    with pytest.raises(UserError, match="holds no generator yet"):
+        main(["evaluate", "--run", str(run)])
+
+
+def test_a_generator_comes_with_its_scaling(tiny_run):
+    from tinyldm.parsing import parse
+    from zsl.config import Train
+
+    config = parse(Train, "", ["--config", str(tiny_run / "config.yaml")])
+    _, scaling = load_generator(tiny_run / "model" / "cizsl" / "seed-1.safetensors", config)
+    found = data.load(config.data.path)
+    train = found.features[divide(found, 1, config.data.held_out_images).train]
+    assert scaling.apply(train).mean() == pytest.approx(0, abs=1e-5) and scaling.apply(train).std() == pytest.approx(
+        1, rel=1e-4
+    )
+
+
+def test_a_run_is_pushed_like_any_other(server, tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    assert hub.push(run, HubConfig(True, "me/birds"), "x") == f"{server.url}/me/birds"
+    pushed = server.files("me/birds")
+    models = {
+        f"model/{method}/seed-{seed}.safetensors" for method in ("gazsl", "cizsl", "cizsl-kl", "cizslv2") for seed in (0, 1)
+    }
+    pictures = {f"features-{method}.png" for method in ("gazsl", "cizsl", "cizsl-kl", "cizslv2")} | {"curve.png", "curve.csv"}
+    assert set(pushed) == models | pictures | {"model/classes.npz", "README.md", "config.yaml", "results.csv"}
+    card = ModelCard.load("me/birds")
+    assert card.data.eval_results[0].metric_type == "accuracy" and "zero-shot-learning" in card.data.tags
+
+
+def test_a_training_pushes_itself(server, birds, tmp_path, capsys):
+    args = ["--data.path", birds, "--output_dir", tmp_path / "run", *support.TINY, "--method", "gazsl", "--seeds", "1"]
+    main(["train", *map(str, args), "--hub.push", "true", "--hub.repo_id", "me/birds"])
+    assert capsys.readouterr().out.endswith(f"pushed to {server.url}/me/birds\n")
+    assert "model/gazsl/seed-0.safetensors" in server.files("me/birds")
+    for file in (file for file in tmp_path.rglob("*") if file.is_file()):
+        assert TOKEN.encode() not in file.read_bytes(), file

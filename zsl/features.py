@@ -1,0 +1,73 @@
+"""`python -m zsl features --images FOLDER --backbone NAME --out features.npz`: FOLDER/CLASS/image -> features and labels.
+
+The networks are those of tinyldm/features.py. Images are oriented and cropped to their central square first.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm.auto import tqdm
+
+from tinyldm import features as networks
+from tinyldm.data import MAX_CORRUPT, to_square
+from tinyldm.errors import UserError
+from zsl.config import Features
+from zsl.data import write_npz
+
+SIDE = 299  # of the squares: the largest that one of the networks takes
+
+
+def run(config: Features) -> str:
+    """Find the features, and say what is in the file."""
+    root = Path(config.images).expanduser()
+    if not root.is_dir():
+        raise UserError(f"images {root} is no folder")
+    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    files = [(file, number) for number, name in enumerate(names, 1) for file in images_in(root / name)]
+    if not files:
+        raise UserError(f"{root} holds no images in folders, one folder a class, such as {root / 'tulip' / '1.jpg'}")
+    unseen = [name.strip() for name in config.unseen.split(",") if name.strip()]
+    if missing := [name for name in unseen if name not in names]:
+        raise UserError(f"unseen names {missing[0]!r}, which is no folder in {root}")
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    network = networks.load(config.backbone, device)
+    found, labels, ids, corrupt = [], [], [], []
+    with tqdm(total=len(files), unit="image", desc="features", dynamic_ncols=True) as bar:
+        for start in range(0, len(files), config.batch_size):
+            batch = []
+            for file, number in files[start : start + config.batch_size]:
+                try:
+                    with Image.open(file) as image:
+                        batch.append(to_square(image, SIDE))
+                except (OSError, ValueError, SyntaxError) as error:  # Pillow raises each for some damaged file
+                    corrupt.append(f"{file} ({error})")
+                    continue
+                labels.append(number)
+                ids.append(file.relative_to(root).as_posix())
+            if batch:
+                found.append(network.embed(torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2))["features"])
+            bar.update(min(config.batch_size, len(files) - start))
+    for line in corrupt:
+        print(f"not readable, left out: {line}", file=sys.stderr)
+    if len(corrupt) > MAX_CORRUPT * len(files):
+        raise UserError(f"{len(corrupt)} of {len(files)} images in {root} are not readable; nothing is written")
+    arrays = {
+        "features": np.concatenate(found).astype(np.float32),
+        "labels": np.array(labels),
+        "class_names": np.array(names),
+        "image_ids": np.array(ids),
+        "unseen_classes": np.array([names.index(name) + 1 for name in unseen], np.int64),
+    }
+    write_npz(Path(config.out), arrays)
+    left = "" if unseen else "; no class is unseen yet: name some by --unseen"
+    size = f"{arrays['features'].shape[1]} features ({config.backbone})"
+    return f"{config.out}: {len(labels):,} images of {len(names)} classes, {size}{left}"
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Image files in it and below, in order."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)

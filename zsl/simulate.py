@@ -1,0 +1,80 @@
+"""SIMULATED visual features in the original layout, where the authors' are not to be had: to try formats, splits and code.
+
+    python -m zsl.simulate --source ../shared/data/cub-wiki --out runs/cub-simulated/CUB2011
+
+writes a CUB2011/ with its real splits and labels, a TF-IDF of the real articles over the original terms, and features that are
+drawn from a formula. Every report of a run over it says so. Never set such a figure beside a published one.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy.io import savemat
+
+from tinyldm.errors import UserError, one_line_errors
+from tinyldm.randomness import derive_seed
+from zsl import text
+from zsl.config import TextConfig
+from zsl.originals import CUB, read_labels, read_mat
+
+DIM = 3584  # 7 parts of 512 numbers, as the authors' features
+DIRECTIONS = 64  # of the texts that can be seen
+SHARE = 0.5  # of a class mean's variance that its text tells
+SPREAD = 1.5  # of the images of a class, to that of the class means
+
+
+def features(texts: np.ndarray, class_id: int, images: int) -> np.ndarray:
+    """Features (images, DIM) float32 of one class: a linear map of its text, what is its own, and noise.
+
+    Args:
+        texts: LSA of all classes' texts (C, DIRECTIONS), of unit variance; `class_id` counts from 1.
+    """
+    common = np.random.default_rng(derive_seed("simulated", "map")).normal(size=(DIRECTIONS, DIM)) / np.sqrt(DIRECTIONS)
+    random = np.random.default_rng(derive_seed("simulated", class_id))
+    mean = np.sqrt(SHARE) * texts[class_id - 1] @ common + np.sqrt(1 - SHARE) * random.normal(size=DIM)
+    return (mean + SPREAD * random.normal(size=(images, DIM))).astype(np.float32)
+
+
+def simulate(source: str, out: str, split: Literal["easy", "hard"] = "easy") -> None:
+    """Write the folder.
+
+    Args:
+        source: with CUB2011/ (splits, labels, terms) and articles.jsonl of its 200 classes.
+        out: the folder to write.
+        split: whose features are written.
+    """
+    original, target = Path(source) / "CUB2011", Path(out)
+    terms = text.read_terms(original / "CUB_Porter_7551D_TFIDF_term.mat")
+    articles = text.read(Path(source) / "articles.jsonl")
+    order = np.argsort(articles.ids)
+    if articles.ids[order].tolist() != list(range(1, 201)):
+        raise UserError(f"{source}/articles.jsonl must have an article of each of the classes 1 to 200")
+    matrix, _ = text.tfidf([articles.articles[i] for i in order], TextConfig(sublinear=False), vocabulary=terms)
+    directions = text.reduce(matrix - matrix.mean(0), DIRECTIONS)
+    directions /= directions.std()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "SIMULATED").write_text(f"{__doc__}")
+        savemat(target / CUB["texts"], {"PredicateMatrix": matrix.astype(np.float64)})
+        split_file = CUB["split"].format(split=split)
+        shutil.copyfile(original / split_file, target / split_file)
+        for part, ids in zip(("train", "test"), read_mat(original / split_file, "train_cid", "test_cid"), strict=True):
+            name = CUB["labels"][split].format(part=part)
+            shutil.copyfile(original / name, target / name)
+            labels = read_labels(original / name)
+            made = np.empty((len(labels), DIM), np.float32)
+            for index, class_id in enumerate(ids.ravel()):
+                made[labels == index] = features(directions, int(class_id), int((labels == index).sum()))
+            savemat(target / CUB["features"][split].format(part=part), {"pfc_feat": made})
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({error.strerror})") from error
+    print(f"{target}: {split} split with SIMULATED features")
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    with one_line_errors():
+        auto_cli(simulate, prog="python -m zsl.simulate")
