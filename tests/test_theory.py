@@ -51,6 +51,8 @@ def test_a_lab_prints_the_numbers_of_its_chapter(lab, tmp_path, monkeypatch):
     chapter = CHAPTERS[lab.name[3]]
     assert build.problems(chapter, tmp_path) == []
     assert (tmp_path / "figures" / f"{chapter.stem}.png").stat().st_size < 150_000
+    if waiting := build.waits(chapter, tmp_path):
+        pytest.skip(waiting)  # what does not wait was checked
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS.values(), ids=lambda path: path.stem)
@@ -58,6 +60,8 @@ def test_the_text_is_what_its_lab_printed_here(chapter):
     assert build.problems(chapter) == []
     assert build.fill(chapter) == chapter.read_text(), "make theory fills the numbers in"
     assert (THEORY / "figures" / f"{chapter.stem}.png").stat().st_size < 150_000
+    if waiting := build.waits(chapter):
+        pytest.skip(waiting)
 
 
 def test_a_wrong_a_missing_and_a_typed_number_are_found(tmp_path):
@@ -73,3 +77,16 @@ def test_a_wrong_a_missing_and_a_typed_number_are_found(tmp_path):
     assert len(found) == 3 and "entropy" in found[0] and "nothing" in found[1] and "3.14" in found[2]
     chapter.write_text(mark.format(f"{entropy + 0.01:.2f}"))  # another machine's last digit
     assert build.problems(chapter, tmp_path) == []
+
+
+def test_numbers_of_a_run_that_is_not_there_yet_are_question_marks(tmp_path):
+    chapter, mark = tmp_path / "8-zsl.md", "<!--n gain .1f-->{}<!--/n-->"
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / "8-zsl.json").write_text('{"waits": "no run yet"}')
+    chapter.write_text(mark.format("?"))
+    assert build.problems(chapter, tmp_path) == [] and build.waits(chapter, tmp_path) == "no run yet"
+    chapter.write_text(mark.format("2.0"))
+    assert len(build.problems(chapter, tmp_path)) == 1
+    (tmp_path / "numbers" / "8-zsl.json").write_text("{}")
+    chapter.write_text(mark.format("?"))
+    assert len(build.problems(chapter, tmp_path)) == 1

@@ -87,7 +87,7 @@ class Record:
     """The numbers and the figure of a chapter's lab: numbers/CHAPTER.json and figures/CHAPTER.png."""
 
     def __init__(self, chapter: str):
-        self.chapter, self.numbers, self.start = chapter, {}, time.process_time()
+        self.chapter, self.numbers, self.start, self.waiting = chapter, {}, time.process_time(), None
         print(f"{'number':34} {'found':>12} {'expected':>12}")
 
     def number(
@@ -99,12 +99,19 @@ class Record:
             exact: the closed form or other implementation that stands beside it; the number must lie `within` of it.
             machine: how far another processor's number may lie from this one's (trained networks differ a little).
         """
-        value = float(torch.as_tensor(value).detach())
-        print(f"{name:34} {value:12.6g} {'' if exact is None else format(float(exact), '12.6g')}")
+        value, exact = (None if each is None else float(torch.as_tensor(each).detach()) for each in (value, exact))
+        print(f"{name:34} {value:12.6g} {'' if exact is None else format(exact, '12.6g')}", flush=True)
         if exact is not None:
-            assert abs(value - float(exact)) <= within, f"{name} is {value}, not within {within} of {float(exact)}"
+            assert abs(value - exact) <= within, f"{name} is {value}, not within {within} of {exact}"
         self.numbers[name] = {"value": float(f"{value:.6g}"), "machine": machine}
         return value
+
+    def waits(self, file: Path, command: str) -> bool:
+        """Whether the results of a long run are missing, on which the rest of the lab reports; if so, say it."""
+        if not file.exists():
+            self.waiting = f"{file.relative_to(HERE.parents[1])} is not there yet; it is written by: {command}"
+            print(self.waiting)
+        return self.waiting is not None
 
     def figure(self, figure: matplotlib.figure.Figure, name: str = "") -> None:
         """Save as a PNG on white, which GitHub's light and dark pages both show well."""
@@ -118,5 +125,7 @@ class Record:
         path = OUT / "numbers" / f"{self.chapter}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [f"  {json.dumps(name)}: {json.dumps(number)}" for name, number in self.numbers.items()]
+        if self.waiting:
+            lines.append(f'  "waits": {json.dumps(self.waiting)}')
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         print(f"{self.chapter}: {len(self.numbers)} numbers, {time.process_time() - self.start:.1f} s of one core")
