@@ -84,7 +84,7 @@ def problems(chapter: Path, folder: Path = HERE) -> list[str]:
             if not waiting or printed != "?":
                 found.append(f"{chapter.name}: its lab prints no number {name}" + (f" ({waiting})" if waiting else ""))
             continue
-        value, machine = known[name]["value"], known[name]["machine"]
+        value, machine = (known[name][key] * (100 if printed.endswith("%") else 1) for key in ("value", "machine"))
         digits = printed.rstrip("%")
         allowed = float(Decimal(1).scaleb(Decimal(digits).as_tuple().exponent)) + machine
         if abs(float(digits) - value) > allowed * (1 + 1e-9):

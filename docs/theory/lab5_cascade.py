@@ -69,9 +69,8 @@ class Denoiser(nn.Module):
 
 def train(network: Denoiser, images: torch.Tensor, conditions: torch.Tensor | None, steps: int) -> float:
     """The mean loss of the last fifth. The level in the condition is drawn anew each time: one network learns all levels."""
-    optimizer = torch.optim.Adam(network.parameters())
+    optimizer, losses = torch.optim.Adam(network.parameters()), []
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
-    losses = []
     for _ in range(steps):
         index, t, level = torch.randint(TRAIN, (BATCH,)), torch.rand(BATCH), torch.rand(BATCH)
         x, seen = images[index], ()
@@ -171,7 +170,7 @@ def error(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 noise_large, noise_small = torch.randn(COUNT, 3, LARGE, LARGE), torch.randn_like(made)
-drawn, curves = {}, {"generated": {}, "real": {}, "truncated": {}}
+drawn, reals, curves = {}, {}, {"generated": {}, "real": {}, "truncated": {}}
 for level in LEVELS:
     levels, name = torch.full((COUNT,), level), f"{100 * level:.0f}"
     drawn[level] = enlarge(noise(made, levels, noise_small), level)
@@ -180,20 +179,21 @@ for level in LEVELS:
     record.number(f"change_{name}", distance(drawn[level]) - distance(drawn[0.0]), machine=1.5)
     record.number(f"change_error_{name}", error(drawn[level], drawn[0.0]), machine=0.3)
     if level in (0.0, 0.2, 0.45, 0.6):
-        real = enlarge(noise(small[:COUNT], levels, noise_small), level)
-        curves["real"][level] = record.number(f"real_{name}", distance(real), machine=1.5)
+        reals[level] = enlarge(noise(small[:COUNT], levels, noise_small), level)
+        curves["real"][level] = record.number(f"real_{name}", distance(reals[level]), machine=1.5)
     if level in (0.2, 0.45, 0.6):
         curves["truncated"][level] = record.number(f"truncated_{name}", distance(enlarge(states[level], level)), machine=1.5)
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained", width_ratios=(1, 1.1))
 for name, marker in (("generated", "o-"), ("truncated", "s:"), ("real", "^--")):
-    left.plot(*zip(*curves[name].items(), strict=True), marker, label=f"{name} small faces")
+    left.plot(*zip(*curves[name].items(), strict=True), marker, label=f"small faces: {name}")
 left.set(xlabel="level of the noise in the condition", ylabel="Frechet distance of the large faces")
 left.legend()
-rows = [F.interpolate(made[:10], scale_factor=2), *(drawn[level][:10] for level in (0.0, 0.45, 1.0)), held_out[:10]]
-picture = torch.cat([torch.cat(list(row), 2) for row in rows], 1).permute(1, 2, 0)
+rows = [F.interpolate(made, scale_factor=2), *(drawn[level] for level in (0.0, 0.45, 1.0)), reals[0.2], large]
+picture = torch.cat([torch.cat(list(row[:10]), 2) for row in rows], 1).permute(1, 2, 0)
 right.imshow(((picture + 1) / 2).clamp(0, 1))
-right.set(xticks=[], yticks=[LARGE * (i + 0.5) for i in range(5)], yticklabels=["first stage", "level 0", "0.45", "1", "real"])
+right.set(xticks=[], yticks=[LARGE * (i + 0.5) for i in range(6)])
+right.set_yticklabels(["first stage", "level 0", "0.45", "1", "real small faces,\nlevel 0.2", "their large ones"])
 record.figure(figure)
 record.save()
