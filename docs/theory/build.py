@@ -84,6 +84,9 @@ def problems(chapter: Path, folder: Path = HERE) -> list[str]:
             if not waiting or printed != "?":
                 found.append(f"{chapter.name}: its lab prints no number {name}" + (f" ({waiting})" if waiting else ""))
             continue
+        if printed == "?":
+            found.append(f"{chapter.name}: {name} is not filled in: make theory")
+            continue
         value, machine = (known[name][key] * (100 if printed.endswith("%") else 1) for key in ("value", "machine"))
         digits = printed.rstrip("%")
         allowed = float(Decimal(1).scaleb(Decimal(digits).as_tuple().exponent)) + machine

@@ -75,7 +75,8 @@ same = UNet2DModel(sample_size=SIDE, in_channels=3, out_channels=3, **unet_argum
 one, half = (operations(same, torch.zeros(1, 3, side, side), torch.tensor([1])) for side in (SIDE, SIDE // 2))
 record.number("ratio_convolutions", one["convolutions"] / half["convolutions"], 4, 1e-9)
 record.number("ratio_attention", one["attention"] / half["attention"], 16, 1e-9)
-record.number("share_attention", one["attention"] / sum(one.values()))
+share = record.number("share_attention", one["attention"] / sum(one.values()))
+record.number("share_attention_256", 8**4 * share / (8**4 * share + 8**2 * (1 - share)))
 
 # %% Rate, distortion and perception of a normal source x ~ N(0, 1) at R bits
 # The best code in the mean square: z = x + noise with I(x; z) = R, and E[x | z]. It lacks variance; scaled up it has it.
@@ -136,11 +137,8 @@ else:
     record.number("best_factor", FACTORS[order[0]])
     record.number("best_margin", runs[order[1]]["fd"] - runs[order[0]]["fd"])
     rows = [plt.imread(RESULTS.parent / f"{kind}-{name}.png") for name in names for kind in ("again", "samples")]
-    width = min(row.shape[1] for row in rows)
-    rows = [row[: row.shape[0] if row.shape[0] < 300 else 134, :width, :3] for row in rows]
-    axes[2].imshow(torch.cat([torch.from_numpy(row.copy()) for row in rows], 0), aspect="equal")
-    edges = torch.tensor([0] + [row.shape[0] for row in rows]).cumsum(0)
-    places = ((edges[:-1] + edges[1:]) / 2).tolist()
+    axes[2].imshow(torch.cat([torch.from_numpy(row[::2, ::2, :3].copy()) for row in rows]))
+    places = [(i + 0.5) * rows[0].shape[0] / 2 for i in range(len(rows))]
     labels = [f"{name}: {kind}" for name in names for kind in ("data" if name == "pixels" else "decoded data", "samples")]
     axes[2].set_yticks(places, labels, fontsize=8)
     axes[2].set_xticks([])

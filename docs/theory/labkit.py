@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
+from PIL import Image
 
 if "ipykernel" not in sys.modules:  # a notebook shows figures its own way
     matplotlib.use("Agg")
@@ -119,6 +120,8 @@ class Record:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=100, facecolor="white", bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)
+        if path.stat().st_size > 100_000:  # pictures in it: 256 colours are enough
+            Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
     def save(self) -> None:
         """Write the numbers, once all of the lab has been found right."""

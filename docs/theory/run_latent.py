@@ -123,7 +123,7 @@ def main(options: argparse.Namespace) -> None:
         row |= measure(work / name, work / f"{name}-evaluation", options)
         row["seconds_per_image"], made, pipeline = draw(work / name, min(32, options.num_images))
         row["parameters"] = sum(p.numel() for p in pipeline.unet.parameters())
-        pictures.grid((made[:16] * 255).round().to(torch.uint8), 16).save(out / f"samples-{name}.png")
+        pictures.grid((made[:8] * 255).round().to(torch.uint8), 8).save(out / f"samples-{name}.png")
         if name != "pixels":
             with torch.no_grad():
                 again = pipeline.vqvae(faces.float() / 127.5 - 1).sample
