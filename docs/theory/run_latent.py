@@ -161,7 +161,7 @@ def measure(run: Path, folder: Path, options: argparse.Namespace) -> dict[str, f
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=6.0, help="of training, for each of the four")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training, for each of the four")
     parser.add_argument("--first-stage", type=float, default=0.3, help="the share of it that a first stage gets")
     parser.add_argument("--num-images", type=int, default=512, help="samples that are measured")
     parser.add_argument("--trial", type=int, default=60, help="steps of the trainings that measure the speed")
