@@ -191,4 +191,4 @@ def main(small: bool = False, repeats: int = 3) -> None:
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(main, prog="python -m benchmarks.zsl")
+    auto_cli(main, as_positional=False, prog="python -m benchmarks.zsl")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from zsl.classify import unit
+from zsl.text import similarities
 
 NEIGHBOURS = (1, 2, 3, 5, 8, 12, 20)
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
@@ -55,14 +56,9 @@ def prototypes(features: np.ndarray, labels: np.ndarray, texts: np.ndarray, seen
     np.add.at(sums, labels, features)
     means = (sums / np.bincount(labels, minlength=seen_classes)[:, None]).astype(np.float32)
     centre = means.mean(0)
-    centred = unit(texts - texts[:seen_classes].mean(0))
-    similarity = centred[seen_classes:] @ centred[:seen_classes].T
     for count in NEIGHBOURS:
         if count <= seen_classes:
-            nearest = np.argsort(-similarity, 1, kind="stable")[:, :count]
-            weights = np.take_along_axis(similarity, nearest, 1).clip(1e-6)
-            weights /= weights.sum(1, keepdims=True)
-            unseen = (weights[..., None] * means[nearest]).sum(1)
+            unseen = similarities(texts, seen_classes, count)[seen_classes:] @ means
             yield {"neighbours": count}, Linear(np.concatenate([means, unseen]) - centre, centre, cosine=True)
 
 

@@ -1,5 +1,6 @@
 """Images classified by generated features: the classifiers of `evaluate.classifier`, and every figure that is reported."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +40,12 @@ class Classifier:
         classes, samples, size = generated.shape
         self.owners = np.repeat(np.arange(classes), samples)
         if config.classifier == "softmax":
+            from sklearn.exceptions import ConvergenceWarning
             from sklearn.linear_model import LogisticRegression
 
-            self.model = LogisticRegression(max_iter=200).fit(generated.reshape(-1, size), self.owners)
+            with warnings.catch_warnings():  # 200 steps are the setting, not a failure to get further
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                self.model = LogisticRegression(max_iter=200).fit(generated.reshape(-1, size), self.owners)
         else:
             self.means = unit(generated.mean(1))
             self.samples = unit(generated.reshape(-1, size))

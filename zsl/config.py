@@ -51,9 +51,10 @@ class DataConfig:
     held_out_images: float = 0.2
     """Share of each seen class's images that is never trained on: the seen accuracy of the honest protocol. 0 trains on all of
     them, as published; the honest protocol then has no seen accuracy, H or AUC."""
-    preprocessing: Literal["standardize", "variance", "minmax", "l2", "none"] | None = None
-    """Fitted on the training images: standardize ((x - mean) / deviation, one number each for the whole matrix), variance (as
-    published: divided by the variance), minmax (each column to 0..1), l2 (each row to length 1), none. null: standardize, or
+    preprocessing: Literal["standardize", "centred", "variance", "minmax", "l2", "none"] | None = None
+    """Fitted on the training images: standardize ((x - mean) / deviation, one number each for the whole matrix), centred (each
+    column's own mean, one deviation: images are compared by angles, which a common offset makes alike), variance (as published:
+    standardize divided by the variance), minmax (each column to 0..1), l2 (each row to length 1), none. null: standardize, or
     variance where `faithful`."""
 
 
@@ -69,15 +70,20 @@ class TextConfig:
     """A file of terms that weigh `emphasis` times as much, such as what can be seen of a class. null: none."""
     emphasis: float = 4.0
     """How much more the terms in `emphasised` weigh."""
+    centred: bool = False
+    """Take away the mean over all classes, which says nothing of any of them; LSA is then a PCA."""
     components: int | None = None
     """Reduce the TF-IDF to so many dimensions by truncated SVD (LSA). Works on ready-made texts too. null: no."""
+    anchors: int | None = None
+    """Describe a class to the generator by the texts that it is most like: a number a seen class, its similarity to the so many
+    nearest ones and 0 to all others, as the prototype baseline does. Baselines get the texts themselves. null: no."""
     encoder: str | None = None
     """Append a sentence encoder's vectors, the mean over each article's passages: a folder or Hub id that `transformers` loads.
     null: TF-IDF alone."""
 
     def check(self) -> None:
         """Raise UserError for values that make no sense."""
-        for key in ("min_df", "components", "emphasis"):
+        for key in ("min_df", "components", "emphasis", "anchors"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise UserError(f"text.{key} is {getattr(self, key)}; give a number above 0")
 
@@ -135,7 +141,8 @@ class EvaluateConfig:
     """Generated features of each class."""
     classifier: Literal["knn", "centroid", "softmax"] = "knn"
     """knn (as published: a vote of the most similar generated features; the seen-unseen curve by the classes' means), centroid
-    (the most similar mean of generated features), softmax (multinomial logistic regression on generated features)."""
+    (the most similar mean of generated features), softmax (multinomial logistic regression on generated features, 200 steps of
+    L-BFGS)."""
     neighbours: int = 20
     """That vote in knn."""
 

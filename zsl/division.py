@@ -122,10 +122,12 @@ class Scaling:
                 low, high = train.min(0), train.max(0)
                 return cls(low, np.where(high > low, high - low, 1).astype(np.float32))
         mean, variance = train.mean(dtype=np.float64), train.var(dtype=np.float64)
+        if name == "centred":
+            mean, variance = train.mean(0, dtype=np.float64), train.var(0, dtype=np.float64).mean()
         if variance == 0:
             raise UserError("all features are the same number; look at the file")
         scale = variance if name == "variance" else np.sqrt(variance)
-        return cls(np.float32([mean]), np.float32([scale]))
+        return cls(np.atleast_1d(np.float32(mean)), np.float32([scale]))
 
     def apply(self, features: np.ndarray) -> np.ndarray:
         """Features (N, D) float32, scaled."""

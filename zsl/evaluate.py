@@ -15,7 +15,7 @@ from tinyldm.errors import UserError
 from tinyldm.parsing import parse
 from tinyldm.randomness import derive_seed
 from tinyldm.run_folder import replace_text
-from zsl import classify, data, pictures
+from zsl import classify, data, pictures, text
 from zsl.config import Evaluate, Train
 from zsl.data import ClassTexts, Dataset
 from zsl.division import Scaling, divide
@@ -95,7 +95,8 @@ class Chosen:
                 f"{self.generator.out.out_features}: compute them by the same backbone"
             )
         self.division = divide(images, seed, train.data.held_out_images)
-        self.texts = torch.from_numpy(texts.vectors[self.division.classes] * np.float32(train.model.text_length))
+        own, seen = texts.vectors[self.division.classes], self.division.seen_classes
+        self.texts = torch.from_numpy(text.conditions(own, seen, train.text.anchors, train.model.text_length))
         self.seen, self.unseen = self._images(self.division.seen_test), self._images(self.division.unseen_test)
         self.generated = sample(self.generator, self.texts, train, seed)
         self.classifier = classify.Classifier(self.generated, train.evaluate)

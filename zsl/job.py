@@ -20,7 +20,7 @@ from tinyldm import checkpoint
 from tinyldm.errors import UserError
 from tinyldm.randomness import derive_seed
 from tinyldm.run_folder import replace_text
-from zsl import classify
+from zsl import classify, text
 from zsl.config import Method, Train
 from zsl.data import Dataset
 from zsl.division import Division, Scaling, divide
@@ -33,12 +33,14 @@ class Material:
     """What one seed's trainings of one stage share: the division, the scaling, and the images on the device.
 
     Attributes:
-        texts: of the classes, in the division's order (K + U, T).
+        vectors: texts of the classes, in the division's order (K + U, T).
+        texts: what the generator is given of them.
         unseen, seen, train: scaled test images, and the training ones as images to be classified.
     """
 
     division: Division
     scaling: Scaling
+    vectors: np.ndarray
     texts: torch.Tensor
     training_set: TrainingSet
     unseen: classify.TestImages
@@ -59,7 +61,9 @@ class Material:
                 f"train.batch_size {config.train.batch_size} is larger than the data: {len(division.train)} images to train on"
             )
         scaling = Scaling.fit(config.preprocessing, data.features[division.train])
-        texts = torch.from_numpy(vectors[division.classes] * np.float32(config.model.text_length)).to(device)
+        own = vectors[division.classes]
+        given = text.conditions(own, division.seen_classes, config.text.anchors, config.model.text_length)
+        texts = torch.from_numpy(given).to(device)
 
         def part(rows: np.ndarray) -> classify.TestImages:
             return classify.TestImages(scaling.apply(data.features[rows]), division.labels[rows])
@@ -70,7 +74,7 @@ class Material:
             torch.from_numpy(train.labels).to(device),
             texts[: division.seen_classes],
         )
-        return cls(division, scaling, texts, training_set, part(division.unseen_test), part(division.seen_test), train)
+        return cls(division, scaling, own, texts, training_set, part(division.unseen_test), part(division.seen_test), train)
 
 
 class Job:

@@ -69,7 +69,7 @@ def features(
     planes = {"PCA": flat[:, :2]}
     if len(points) > 10:
         planes["t-SNE"] = TSNE(perplexity=min(30, len(points) / 4), random_state=0, init="pca").fit_transform(flat)
-    figure, axes = plt.subplots(1, len(planes), figsize=(6 * len(planes), 5.4), squeeze=False)
+    figure, axes = plt.subplots(1, len(planes), figsize=(5.5 * len(planes) + 1.5, 5.2), squeeze=False)
     ends = np.cumsum([len(part) for part in parts])
     for axis, (name, plane) in zip(axes.flat, planes.items(), strict=True):
         pieces = np.split(plane, ends[:-1])
@@ -81,7 +81,7 @@ def features(
         axis.set_title(name, size=10)
         axis.set_xticks([])
         axis.set_yticks([])
-    axes.flat[-1].legend(fontsize=7, loc="best")
+    axes.flat[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(f"{title}: unseen classes, real ● and generated △, and hallucinated × features", size=10)
     figure.tight_layout()
     figure.savefig(file, dpi=100)

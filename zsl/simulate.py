@@ -77,4 +77,4 @@ if __name__ == "__main__":
     from jsonargparse import auto_cli
 
     with one_line_errors():
-        auto_cli(simulate, prog="python -m zsl.simulate")
+        auto_cli(simulate, as_positional=False, prog="python -m zsl.simulate")

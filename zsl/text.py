@@ -1,4 +1,4 @@
-"""Articles -> tokens -> Porter stems -> TF-IDF (-> LSA, -> a sentence encoder's vectors beside it): a vector for each class.
+"""Articles -> tokens -> Porter stems -> TF-IDF (-> centred, -> LSA, -> with a sentence encoder's vectors): one vector a class.
 
     python -m zsl text --articles articles.jsonl --out texts.npz
 
@@ -171,11 +171,15 @@ def vectors(texts: ClassTexts, config: TextConfig, faithful: bool = False) -> tu
         names = [f"text {i}" for i in range(texts.vectors.shape[1])]
     else:
         matrix, names = tfidf(texts.articles, config)
+    if config.centred:
+        matrix = _unit(matrix - matrix.mean(0))
     if config.components:
         matrix = reduce(matrix, config.components)
         names = [f"component {i}" for i in range(config.components)]
     if config.encoder:
         encoded = encode(texts.articles, config.encoder)
+        if config.centred:
+            encoded = _unit(encoded - encoded.mean(0))
         matrix = np.concatenate([matrix, encoded], 1) / np.float32(np.sqrt(2))
         names += [f"encoder {i}" for i in range(encoded.shape[1])]
     empty = np.flatnonzero(~matrix.any(1))
@@ -198,6 +202,29 @@ def run(config: Text) -> str:
     arrays = {"texts": matrix, "classes": texts.ids, "class_names": np.array(texts.names), "terms": np.array(names)}
     write_npz(out, arrays)
     return f"{out}: {matrix.shape[0]} classes, {matrix.shape[1]} columns"
+
+
+def similarities(texts: np.ndarray, seen_classes: int, count: int) -> np.ndarray:
+    """Weights (C, K): cosines of each class's text to those of the `count` most similar seen classes, 0 for all others; the
+    mean of the seen texts is taken away first, and a row's sum is 1.
+
+    Args:
+        texts: of all classes, the seen ones first (C, T).
+        seen_classes: K.
+    """
+    centred = _unit(texts - texts[:seen_classes].mean(0))
+    cosines = centred @ centred[:seen_classes].T
+    nearest = np.argsort(-cosines, 1, kind="stable")[:, :count]
+    weights = np.zeros_like(cosines)
+    np.put_along_axis(weights, nearest, np.take_along_axis(cosines, nearest, 1).clip(1e-6), 1)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def conditions(texts: np.ndarray, seen_classes: int, anchors: int | None, length: float) -> np.ndarray:
+    """What a generator is given of the classes' texts (C, T), seen ones first: TextConfig.anchors, ModelConfig.text_length."""
+    if anchors:
+        texts = _unit(similarities(texts, seen_classes, anchors))
+    return texts * np.float32(length)
 
 
 def _unit(matrix: np.ndarray) -> np.ndarray:

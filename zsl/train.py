@@ -141,11 +141,11 @@ class Experiment:
 
     def _baseline(self, name: str, seed: int, stage: str) -> list[dict[str, Any]]:
         material = self._material(seed, stage)
-        division, texts = material.division, material.texts.cpu().numpy()
+        division, train = material.division, material.train
         rows = []
-        made = baselines.BASELINES[name](material.train.features, material.train.labels, texts, division.seen_classes)
+        made = baselines.BASELINES[name](train.features, train.labels, material.vectors, division.seen_classes)
         for setting, classifier in made:
-            images = (material.unseen, material.seen, material.train)
+            images = (material.unseen, material.seen, train)
             figures = classify.figures(classifier, division.seen_classes, len(division.classes), *images)
             rows.append({"setting": " ".join(f"{key} {value:g}" for key, value in setting.items()), **figures})
         return rows

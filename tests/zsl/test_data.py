@@ -92,12 +92,13 @@ def test_holding_out_all_seen_classes_is_refused():
 # ---------------------------------------------------------------------------------------------------------------- scaling
 
 
-@pytest.mark.parametrize("name", ["standardize", "variance", "minmax", "l2", "none"])
+@pytest.mark.parametrize("name", ["standardize", "centred", "variance", "minmax", "l2", "none"])
 def test_scalings(name):
     train = np.random.default_rng(0).gamma(2.0, 3.0, (50, 4)).astype(np.float32)
     found = Scaling.fit(name, train).apply(train)
     expected = {
         "standardize": (train - train.mean()) / train.std(),
+        "centred": (train - train.mean(0)) / np.sqrt(((train - train.mean(0)) ** 2).mean()),
         "variance": (train - train.mean()) / train.std() ** 2,
         "minmax": (train - train.min(0)) / (train.max(0) - train.min(0)),
         "l2": train / np.sqrt((train**2).sum(1, keepdims=True)),

@@ -38,6 +38,17 @@ def test_the_chosen_generators_have_the_figures_of_the_run(tiny_run, capsys, tmp
     assert curve == (tiny_run / "curve.csv").read_text() and curve.startswith("name,offset,seen,unseen\ngazsl,-inf,")
 
 
+def test_a_run_by_anchors_has_its_figures_too(birds, capsys, tmp_path):
+    run = tmp_path / "run"
+    args = ["--data.path", birds, "--method", "cizsl", "--text.anchors", 3, "--output_dir", run, *support.TINY]
+    main(["train", *map(str, args)])
+    found, _ = evaluated(run, capsys, tmp_path)
+    with (run / "results.csv").open(newline="") as file:
+        rows = {tuple(row.values())[:4]: float(row["value"]) for row in csv.DictReader(file)}
+    for seed in (0, 1):
+        assert found["cizsl", seed, "top1"] == rows["cizsl", str(seed), "honest", "top1"]
+
+
 def test_other_images_of_the_same_classes(tiny_run, capsys, tmp_path):
     """All of them are tested, and those of seen classes were not trained on."""
     new = support.dataset(seed=0)

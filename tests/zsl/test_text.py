@@ -75,6 +75,31 @@ def test_lsa_keeps_inner_products_as_well_as_so_few_numbers_can():
         text.reduce(matrix, 8)
 
 
+def test_centred_texts_hold_nothing_that_all_classes_share():
+    given = ClassTexts(np.arange(3), ["a", "b", "c"], articles=ARTICLES)
+    plain, _ = text.vectors(given, TextConfig(min_df=1))
+    found, _ = text.vectors(given, TextConfig(min_df=1, centred=True))
+    away = plain - plain.mean(0)
+    np.testing.assert_allclose(found, away / np.linalg.norm(away, axis=1, keepdims=True), rtol=1e-4, atol=1e-6)
+    reduced, _ = text.vectors(given, TextConfig(min_df=1, centred=True, components=2))
+    np.testing.assert_allclose(reduced @ reduced.T, found @ found.T, rtol=1e-3, atol=1e-5)  # three points lie in a plane
+
+
+def test_similarities_are_those_of_the_nearest_seen_classes():
+    texts = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    found = text.similarities(texts, 5, 2)
+    for row, own in zip(found, texts, strict=True):
+        away = [own - texts[:5].mean(0), *(texts[:5] - texts[:5].mean(0))]
+        cosines = [away[0] @ other / np.linalg.norm(away[0]) / np.linalg.norm(other) for other in away[1:]]
+        best = np.argsort(cosines)[::-1][:2]
+        expected = [cosines[k] if k in best else 0 for k in range(5)]
+        np.testing.assert_allclose(row, np.clip(expected, 0, None) / np.clip(expected, 0, None).sum(), rtol=1e-4, atol=1e-5)
+    assert (found[:5].argmax(1) == np.arange(5)).all()  # a seen class is most like itself
+    given = text.conditions(texts, 5, 2, 3.0)
+    np.testing.assert_allclose(np.linalg.norm(given, axis=1), 3, rtol=1e-5)
+    assert given.shape == (7, 5) and text.conditions(texts, 5, None, 1.0) is not given
+
+
 def test_the_command(tmp_path):
     articles = support.articles(tmp_path / "articles.jsonl")
     said = text.run(Text(str(articles), str(tmp_path / "texts.npz"), TextConfig(min_df=1)))
