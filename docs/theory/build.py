@@ -1,0 +1,149 @@
+"""The chapters' numbers and page: what `make theory` runs.
+
+    python docs/theory/build.py labs     run all labs: numbers/*.json, figures/*.png
+    python docs/theory/build.py fill     write these numbers into the chapters
+    python docs/theory/build.py check    does a number in the text differ from what its lab printed?
+    python docs/theory/build.py page     docs/_build/theory.html, all chapters on one page (needs docs/requirements.txt)
+
+A chapter names a number of its lab and a format, `<!--n gap .2f-->0.12<!--/n-->`: GitHub shows 0.12. In the prose there are no
+other numbers with a decimal point, but for those of sections, equations and the like.
+
+Chapters 3 and 8 report long runs. While the file that such a run writes is not there, their labs say so in numbers/*.json, and
+the chapter shows question marks.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "_build" / "theory.html"
+MARK = re.compile(r"<!--n (\w+) ([^-]+)-->(.*?)<!--/n-->")
+NOT_PROSE = re.compile(r"```.*?```|\$\$.*?\$\$|`[^`\n]*`|\$[^$\n]*\$|<!--.*?-->|\]\([^)]*\)", re.DOTALL)
+LOOSE = re.compile(r"(?<![\w.])\d+\.\d+")
+CITED = re.compile(r"(section|equation|appendix|algorithm|figure|table|theorem|arXiv)s?[ :]([\w.]+,? (and )?)*$", re.IGNORECASE)
+WAITS = "waits"  # a lab's word for a run whose results it did not find
+MERMAID = "https://cdn.jsdelivr.net/npm/@mermaid-js/tiny@11.17.2/dist/mermaid.tiny.js"
+STYLE = """
+body { max-width: 52rem; line-height: 1.5; font-family: system-ui, sans-serif; color: #1f2328; background: #fff }
+#TOC { background: #f6f8fa; padding: 0.5rem 1rem; border-radius: 6px }
+table { border-collapse: collapse; display: block; overflow-x: auto }
+td, th { border: 1px solid #d1d9e0; padding: 0.3rem 0.7rem }
+img { max-width: 100% } math { font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math", math }
+math[display="block"] { overflow: auto hidden } pre { background: #f6f8fa; padding: 0.7rem }
+@media (min-width: 90rem) { #TOC { position: fixed; left: 1rem; top: 1rem; width: 17rem; max-height: 95vh; overflow-y: auto } }
+"""
+
+
+def chapters() -> list[Path]:
+    """In their order."""
+    return sorted(HERE.glob("[0-9]-*.md"))
+
+
+def labs() -> list[Path]:
+    """In the order of their chapters."""
+    return sorted(HERE.glob("lab[0-9]_*.py"))
+
+
+def numbers(chapter: Path, folder: Path = HERE) -> dict[str, dict[str, float]]:
+    """What the chapter's lab printed, by name."""
+    found = json.loads((folder / "numbers" / f"{chapter.stem}.json").read_text(encoding="utf-8"))
+    return {name: number for name, number in found.items() if name != WAITS}
+
+
+def waits(chapter: Path, folder: Path = HERE) -> str | None:
+    """What some of the chapter's numbers still wait for, in words."""
+    return json.loads((folder / "numbers" / f"{chapter.stem}.json").read_text(encoding="utf-8")).get(WAITS)
+
+
+def fill(chapter: Path) -> str:
+    """The chapter's text with its lab's numbers."""
+    known = numbers(chapter)
+    return MARK.sub(
+        lambda m: f"<!--n {m[1]} {m[2]}-->{known[m[1]]['value']:{m[2]}}<!--/n-->" if m[1] in known else m[0],
+        chapter.read_text(encoding="utf-8"),
+    )
+
+
+def problems(chapter: Path, folder: Path = HERE) -> list[str]:
+    """Numbers of the text that its lab did not print, one line each.
+
+    A number may differ by one in its last printed digit, and by what the lab says that another machine's may differ.
+
+    Args:
+        folder: where the lab wrote its numbers.
+    """
+    text, known, found = chapter.read_text(encoding="utf-8"), numbers(chapter, folder), []
+    waiting = waits(chapter, folder)
+    for name, _, printed in MARK.findall(text):
+        if name not in known:
+            if not waiting or printed != "?":
+                found.append(f"{chapter.name}: its lab prints no number {name}" + (f" ({waiting})" if waiting else ""))
+            continue
+        if printed == "?":
+            found.append(f"{chapter.name}: {name} is not filled in: make theory")
+            continue
+        value, machine = (known[name][key] * (100 if printed.endswith("%") else 1) for key in ("value", "machine"))
+        digits = printed.rstrip("%")
+        allowed = float(Decimal(1).scaleb(Decimal(digits).as_tuple().exponent)) + machine
+        if abs(float(digits) - value) > allowed * (1 + 1e-9):
+            found.append(f"{chapter.name}: {name} is {printed} in the text, its lab printed {value} (allowed: {allowed:g})")
+    prose = NOT_PROSE.sub(" ", MARK.sub(" ", text))
+    for loose in LOOSE.finditer(prose):
+        if not CITED.search(prose[: loose.start()]):
+            found.append(f"{chapter.name}: {loose[0]} is typed, not filled in: ...{prose[loose.start() - 40 : loose.end()]!r}")
+    return found
+
+
+def page() -> str:
+    """All chapters as one HTML page with a table of contents; mathematics as MathML, pictures inside."""
+    import pypandoc
+
+    texts = {path: MARK.sub(lambda m: m[3], path.read_text(encoding="utf-8")) for path in chapters()}
+    text = "\n\n".join(f'<a id="{path.stem}"></a>\n\n{chapter}' for path, chapter in texts.items())
+    for path in chapters():
+        text = text.replace(f"]({path.name})", f"](#{path.stem})")
+    text = text.replace("](lab", "](../theory/lab")
+    html = pypandoc.convert_text(
+        text,
+        "html5",
+        "gfm",
+        extra_args=[
+            "--standalone", "--toc", "--toc-depth=2", "--mathml", "--embed-resources", f"--resource-path={HERE}",
+            "--metadata", "title=The theory behind tinyldm", "--metadata", "lang=en-GB",
+        ],
+    )  # fmt: skip
+    html = re.sub(r'<pre class="mermaid"><code>(.*?)</code></pre>', r'<pre class="mermaid">\1</pre>', html, flags=re.DOTALL)
+    script = f'<script src="{MERMAID}"></script><script>mermaid.initialize({{startOnLoad: true}})</script>'
+    return html.replace("</head>", f"<style>{STYLE}</style></head>").replace("</body>", script + "</body>")
+
+
+def main(command: str) -> int:
+    if command == "labs":
+        for lab in labs():
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            subprocess.run([sys.executable, str(lab)], check=True, env=environment)
+    elif command == "fill":
+        for chapter in chapters():
+            chapter.write_text(fill(chapter), encoding="utf-8")
+            if waiting := waits(chapter):
+                print(f"{chapter.name} has question marks: {waiting}")
+    elif command == "check":
+        found = [line for chapter in chapters() for line in problems(chapter)]
+        print("\n".join(found) or f"{len(chapters())} chapters: each number in the text is the one that its lab printed")
+        return bool(found)
+    elif command == "page":
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(page(), encoding="utf-8")
+        print(PAGE)
+    else:
+        sys.exit(__doc__)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else ""))

@@ -1,0 +1,166 @@
+# %% [markdown]
+# # Lab 4: what guidance samples, where everything is known
+# First one dimension, where p(x) and p(x | c) are normal: the distribution that guidance is said to sample, and the two that
+# its ODE and its SDE do sample, all in closed form. Then classes that are mixtures, in the plane. The noise is added without
+# scaling (VE): x_tau = x_0 + sqrt(tau) eps. The chapter is 4-guidance.md.
+
+# %%
+import math
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import torch
+from diffusers import DDIMScheduler
+from labkit import Mixture, Record
+
+COUNT, STEPS, TAU_MAX = 20_000, 1000, 1e4
+record = Record("4-guidance")
+torch.manual_seed(0)
+taus = torch.cat([torch.logspace(math.log10(TAU_MAX), -6, STEPS, dtype=torch.float64), torch.zeros(1).double()]).tolist()
+
+
+def sample(score, x: torch.Tensor, noisy: bool) -> torch.Tensor:
+    """From tau_max to 0, by the reverse SDE (Euler-Maruyama) or by its ODE (Heun). score: (x, tau) -> like x."""
+    for now, after in pairwise(taus):
+        dt, slope = now - after, score(x, now)
+        if noisy:
+            x = x + dt * slope + (dt**0.5 * torch.randn_like(x) if after else 0)
+        else:
+            guess = x + dt / 2 * slope
+            x = x + dt / 4 * (slope + score(guess, after))
+    return x
+
+
+# %% One dimension: p(x) = N(0, S^2), p(x | c) = N(m, s^2), guided with weight w
+S, s, m, w = 1.0, 0.5, 0.6, 3
+R = S**2 / s**2
+
+
+def guided(x: torch.Tensor, tau: float, w: float = w) -> torch.Tensor:
+    """w grad log p_tau(x | c) + (1 - w) grad log p_tau(x)."""
+    return -w * (x - m) / (s**2 + tau) + (w - 1) * x / (S**2 + tau)
+
+
+def sharpened_variance(w: float) -> float:
+    """Of p(x) p(c | x)^w / Z, the distribution that the weight suggests."""
+    return 1 / (w / s**2 - (w - 1) / S**2)
+
+
+def ode_variance(w: float) -> float:
+    """Of what the ODE makes of the guided scores, from the linear equation dx/dtau = -guided / 2."""
+    return s ** (2 * w) * S ** (-2 * (w - 1))
+
+
+def sde_variance(w: float) -> float:
+    """Of what the reverse SDE makes of them, from dV/dtau = -2 V d guided/dx - 1."""
+    return s**4 * (R - R ** (-2 * (w - 1))) / ((2 * w - 1) * (S**2 - s**2))
+
+
+v = math.sqrt(R - 1)  # the mean of the ODE for w = 3
+ode_mean = s**3 / S**2 * 1.5 * m / math.sqrt(S**2 - s**2) * 2 * (v**3 / 3 + v)
+noise = TAU_MAX**0.5 * torch.randn(COUNT, dtype=torch.float64)
+sharp = sharpened_variance(w)
+record.number("sharpened_mean", sharp * w * m / s**2)
+record.number("sharpened_std", sharp**0.5)
+right = sample(lambda x, tau: -(x - sharp * w * m / s**2) / (sharp + tau), noise, noisy=False)
+record.number("true_score_std", right.std(), sharp**0.5, 0.02 * sharp**0.5, machine=0.001)
+record.number("ode_std_exact", ode_variance(w) ** 0.5)
+record.number("ode_mean_exact", ode_mean)
+record.number("sde_std_exact", sde_variance(w) ** 0.5)
+by_ode, by_sde = sample(guided, noise, noisy=False), sample(guided, noise, noisy=True)
+record.number("ode_std", by_ode.std(), ode_variance(w) ** 0.5, 0.02 * ode_variance(w) ** 0.5, machine=0.001)
+record.number("ode_mean", by_ode.mean(), ode_mean, 0.005, machine=0.001)
+record.number("sde_std", by_sde.std(), sde_variance(w) ** 0.5, 0.02 * sde_variance(w) ** 0.5, machine=0.002)
+record.number("sde_mean", by_sde.mean(), machine=0.002)
+record.number("weak_guidance", (ode_variance(1) - s**2) + (sde_variance(1) - s**2) + (sharpened_variance(1) - s**2), 0, 1e-12)
+# The cause: noising and sharpening do not commute. Slopes of the two scores at the noise of variance s^2:
+record.number("slope_guided", w / (2 * s**2) - (w - 1) / (S**2 + s**2))
+record.number("slope_noised_sharpened", 1 / (sharp + s**2))
+
+# %% The same by diffusers: DDIM with eps = eps_u + w (eps_c - eps_u) (Ho & Salimans 2022, equation 6, with our w for 1 + w)
+ddim = DDIMScheduler(1000, 1e-4, 0.02, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True)
+ddim.set_timesteps(1000)
+x = noise[:, None] / TAU_MAX**0.5
+for t in ddim.timesteps:
+    abar = ddim.alphas_cumprod[t].double()
+    tau = ((1 - abar) / abar).item()  # x / sqrt(abar) is x_tau
+    unconditional, conditional = (-(tau**0.5) * guided(x / abar.sqrt(), tau, weight) for weight in (0, 1))
+    x = ddim.step(unconditional + w * (conditional - unconditional), t, x).prev_sample
+record.number("ddim_std", x.std(), ode_variance(w) ** 0.5, 0.03 * ode_variance(w) ** 0.5, machine=0.001)
+
+
+# %% The plane: three classes; one of the two blobs of class 0 has a neighbour of class 1
+def mixture(shares: list, means: list, stds: list) -> Mixture:
+    return Mixture(*(torch.tensor(part, dtype=torch.float64) for part in (shares, means, [[std**2] * 2 for std in stds])))
+
+
+classes = [
+    mixture([0.5, 0.5], [[-0.7, 0.5], [0.3, 0.1]], [0.2, 0.2]),
+    mixture([1.0], [[0.85, 0.0]], [0.2]),
+    mixture([1.0], [[-0.1, -0.8]], [0.2]),
+]
+everything = mixture([1 / 6, 1 / 6, 1 / 3, 1 / 3], [[-0.7, 0.5], [0.3, 0.1], [0.85, 0.0], [-0.1, -0.8]], [0.2] * 4)
+calls = {"denoiser": 0}
+
+
+def score(of: Mixture, x: torch.Tensor, tau: float) -> torch.Tensor:
+    calls["denoiser"] += 1
+    return of.noised(1.0, tau**0.5).score(x)
+
+
+def classifier_free(x: torch.Tensor, tau: float, w: float) -> torch.Tensor:
+    """Ho & Salimans 2022: two denoisers."""
+    return (1 - w) * score(everything, x, tau) + w * score(classes[0], x, tau)
+
+
+def classifier(x: torch.Tensor, tau: float, w: float) -> torch.Tensor:
+    """Dhariwal & Nichol 2021: one denoiser, and the gradient of a classifier that knows noised data."""
+    x = x.detach().requires_grad_()
+    chances = torch.stack([c.noised(1.0, tau**0.5).log_prob(x) for c in classes], 1).log_softmax(1)
+    return score(everything, x.detach(), tau) + w * torch.autograd.grad(chances[:, 0].sum(), x)[0]
+
+
+x = 2 * torch.randn(100, 2, dtype=torch.float64)
+difference = max((classifier_free(x, tau, 4.0) - classifier(x, tau, 4.0)).abs().max().item() for tau in (0.01, 0.3, 10.0))
+record.number("guidances_difference", difference, 0, 1e-9)
+
+axis = torch.linspace(-2.5, 2.5, 401, dtype=torch.float64)
+grid = torch.cartesian_prod(axis, axis)
+near = (grid - torch.tensor([0.3, 0.1])).norm(dim=1) < (grid - torch.tensor([-0.7, 0.5])).norm(dim=1)
+joint = torch.stack([c.log_prob(grid) for c in classes], 1)
+noise = 100 * torch.randn(4000, 2, dtype=torch.float64)
+taus, pictures = torch.cat([torch.logspace(4, -4, 120, dtype=torch.float64), torch.zeros(1).double()]).tolist(), {}
+for weight in (1, 2, 4, 8):
+    sharp = (everything.log_prob(grid) + weight * joint.log_softmax(1)[:, 0]).softmax(0)
+    calls["denoiser"] = 0
+    x = pictures[weight] = sample(lambda x, tau, weight=weight: classifier_free(x, tau, weight), noise, noisy=False)
+    evaluations = calls["denoiser"]
+    is_near = (x - torch.tensor([0.3, 0.1])).norm(dim=1) < (x - torch.tensor([-0.7, 0.5])).norm(dim=1)
+    record.number(f"near_share_sharpened_{weight}", 100 * sharp[near].sum())
+    record.number(f"near_share_{weight}", 100 * is_near.double().mean(), machine=1.0)
+    chances = torch.stack([c.log_prob(x) for c in classes], 1).softmax(1)
+    record.number(f"right_class_{weight}", 100 * chances[:, 0].mean(), machine=0.2)
+    far = grid[~near], sharp[~near] / sharp[~near].sum()
+    record.number(f"far_std_sharpened_{weight}", (((far[0] - far[1] @ far[0]).square().sum(1) @ far[1]) / 2).sqrt())
+    record.number(f"far_std_{weight}", x[~is_near].var(0).mean().sqrt(), machine=0.003)
+    record.number(f"loglik_{weight}", classes[0].log_prob(x).mean(), machine=0.05)
+own = -classes[0].log_prob(classes[0].sample(100_000)).mean()
+record.number("loglik_own", -own, machine=0.01)
+assert evaluations == 2 * 2 * (len(taus) - 1), "Heun's method asks twice a step, and guidance twice as often"
+
+# %%
+figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
+for axis, weight in zip(axes, (1, 2, 8), strict=False):
+    for k, c in enumerate(classes):
+        axis.scatter(*c.sample(300).T, s=2, color=("tab:blue", "tab:orange", "tab:green")[k], alpha=0.4, label=f"class {k}")
+    axis.scatter(*pictures[weight][:400].T, s=2, color="black", label="guided to class 0")
+    axis.set(xlim=(-1.6, 1.5), ylim=(-1.5, 1.3), xlabel="$x_1$", ylabel="$x_2$", title=f"weight {weight}")
+axes[0].legend(markerscale=4, loc="upper right", fontsize=7)
+weights = torch.linspace(1, 6, 51).tolist()
+for name, variance in (("sharpened", sharpened_variance), ("SDE", sde_variance), ("ODE", ode_variance)):
+    axes[3].semilogy(weights, [variance(w) ** 0.5 for w in weights], label=name)
+axes[3].plot([w, w, w], [right.std(), by_sde.std(), by_ode.std()], "k.", label="sampled")
+axes[3].set(xlabel="guidance weight", ylabel="standard deviation", title="one dimension")
+axes[3].legend(fontsize=7)
+record.figure(figure)
+record.save()

@@ -1,0 +1,92 @@
+"""docs/theory: each lab runs, finds what it asserts, and prints the numbers that stand in its chapter."""
+
+import importlib.util
+import re
+import runpy
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+THEORY = Path(__file__).parent.parent / "docs" / "theory"
+INDEX = THEORY.parent / "README.md"
+spec = importlib.util.spec_from_file_location("theory_build", THEORY / "build.py")
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+CHAPTERS = {path.stem[0]: path for path in build.chapters()}
+
+
+def test_the_index_names_each_chapter_and_its_lab_and_nothing_else():
+    assert set(re.findall(r"theory/(\d-[\w-]+\.md)", INDEX.read_text())) == {path.name for path in CHAPTERS.values()}
+    assert set(re.findall(r"theory/(lab\d_\w+\.py)\)", INDEX.read_text())) == {path.name for path in build.labs()}
+    assert [path.name[3] for path in build.labs()] == list(CHAPTERS)
+
+
+@pytest.mark.parametrize("path", [INDEX, *CHAPTERS.values()], ids=lambda path: path.stem)
+def test_links_lead_to_files(path):
+    for link in re.findall(r"\]\(([^)#]+)", path.read_text()):
+        assert link.startswith("https://") or (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("lab", build.labs(), ids=lambda lab: lab.stem)
+def test_labs_are_short_and_open_as_notebooks(lab):
+    lines = lab.read_text().splitlines()
+    assert len(lines) < 200 and lines[0] == "# %% [markdown]" and sum(line.startswith("# %%") for line in lines) > 4
+    jupytext = pytest.importorskip("jupytext", reason="docs/requirements.txt is not installed")
+    notebook = jupytext.read(lab)
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[1].cell_type == "code"
+
+
+@pytest.mark.parametrize("lab", build.labs(), ids=lambda lab: lab.stem)
+def test_a_lab_prints_the_numbers_of_its_chapter(lab, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(THEORY))
+    monkeypatch.setenv("THEORY_OUT", str(tmp_path))
+    sys.modules.pop("labkit", None)  # it reads the environment when it is imported
+    start = time.process_time()
+    with torch.random.fork_rng():
+        runpy.run_path(str(lab), run_name="__main__")
+    assert time.process_time() - start < 60
+    chapter = CHAPTERS[lab.name[3]]
+    assert build.problems(chapter, tmp_path) == []
+    assert (tmp_path / "figures" / f"{chapter.stem}.png").stat().st_size < 150_000
+    if waiting := build.waits(chapter, tmp_path):
+        pytest.skip(waiting)  # what does not wait was checked
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS.values(), ids=lambda path: path.stem)
+def test_the_text_is_what_its_lab_printed_here(chapter):
+    assert build.problems(chapter) == []
+    assert build.fill(chapter) == chapter.read_text(), "make theory fills the numbers in"
+    assert (THEORY / "figures" / f"{chapter.stem}.png").stat().st_size < 150_000
+    if waiting := build.waits(chapter):
+        pytest.skip(waiting)
+
+
+def test_a_wrong_a_missing_and_a_typed_number_are_found(tmp_path):
+    chapter = tmp_path / "1-ddpm.md"
+    mark = "<!--n entropy .2f-->{}<!--/n-->"
+    entropy = build.numbers(CHAPTERS["1"])["entropy"]["value"]
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / "1-ddpm.json").write_text((THEORY / "numbers" / "1-ddpm.json").read_text())
+    chapter.write_text(
+        mark.format(f"{entropy + 0.5:.2f}") + " <!--n nothing .2f-->1.00<!--/n--> and 3.14; section 3.1, $0.5$, `0.5`"
+    )
+    found = build.problems(chapter, tmp_path)
+    assert len(found) == 3 and "entropy" in found[0] and "nothing" in found[1] and "3.14" in found[2]
+    chapter.write_text(mark.format(f"{entropy + 0.01:.2f}"))  # another machine's last digit
+    assert build.problems(chapter, tmp_path) == []
+
+
+def test_numbers_of_a_run_that_is_not_there_yet_are_question_marks(tmp_path):
+    chapter, mark = tmp_path / "8-zsl.md", "<!--n gain .1f-->{}<!--/n-->"
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / "8-zsl.json").write_text('{"waits": "no run yet"}')
+    chapter.write_text(mark.format("?"))
+    assert build.problems(chapter, tmp_path) == [] and build.waits(chapter, tmp_path) == "no run yet"
+    chapter.write_text(mark.format("2.0"))
+    assert len(build.problems(chapter, tmp_path)) == 1
+    (tmp_path / "numbers" / "8-zsl.json").write_text("{}")
+    chapter.write_text(mark.format("?"))
+    assert len(build.problems(chapter, tmp_path)) == 1
