@@ -46,6 +46,24 @@ def drawn_faces(folder: Path, train: int, validation: int, side: int) -> None:
             toyfaces.draw(0, index, side).save(folder / part / f"{index}.jpg", quality=92)
 
 
+def faces64(folder: Path, train: int, validation: int, side: int) -> list[str]:
+    """Arguments for configs/faces64.yaml over drawn faces, with a small first stage: only its latents' shape matters."""
+    first_stage(folder / "vq", small=True)
+    drawn_faces(folder / "images", train, validation, side)
+    return [
+        *("--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", str(folder / "vq")),
+        *("--data.name", str(folder / "images"), "--data.resolution", str(side), "--data.cache_dir", str(folder / "cache")),
+        *("--output_dir", str(folder / "run")),
+    ]
+
+
+def small_trial(folder: Path) -> tuple[str, str, str, list[str]]:
+    """Data, first stage, cache and arguments of a trial that says nothing but that a benchmark runs."""
+    drawn_faces(folder / "images", 16, 8, 32)
+    first_stage(folder / "vq", small=True)
+    return str(folder / "images"), str(folder / "vq"), str(folder / "cache"), [*SMALL, "--data.resolution", "32"]
+
+
 def main(pairs: int = 5, images: int = 8, batch_size: int = 4, small: bool = False, output: str = str(RESULTS)) -> None:
     """Measure.
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
-from benchmarks.latents import SMALL, drawn_faces, first_stage
-from benchmarks.measure import RESULTS, ROOT, TimedLatents, changed, in_turns, ratio, record, told, use_all_cores
+from benchmarks.latents import SMALL, faces64
+from benchmarks.measure import RESULTS, TimedLatents, changed, in_turns, ratio, record, told, use_all_cores
 from tinyldm.config import TrainConfig, TrainLDM
 from tinyldm.denoiser import make_denoiser
 from tinyldm.parsing import parse
@@ -81,18 +81,8 @@ def main(pairs: int = 8, steps: int = 8, small: bool = False, output: str = str(
     use_all_cores()
     with tempfile.TemporaryDirectory() as temporary:
         folder, side = Path(temporary), 32 if small else 64
-        first_stage(folder / "vq", small=True)  # only its latents' shape matters here
-        drawn_faces(folder / "images", 64, 8 if small else HELD_OUT, side)
-        args = ["--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", str(folder / "vq")]
-        args += [
-            "--data.name",
-            str(folder / "images"),
-            "--data.resolution",
-            str(side),
-            "--data.cache_dir",
-            str(folder / "cache"),
-        ]
-        args += ["--train.num_eval_images", str(HELD_OUT), "--output_dir", str(folder / "run")]
+        args = faces64(folder, 64, 8 if small else HELD_OUT, side)
+        args += ["--train.num_eval_images", str(HELD_OUT)]
         config = changed(parse(TrainLDM, "", [*args, *(SMALL if small else [])]), max_steps=steps + 1)
         size = config.train.batch_size
         spent: dict[str, list[float]] = defaultdict(list)

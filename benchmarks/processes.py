@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from benchmarks.latents import SMALL, drawn_faces, first_stage
+from benchmarks.latents import SMALL, faces64
 from benchmarks.measure import RESULTS, ROOT, in_turns, ratio, record, told
 from tinyldm.checkpoint import steps as kept_steps
 from tinyldm.config import TrainLDM
@@ -45,18 +45,8 @@ def main(pairs: int = 5, steps: int = 30, small: bool = False, output: str = str
     steps = 2 if small else steps
     with tempfile.TemporaryDirectory() as temporary:
         folder, side = Path(temporary), 32 if small else 64
-        first_stage(folder / "vq", small=True)
-        drawn_faces(folder / "images", 128, 16, side)
-        args = ["--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", str(folder / "vq")]
-        args += [
-            "--data.name",
-            str(folder / "images"),
-            "--data.resolution",
-            str(side),
-            "--data.cache_dir",
-            str(folder / "cache"),
-        ]
-        args += ["--output_dir", str(folder / "run"), "--overwrite", "true", "--train.num_eval_images", "16"]
+        args = faces64(folder, 128, 16, side)
+        args += ["--overwrite", "true", "--train.num_eval_images", "16"]
         args += ["--train.log_with", "none", "--diffusion.preview_images", "1", "--diffusion.preview_steps", "1"]
         parsed = parse(TrainLDM, "", [*args, *(SMALL if small else [])])
         config = folder / "config.yaml"

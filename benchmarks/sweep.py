@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.measure import Clock, train_for
 from tinyldm.config import Training
+from tinyldm.pictures import pyplot
 from tinyldm.trainer import count_parameters
 
 BASE = "base"
@@ -127,11 +128,7 @@ def summary(rows: list[Row], figure: str) -> list[Row]:
 
 def picture(found: list[Row], label: str, file: Path) -> None:
     """Differences to the base, with two standard errors, grouped by factor."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     rows = [row for row in found if row["factor"] != BASE]
     figure, axis = plt.subplots(figsize=(7.5, 1.1 + 0.24 * len(rows)))
     colours = {factor: f"C{i % 10}" for i, factor in enumerate(dict.fromkeys(row["factor"] for row in rows))}

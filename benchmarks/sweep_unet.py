@@ -20,7 +20,7 @@ import torch
 from jsonargparse import auto_cli
 
 from benchmarks.compared import ComparedLatents
-from benchmarks.latents import SMALL, drawn_faces, first_stage
+from benchmarks.latents import small_trial
 from benchmarks.measure import RESULTS, ROOT, record, use_all_cores
 from benchmarks.sweep import BASE, Variant, picture, run_all, summary
 from tinyldm.config import TrainLDM
@@ -110,10 +110,8 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         folder, small_args = Path(temporary), []
         if small:
-            drawn_faces(folder / "images", 16, 8, 32)
-            first_stage(folder / "vq", small=True)
-            data, first_stage_run, cache_dir = str(folder / "images"), str(folder / "vq"), str(folder / "cache")
-            small_args, seconds = [*SMALL, "--data.resolution", "32"], min(seconds, 1.0)
+            data, first_stage_run, cache_dir, small_args = small_trial(folder)
+            seconds = min(seconds, 1.0)
             chosen = [chosen[0], Variant("timesteps", "logit-normal", kind=LogitNormal)]
 
         def make(variant: Variant, run: str) -> Any:

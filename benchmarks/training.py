@@ -23,7 +23,7 @@ from diffusers import DDIMScheduler
 from jsonargparse import auto_cli
 
 from benchmarks.compared import ComparedLatents, ComparedPixels, noise_and_bits
-from benchmarks.latents import SMALL, drawn_faces, first_stage
+from benchmarks.latents import small_trial
 from benchmarks.measure import RESULTS, ROOT, changed, record, train_for, use_all_cores
 from benchmarks.train_unconditional import Example
 from tinyldm.config import TrainDDPM, TrainLDM
@@ -65,10 +65,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         folder, small_args = Path(temporary), []
         if small:
-            drawn_faces(folder / "images", 16, 8, 32)
-            first_stage(folder / "vq", small=True)
-            data, first_stage_run, cache_dir = str(folder / "images"), str(folder / "vq"), str(folder / "cache")
-            small_args = [*SMALL, "--data.resolution", "32"]
+            data, first_stage_run, cache_dir, small_args = small_trial(folder)
         args = ["--data.name", data, "--data.eval_split", "validation", "--data.cache_dir", cache_dir, *small_args]
         latents = ["--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", first_stage_run]
         # The network in pixels has 5M parameters and a level more, for 64 px; its forward process is that of Ho et al. 2020.

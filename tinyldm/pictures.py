@@ -37,13 +37,19 @@ def save_gif(frames: list[Image.Image], path: Path, seconds: float = 4.0) -> Non
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=[each] * (len(frames) - 1) + [1500], loop=0)
 
 
-def curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Curves of a metrics.csv: the training loss, then each held-out figure; the quarters of the timesteps share a panel."""
-    import matplotlib  # here, since only the end of a run needs it and it takes a while to import
+def pyplot():
+    """matplotlib.pyplot without a screen; imported here, since only the end of a run needs it and it takes a while."""
+    import matplotlib
 
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.pyplot
 
+    return matplotlib.pyplot
+
+
+def curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Curves of a metrics.csv: the training loss, then each held-out figure; the quarters of the timesteps share a panel."""
+    plt = pyplot()
     panels: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for row in rows for key in row if key == "loss" or key.startswith("eval_")):
         panels.setdefault("eval_loss_q" if key.startswith("eval_loss_q") else key, []).append(key)

@@ -9,6 +9,7 @@ import torch
 from zsl import metrics
 from zsl.config import EvaluateConfig
 from zsl.models import Generator
+from zsl.text import unit
 
 ROWS = 2000  # images whose similarities to all generated features are held at a time
 
@@ -67,11 +68,6 @@ class Classifier:
             similarities = unit(features[start : start + ROWS]) @ samples
             found.append(metrics.vote(similarities, owners, self.config.neighbours, owners.max() + 1))
         return np.concatenate(found)
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows (N, D) of length 1: their products are cosines."""
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
 
 
 def figures(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyldm.pictures import pyplot
 from tinyldm.run_folder import replace_text
 from zsl.metrics import Curve
 
@@ -11,18 +12,9 @@ CLASSES = 10  # unseen ones in a picture of features: as many as there are colou
 POINTS = 30  # of each class and kind
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
 def curves(file: Path, found: dict[str, Curve]) -> None:
     """Seen-unseen curves by name as a PNG, and their points in a .csv beside it."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(5.5, 4.5))
     for name, curve in found.items():
         axis.plot(100 * curve.unseen, 100 * curve.seen, label=f"{name}: AUC {100 * curve.area:.1f}%", linewidth=1.4)
@@ -59,7 +51,7 @@ def features(
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    plt = _pyplot()
+    plt = pyplot()
     shown = [index for index in range(len(names)) if (labels == index).any()][:CLASSES]
     parts = [hallucinated[: POINTS * len(shown)]]
     for index in shown:

@@ -106,7 +106,7 @@ def tfidf(articles: list[str], config: TextConfig, vocabulary: list[str] | None 
     terms = list(vectorizer.get_feature_names_out())
     if config.emphasised:
         matrix[:, np.isin(terms, read_terms(Path(config.emphasised).expanduser()))] *= config.emphasis
-    return _unit(matrix), terms
+    return unit(matrix), terms
 
 
 def reduce(matrix: np.ndarray, components: int) -> np.ndarray:
@@ -122,7 +122,7 @@ def reduce(matrix: np.ndarray, components: int) -> np.ndarray:
     left, values, _ = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     # A singular vector's sign is the machine's choice: fix it, so that two machines agree.
     signs = np.sign(left[np.abs(left).argmax(0), np.arange(left.shape[1])])
-    return _unit((left * signs * values)[:, :components].astype(np.float32))
+    return unit((left * signs * values)[:, :components].astype(np.float32))
 
 
 def encode(articles: list[str], model: str) -> np.ndarray:
@@ -152,7 +152,7 @@ def encode(articles: list[str], model: str) -> np.ndarray:
         mask = batch["attention_mask"][..., None]
         means = (states * mask).sum(1) / mask.sum(1)
         vectors.append(torch.nn.functional.normalize(means, dim=1).mean(0).numpy())
-    return _unit(np.stack(vectors))
+    return unit(np.stack(vectors))
 
 
 def vectors(texts: ClassTexts, config: TextConfig, faithful: bool = False) -> tuple[np.ndarray, list[str]]:
@@ -167,19 +167,19 @@ def vectors(texts: ClassTexts, config: TextConfig, faithful: bool = False) -> tu
     if texts.articles is None:
         if config.encoder:
             raise UserError("text.encoder needs articles, but these texts are ready-made vectors")
-        matrix = texts.vectors if faithful else _unit(texts.vectors)
+        matrix = texts.vectors if faithful else unit(texts.vectors)
         names = [f"text {i}" for i in range(texts.vectors.shape[1])]
     else:
         matrix, names = tfidf(texts.articles, config)
     if config.centred:
-        matrix = _unit(matrix - matrix.mean(0))
+        matrix = unit(matrix - matrix.mean(0))
     if config.components:
         matrix = reduce(matrix, config.components)
         names = [f"component {i}" for i in range(config.components)]
     if config.encoder:
         encoded = encode(texts.articles, config.encoder)
         if config.centred:
-            encoded = _unit(encoded - encoded.mean(0))
+            encoded = unit(encoded - encoded.mean(0))
         matrix = np.concatenate([matrix, encoded], 1) / np.float32(np.sqrt(2))
         names += [f"encoder {i}" for i in range(encoded.shape[1])]
     empty = np.flatnonzero(~matrix.any(1))
@@ -212,7 +212,7 @@ def similarities(texts: np.ndarray, seen_classes: int, count: int) -> np.ndarray
         texts: of all classes, the seen ones first (C, T).
         seen_classes: K.
     """
-    centred = _unit(texts - texts[:seen_classes].mean(0))
+    centred = unit(texts - texts[:seen_classes].mean(0))
     cosines = centred @ centred[:seen_classes].T
     nearest = np.argsort(-cosines, 1, kind="stable")[:, :count]
     weights = np.zeros_like(cosines)
@@ -223,9 +223,10 @@ def similarities(texts: np.ndarray, seen_classes: int, count: int) -> np.ndarray
 def conditions(texts: np.ndarray, seen_classes: int, anchors: int | None, length: float) -> np.ndarray:
     """What a generator is given of the classes' texts (C, T), seen ones first: TextConfig.anchors, ModelConfig.text_length."""
     if anchors:
-        texts = _unit(similarities(texts, seen_classes, anchors))
+        texts = unit(similarities(texts, seen_classes, anchors))
     return texts * np.float32(length)
 
 
-def _unit(matrix: np.ndarray) -> np.ndarray:
-    return (matrix / np.linalg.norm(matrix, axis=1, keepdims=True).clip(1e-12)).astype(np.float32)
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows (N, D) of length 1, 0 where they are 0: their products are cosines."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
