@@ -58,20 +58,21 @@ def _put_on(chosen: set[int]) -> None:
             os.sched_setaffinity(int(thread), chosen)
 
 
-def parquet(folder: Path, files: list[bytes], rows: int) -> Path:
-    """train.parquet with `rows` images, the given ones again and again, and validation.parquet with one."""
+def parquet(folder: Path, files: list[bytes], rows: int, shards: int = 1) -> Path:
+    """`rows` images in train-*.parquet, the given ones again and again, and validation.parquet with one."""
 
     def examples(count: int) -> Iterator[dict]:
         for number in range(count):
             yield {"image": {"bytes": files[number % len(files)], "path": None}}
 
     features = datasets.Features({"image": datasets.Image()})
-    for split, count in (("train", rows), ("validation", 1)):
+    names = [(f"train-{number:05d}-of-{shards:05d}", rows // shards) for number in range(shards)]
+    for name, count in (*names, ("validation", 1)):
         made = datasets.Dataset.from_generator(
             examples, features=features, cache_dir=str(folder.parent / "cache"), gen_kwargs={"count": count}
         )
         folder.mkdir(exist_ok=True)
-        made.to_parquet(str(folder / f"{split}.parquet"), batch_size=100)
+        made.to_parquet(str(folder / f"{name}.parquet"), batch_size=100)
     return folder
 
 
@@ -222,11 +223,13 @@ def main(pairs: int = 7, images: int = 512, faces: str | None = None, small: boo
                     print(told(f"{name}: tinyldm against {other}", figures[name][other]))
 
         files, side = jpegs(64, 128), 64
-        counts = (64, 640) if small else (4000, 40_000)
-        folders = [parquet(temporary / f"of{count}", files, count) for count in counts]
-        peaks = [in_new_process(peak_megabytes, str(folder), side, n) for folder, n in zip(folders, counts, strict=True)]
-        print(f"peak memory: {peaks[0]:.0f} MB after {counts[0]:,} images, {peaks[1]:.0f} MB after {counts[1]:,}")
-    record("data", {"speed": figures, "memory": {"images": counts, "megabytes": peaks}}, output, small)
+        few = 64 if small else 4000
+        peaks = {}
+        for name, count, shards in (("few", few, 1), ("ten times as many", 10 * few, 10), ("in one file", 10 * few, 1)):
+            folder = parquet(temporary / name.replace(" ", "-"), files, count, shards)
+            peaks[name] = {"images": count, "megabytes": in_new_process(peak_megabytes, str(folder), side, count)}
+            print(f"peak memory, {name}: {peaks[name]['megabytes']:.0f} MB after {count:,} images in {shards} files")
+    record("data", {"speed": figures, "memory": peaks}, output, small)
 
 
 if __name__ == "__main__":

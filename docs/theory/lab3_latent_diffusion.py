@@ -111,6 +111,8 @@ axes[1].bar(names, [STEPS * sum(unets[name].values()) / 1e9 for name in names], 
 axes[1].bar(names, [decoders.get(name, 0) / 1e9 for name in names], color="tab:orange", label="decoder, once")
 axes[1].set(ylabel="billion operations per image", title="cost, 32 px")
 axes[1].legend(fontsize=8)
+FIGURES = ("fd", "fd_error", "anchor_fd", "precision", "recall", "seconds_per_image", "images_per_second", "steps")
+FIGURES += ("again_fd", "again_psnr", "again_ssim")
 if record.waits(RESULTS, "python docs/theory/run_latent.py (about 40 minutes on 2 cores)"):
     axes[2].text(0.5, 0.5, "the runs are not there yet", ha="center", transform=axes[2].transAxes)
     axes[2].set_axis_off()
@@ -121,18 +123,15 @@ else:
     record.number("samples", results["num_images"])
     runs = results["runs"]
     for name, run in runs.items():
-        for figure_name, unit in (
-            *(("fd", 1), ("fd_error", 1), ("anchor_fd", 1), ("precision", 1), ("recall", 1), ("seconds_per_image", 1)),
-            *(("images_per_second", 1), ("steps", 1), ("again_rfd", 1), ("again_psnr", 1), ("again_ssim", 1), ("again_fd", 1)),
-        ):
-            if figure_name in run:
-                record.number(f"run_{name}_{figure_name}", run[figure_name] * unit)
+        for key, value in run.items():
+            if key in FIGURES:
+                record.number(f"run_{name}_{key}", value)
         record.number(f"run_{name}_faster", runs["pixels"]["seconds_per_image"] / run["seconds_per_image"])
         if name in VQS:
             entropy = (SIDE // FACTORS[name]) ** 2 * math.log2(run["perplexity"]) / SIDE**2
             record.number(f"run_{name}_used_rate", entropy)
             record.number(f"run_{name}_lost_first_stage", run["again_fd"] - run["anchor_fd"])
-            record.number(f"run_{name}_lost_denoiser", run["fd"] - run["again_fd"])
+        record.number(f"run_{name}_lost_denoiser", run["fd"] - run.get("again_fd", run["anchor_fd"]))
     order = sorted(runs, key=lambda name: runs[name]["fd"])
     record.number("best_factor", FACTORS[order[0]])
     record.number("best_margin", runs[order[1]]["fd"] - runs[order[0]]["fd"])
