@@ -74,18 +74,23 @@ def told(name: str, figures: dict[str, float], unit: str = "images/s") -> str:
 
 
 class Clock:
-    """Mixed into a task: notes when each step ended."""
+    """Mixed into a task: notes when each step ended.
+
+    On one CPU thread it is the processor's time that counts: it is the same whatever else runs on the machine.
+    """
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.ended: list[float] = []
+        alone = torch.get_num_threads() == 1 and not torch.accelerator.is_available()
+        self.now = time.process_time if alone else time.perf_counter
 
     def after_step(self, *args: Any) -> None:
         """See trainer.Task."""
         super().after_step(*args)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.ended.append(time.perf_counter())
+        self.ended.append(self.now())
 
     def seconds_a_step(self) -> float:
         """Median, without the first step; evaluations are in so few of them that they do not count."""
@@ -118,16 +123,17 @@ def quietly(config: Training, steps: int) -> Training:
     return few
 
 
-def train_for(config: Training, kind: type[Clock], seconds: float, evaluations: int = 1) -> Trainer:
-    """Train for as many steps as fit into so many seconds, by the loop that everybody trains with.
-
-    The number of steps is found in a trial beforehand, so that the learning rate's course ends with the training. Its warm-up
-    and evaluations are set to their share of it.
-    """
+def steps_in(config: Training, kind: type[Clock], seconds: float) -> int:
+    """How many steps fit into so many seconds, by a short trial."""
     steps = TRIAL_STEPS if seconds > 30 else 3
     with tempfile.TemporaryDirectory() as folder:
         trial = run_training(dataclasses.replace(quietly(config, steps), output_dir=folder), kind)
-    steps = max(evaluations, 2, round(seconds / trial.task.seconds_a_step()))
+    return max(2, round(seconds / trial.task.seconds_a_step()))
+
+
+def train_steps(config: Training, kind: type[Clock], steps: int, evaluations: int = 1) -> Trainer:
+    """Train by the loop that everybody trains with; the learning rate's course, its warm-up and the evaluations are set to
+    their share of the steps."""
     return run_training(
         changed(
             config,

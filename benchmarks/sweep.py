@@ -1,21 +1,28 @@
 """One factor at a time: trainings of equal wall-clock time around a config, a table that a killed sweep goes on with, a
 picture.
 
+Several processes can share a sweep, one on each core or GPU: each takes the next training that nobody has taken. A variant's
+number of steps is found by whoever trains it first, and is that of all its seeds.
+
 The seeds go round outside, the variants inside: whenever one stops, all variants have had about as many. A variant is held
 against the base of the same seed, which has the same held-out images, noise and timesteps; how sure that is comes from the
 spread of these differences over the seeds, pooled over all variants.
 """
 
+import contextlib
 import csv
 import dataclasses
 import math
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Clock, train_for
+from filelock import FileLock, Timeout
+
+from benchmarks.measure import Clock, steps_in, train_steps
 from tinyldm.config import Training
 from tinyldm.pictures import pyplot
 from tinyldm.trainer import count_parameters
@@ -56,26 +63,51 @@ def run_all(
         seconds: of each training.
         table: a CSV with a row a training.
     """
-    rows = read(table)
-    if other := {row["budget"] for row in rows} - {seconds}:
+    if other := {row["budget"] for row in read(table)} - {seconds}:
         raise SystemExit(f"{table} is of trainings of {other.pop():g} s: choose another output, or --seconds {other or ''}")
-    done = {(row["factor"], row["variant"], row["seed"]) for row in rows}
+    locks = table.with_suffix(".locks")
+    locks.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
         for variant in variants:
-            if (variant.factor, variant.name, seed) in done:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                config = dataclasses.replace(make(variant, folder), seed=seed)
-                trainer = train_for(config, variant.kind or kind, seconds)
+            name = re.sub(r"\W+", "-", f"{variant.factor}-{variant.name}-{seed}")
+            with taken(locks / name) as mine:
+                known = {row["seed"]: row for row in read(table) if is_of(row, variant)}
+                if seed in known or not mine:
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    config, task = dataclasses.replace(make(variant, folder), seed=seed), variant.kind or kind
+                    steps = int(known[0]["steps"]) if 0 in known else steps_in(config, task, seconds)
+                    trainer = train_steps(config, task, steps)
                 last = {key: value for row in trainer.run.rows for key, value in row.items() if key.startswith("eval_")}
-            network = trainer.accelerator.unwrap_model(trainer.task.networks[trainer.main])
-            row = {"factor": variant.factor, "variant": variant.name, "seed": seed, "budget": seconds}
-            row |= {"steps": float(trainer.step), "parameters": float(count_parameters(network))}
-            row |= {"images_a_second": trainer.images_per_step / trainer.task.seconds_a_step(), **last}
-            rows.append(row)
-            write(table, rows)
-            print(f"{variant.factor}: {variant.name}, seed {seed}: {last}")
-    return rows
+                network = trainer.accelerator.unwrap_model(trainer.task.networks[trainer.main])
+                row = {"factor": variant.factor, "variant": variant.name, "seed": seed, "budget": seconds}
+                row |= {"steps": float(trainer.step), "parameters": float(count_parameters(network))}
+                row |= {"images_a_second": trainer.images_per_step / trainer.task.seconds_a_step(), **last}
+                with FileLock(locks / "table"):
+                    write(table, [*read(table), row])
+                print(f"{variant.factor}: {variant.name}, seed {seed}: {last}", flush=True)
+    rows = [(row, number) for row in read(table) for number, variant in enumerate(variants) if is_of(row, variant)]
+    return [row for row, _ in sorted(rows, key=lambda pair: (pair[0]["seed"], pair[1]))]
+
+
+@contextlib.contextmanager
+def taken(file: Path) -> Iterator[bool]:
+    """Whether this process now has the training that the lock file is named after, and no other one."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def is_of(row: Row, variant: Variant) -> bool:
+    """Whether a row of the table is a training of this variant."""
+    return (row["factor"], row["variant"]) == (variant.factor, variant.name)
 
 
 def read(table: Path) -> list[Row]:
@@ -93,7 +125,6 @@ def read(table: Path) -> list[Row]:
 
 def write(table: Path, rows: list[Row]) -> None:
     """All rows, anew and renamed into place."""
-    table.parent.mkdir(parents=True, exist_ok=True)
     aside = table.with_suffix(".aside")
     with aside.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -24,7 +24,7 @@ from jsonargparse import auto_cli
 
 from benchmarks.compared import ComparedLatents, ComparedPixels, noise_and_bits
 from benchmarks.latents import small_trial
-from benchmarks.measure import RESULTS, ROOT, changed, record, train_for, use_all_cores
+from benchmarks.measure import RESULTS, ROOT, changed, record, steps_in, train_steps, use_all_cores
 from benchmarks.train_unconditional import Example
 from tinyldm.config import TrainDDPM, TrainLDM
 from tinyldm.denoiser import make_denoiser, make_scheduler
@@ -105,7 +105,7 @@ def ours(
     config: TrainLDM | TrainDDPM, kind: type, seconds: float, quality: Quality | None, images: int
 ) -> tuple[dict[str, Any], DiffusionTask]:
     """tinyldm's training: its figures, and its task with held-out images and first stage."""
-    trainer = train_for(config, kind, seconds, MARKS)
+    trainer = train_steps(config, kind, max(MARKS, steps_in(config, kind, seconds)), MARKS)
     task, each = trainer.task, trainer.task.seconds_a_step()
     curve = [(row["step"] * each, row["eval_eps"]) for row in trainer.run.rows if "eval_eps" in row]
     with trainer.averaged_weights():

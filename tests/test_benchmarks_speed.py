@@ -113,7 +113,7 @@ def test_every_variant_is_a_recipe_of_about_5_million_parameters():
 
 def test_a_sweep_goes_on_where_it_stopped(folder, monkeypatch):
     table, trained = folder / "sweep_unet.csv", []
-    monkeypatch.setattr(sweep, "train_for", lambda *args: trained.append(args))
+    monkeypatch.setattr(sweep, "train_steps", lambda *args: trained.append(args))
     variants = [sweep_unet.VARIANTS[0], Variant("timesteps", "logit-normal")]
     rows = sweep.run_all(variants, None, None, 0.1, 1, table)
     assert not trained and [row["variant"] for row in rows] == ["64-128-128, 1 layer", "logit-normal"]
