@@ -50,7 +50,7 @@ def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndar
     """
     mode = "RGB" if channels == 3 else "L"
     image.draft(mode, (2 * resolution, 2 * resolution))  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits to 8 instead of scaling them
         grey = np.asarray(image, dtype=np.float32)
         grey = grey / 257 if image.mode.startswith("I") else grey * 255  # modes I are 16-bit files, F is in [0, 1]
@@ -58,7 +58,8 @@ def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndar
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert(mode)
+    if image.mode != mode:  # convert() would copy
+        image = image.convert(mode)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
