@@ -32,7 +32,7 @@ def read(name: str, folder: Path = RESULTS) -> Result | None:
 def origin(result: Result) -> str:
     """Where the numbers are from, in a sentence."""
     m = result["machine"]
-    where = ", ".join(m["gpus"]) or f"{m['cores']} cores of {m['processor']}"
+    where = ", ".join(m["gpus"]) or f"{m['cores']} core{'s' * (m['cores'] > 1)} of {m['processor']}"
     libraries = ", ".join(f"{name} {m[name]}" for name in ("torch", "diffusers", "datasets", "pillow"))
     return f"`{result['command']}`, {result['date']}, commit {result['commit']}: {where}; Python {m['python']}, {libraries}."
 
@@ -147,7 +147,8 @@ def training(r: Result) -> str:
             f"- {space}: ours reaches the example's last held-out loss, {reached:.4f} after {end / 60:.1f} min, {told}."
         )
     head = ["", "images/s", "steps", "held-out loss", f"FD, {r['features']}, {r['quality_images']} images"]
-    return f"{table(head, rows)}\n\n" + "\n".join(lines)
+    curves = "![held-out losses against time](performance/training.png)"
+    return f"{table(head, rows)}\n\n" + "\n".join(lines) + f"\n\n{curves}"
 
 
 def reaches(curve: list[list[float]], loss: float) -> float | None:

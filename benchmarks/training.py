@@ -31,6 +31,7 @@ from tinyldm.denoiser import make_denoiser, make_scheduler
 from tinyldm.diffusion_task import DiffusionTask
 from tinyldm.first_stage import FirstStage
 from tinyldm.parsing import parse
+from tinyldm.pictures import pyplot
 from tinyldm.quality import Quality
 from tinyldm.sampling import Model, sample
 
@@ -96,6 +97,7 @@ def main(
             )
     figures = {"minutes": minutes, "features": features, "quality_images": quality_images, "trainings": results}
     record("training", figures, output, small)
+    picture(results, Path(output) / "training.png")
 
 
 Curve = list[tuple[float, float]]  # (seconds of training, held-out squared error of the noise)
@@ -143,6 +145,21 @@ def example(
         model = Model(training.unet, DDIMScheduler.from_config(training.scheduler.config), task.first_stage)
         found = distance(model, quality, images)
     return {"images_a_second": size / statistics.median(training.seconds), "steps": steps, "curve": curve, "fd": found}
+
+
+def picture(trainings: dict[str, dict[str, Any]], file: Path) -> None:
+    """Held-out losses against time, one half for each space."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for name, run in trainings.items():
+        space, whose = name.split(", ")
+        axis = axes[("latents", "pixels").index(space)]
+        seconds, losses = zip(*run["curve"], strict=True)
+        axis.plot([s / 60 for s in seconds], losses, "o-" if whose == "ours" else "s--", markersize=3, label=whose)
+        axis.set(title=space, xlabel="minutes of training", ylabel="held-out error of the noise")
+        axis.legend()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
 
 
 def distance(model: Model, quality: Quality | None, images: int) -> float | None:
