@@ -73,17 +73,19 @@ def told(name: str, figures: dict[str, float], unit: str = "images/s") -> str:
 # ------------------------------------------------------------------------------------------------------------- trainings
 
 
-class Clock:
-    """Mixed into a task: notes when each step ended.
+def clock() -> Callable[[], float]:
+    """Tells seconds. On one CPU thread they are the processor's: the same whatever else runs on the machine."""
+    alone = torch.get_num_threads() == 1 and not torch.accelerator.is_available()
+    return time.process_time if alone else time.perf_counter
 
-    On one CPU thread it is the processor's time that counts: it is the same whatever else runs on the machine.
-    """
+
+class Clock:
+    """Mixed into a task: notes when each step ended."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.ended: list[float] = []
-        alone = torch.get_num_threads() == 1 and not torch.accelerator.is_available()
-        self.now = time.process_time if alone else time.perf_counter
+        self.now = clock()
 
     def after_step(self, *args: Any) -> None:
         """See trainer.Task."""

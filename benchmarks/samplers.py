@@ -1,0 +1,83 @@
+"""Which sampler reaches a quality soonest: the table of samplers and steps.
+
+    python -m benchmarks.samplers --model runs/faces64      # about 20 minutes on one CPU core
+
+The quality is the Frechet distance of train.metrics_steps: the same seeds for each row, against the run's own held-out part.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from jsonargparse import auto_cli
+from tqdm.auto import tqdm
+
+from benchmarks.measure import RESULTS, record, use_all_cores
+from tinyldm import sampling
+from tinyldm.config import TrainLDM
+from tinyldm.parsing import parse
+from tinyldm.quality import Quality
+
+# The sampler and its steps, by what they cost; heun takes two evaluations a step.
+TABLE = [
+    *(("ddim", 10), ("dpm-solver++", 10), ("unipc", 10), ("euler", 10), ("heun", 5)),
+    *(("ddim", 20), ("dpm-solver++", 20), ("unipc", 20), ("euler", 20), ("heun", 10)),
+    *(("ddim", 50), ("dpm-solver++", 50), ("unipc", 50), ("ddpm", 50), ("ddpm", 100), ("ddpm", 250)),
+]
+
+
+def main(
+    model: str = "runs/faces64",
+    minutes: float = 30.0,
+    images: int = 256,
+    features: str = "efficientnet-lite0",
+    data: str | None = None,
+    output: str = str(RESULTS),
+) -> None:
+    """Measure.
+
+    Args:
+        model: a run of train_ldm.py.
+        minutes: rows that do not fit are left out, and said.
+        images: of which the distances are. Fewer make them larger.
+        features: the network of the distances; see evaluate.py.
+        data: where the run's data lie, if not where they were.
+        output: where the JSON goes.
+    """
+    use_all_cores()
+    rows, left_out = samplers(model, data, minutes, images, features)
+    figures = {"features": features, "images": images, "rows": rows, "left_out": left_out}
+    record("samplers", figures, output, small=False)
+
+
+def samplers(model: str, data: str | None, minutes: float, images: int, features: str) -> tuple[list[dict], list[str]]:
+    """A row for each sampler: steps, seconds an image, Frechet distance; and those for which there was no time."""
+    run = Path(model)
+    args = ["--config", str(run / "config.yaml"), *(["--data.name", data] if data else [])]
+    config = parse(TrainLDM, "", args)
+    train = dataclasses.replace(config.train, metrics_steps=1, metrics_features=features, num_metrics_images=images)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    quality = Quality(dataclasses.replace(config, train=train), accelerator)
+    loaded = sampling.load_model(model, str(accelerator.device))
+    kept, rows, left_out, end = loaded.scheduler, [], [], time.monotonic() + 60 * minutes
+    slowest = 0.0  # seconds of an evaluation of the network, with what else a row takes
+    for name, steps in tqdm(TABLE, unit="row", dynamic_ncols=True):
+        evaluations = steps * (2 if name == "heun" else 1)
+        if time.monotonic() + slowest * evaluations > end:
+            left_out.append(f"{name}, {steps} steps")
+            continue
+        loaded.scheduler = sampling.choose_scheduler(kept, name)
+        started = time.perf_counter()
+        drawn = list(sampling.sample(loaded, images, 64, 0, steps))
+        seconds = time.perf_counter() - started
+        distance = quality.distance(quality.sums(drawn))
+        slowest = max(slowest, (time.perf_counter() - started) / evaluations)
+        rows.append({"sampler": name, "steps": steps, "evaluations": evaluations, "seconds": seconds / images, "fd": distance})
+        tqdm.write(f"{name}, {steps} steps: {seconds / images:.3f} s an image, distance {distance:.2f}")
+    return rows, left_out
+
+
+if __name__ == "__main__":
+    auto_cli(main)
