@@ -3,17 +3,18 @@
     python -m benchmarks.same_image --first_stage_run runs/faces64-vq --data ../shared/data/faces      # 2 minutes
     python -m benchmarks.same_image --small true
 
-A VQ model's decoder sees the nearest codes of the latents. Rounding the latents keeps the image as long as no code changes;
+A VQ model's decoder sees the nearest codes of the latents. Rounding the latents keeps the image as long as no code changes
+(float16 has 11 bits, and takes some across the border between two; FirstStage.to_half takes them back);
 code indices keep it always, up to rounding, but hold the quantised latents alone, and the denoiser learns the ones before
 quantisation (Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder).
 """
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import VQModel
 from jsonargparse import auto_cli
 
 from benchmarks.latents import drawn_faces, first_stage
@@ -23,13 +24,12 @@ from tinyldm.data import Images, first_images, to_float, to_uint8
 from tinyldm.first_stage import FirstStage, load_first_stage
 from tinyldm.sources import open_sources
 
-# float16 has 11 bits: it moves a latent across the border between two codes now and then.
-FORMS = {"float32": torch.float32, "float16 (what is kept)": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def codes(vq: VQModel, latents: torch.Tensor) -> torch.Tensor:
-    """Indices (B, h, w) of the codes that the decoder takes for these latents."""
-    return vq.quantize(latents)[2][2].view(len(latents), *latents.shape[2:])
+FORMS: dict[str, Callable[[FirstStage, torch.Tensor], torch.Tensor]] = {
+    "float32": lambda stage, latents: latents,
+    "float16": lambda stage, latents: latents.half(),
+    "float16 of the same codes (what is kept)": lambda stage, latents: stage.to_half(latents),
+    "bfloat16": lambda stage, latents: latents.bfloat16(),
+}
 
 
 def main(
@@ -78,10 +78,10 @@ def compare(stage: FirstStage, pixels: torch.Tensor) -> dict[str, dict[str, floa
     rows = {name: {"codes": 0.0, "images": 0.0, "values": 0.0, "most": 0} for name in (*FORMS, "code indices")}
     for batch in to_float(pixels).split(16):
         latents = stage.encode(batch)
-        right_codes, right = codes(stage.model, latents), to_uint8(stage.decode(latents))
+        right_codes, right = stage.codes(latents), to_uint8(stage.decode(latents))
         for name, row in rows.items():
             if name in FORMS:
-                kept = latents.to(FORMS[name])
+                kept = FORMS[name](stage, latents)
                 row["bytes"] = kept[0].numel() * kept.element_size()
                 restored = kept.float()
             else:
@@ -92,7 +92,7 @@ def compare(stage: FirstStage, pixels: torch.Tensor) -> dict[str, dict[str, floa
                 )
             image = to_uint8(stage.decode(restored))
             difference = (image.int() - right.int()).abs()
-            row["codes"] += (codes(stage.model, restored) != right_codes).float().mean().item() * len(batch) / len(pixels)
+            row["codes"] += (stage.codes(restored) != right_codes).float().mean().item() * len(batch) / len(pixels)
             row["images"] += (difference.flatten(1).amax(1) > 1).sum().item() / len(pixels)
             row["values"] += (difference > 0).float().mean().item() * len(batch) / len(pixels)
             row["most"] = max(row["most"], int(difference.max()))

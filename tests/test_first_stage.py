@@ -204,3 +204,19 @@ def test_the_layout_of_2022_loads(tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded.encode(images), model.encode(images).latents)
     assert loaded.scaling_factor == 0.18215  # VQModel's default stands in: the next thing is to measure
+
+
+def test_latents_in_half_precision_have_the_codes_of_the_exact_ones():
+    """With codes so dense, rounding alone takes some latents across the border to the next code."""
+    model = models.vq_model()
+    model.quantize.embedding = torch.nn.Embedding(4096, model.config.latent_channels)
+    stage, latents = FirstStage(model.requires_grad_(False)), torch.randn(3, model.config.latent_channels, 32, 32)
+    half = stage.to_half(latents)
+    assert half.dtype == torch.float16
+    assert (stage.codes(latents.half().float()) != stage.codes(latents)).any()
+    assert torch.equal(stage.codes(half.float()), stage.codes(latents))
+    changed = half != latents.half()
+    assert changed.float().mean() < 0.05 and (half - latents).abs().max() < 0.01  # hardly moved
+
+    kl = FirstStage(models.kl_model())
+    assert torch.equal(kl.to_half(latents), latents.half())  # which has no codes

@@ -40,7 +40,7 @@ from tinyldm.randomness import Draw, derive_seed
 from tinyldm.run_folder import replace_text
 from tinyldm.sources import Source
 
-VERSION = 2
+VERSION = 3
 SHARD = 256  # positions: seconds of work on a GPU, minutes for a large first stage on a CPU
 BATCH = 16
 ABOUT = ("positions", "corrupt", "values", "sum", "squares")  # what a shard's json tells
@@ -216,7 +216,9 @@ class _Builder:
     def _encode(self, batch: torch.Tensor) -> np.ndarray:
         pixels = to_float(batch.to(self.accelerator.device))
         views = [pixels, pixels.flip(-1)] if self.mirrored else [pixels]
-        return torch.stack([self.first_stage.encode(view).half() for view in views], 1).cpu().numpy()  # (B, V, C, h, w)
+        return (
+            torch.stack([self.first_stage.to_half(self.first_stage.encode(view)) for view in views], 1).cpu().numpy()
+        )  # (B, V, C, h, w)
 
     def _write(self, number: int, parts: list[np.ndarray], counts: dict[str, int]) -> None:
         latents = np.concatenate(parts) if parts else np.empty(0, np.float16)  # none of them could be read
