@@ -27,7 +27,7 @@ test: .venv/.installed
 	$(BIN)/pytest
 
 bench: .venv/.installed
-	for name in latents loop data startup processes costs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in latents loop data decoding startup processes costs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.page
 
 .venv/.theory: .venv/.installed docs/requirements.txt

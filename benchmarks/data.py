@@ -11,13 +11,10 @@ in batches (diffusers' example: as floats, as it does).
 import contextlib
 import io
 import itertools
-import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -28,7 +25,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from benchmarks.measure import RESULTS, in_turns, ratio, record, told
+from benchmarks.measure import RESULTS, in_new_process, in_turns, most_megabytes, ratio, record, told
 from tinyldm import toyfaces
 from tinyldm.config import DataConfig
 from tinyldm.data import ImageBatches, Images
@@ -178,13 +175,7 @@ def peak_megabytes(folder: str, side: int, images: int) -> float:
     with contextlib.closing(batches):
         for _ in range(images // BATCH):
             next(batches)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def in_new_process(function: Callable, *args: object) -> float:
-    """Its result, by a process that has done nothing else."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+    return most_megabytes()
 
 
 def main(pairs: int = 7, images: int = 512, faces: str | None = None, small: bool = False, output: str = str(RESULTS)) -> None:

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -150,6 +153,20 @@ def train_steps(config: Training, kind: type[Clock], steps: int, evaluations: in
         ),
         kind,
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------- memory
+
+
+def most_megabytes() -> float:
+    """The most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_new_process(function: Callable, *args: object) -> Any:
+    """Its result, by a process that has done nothing else."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 # --------------------------------------------------------------------------------------------------------------- results

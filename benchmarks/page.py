@@ -130,6 +130,12 @@ def samplers(r: Result) -> str:
     return table(head, cells) + left
 
 
+def decoding(r: Result) -> str:
+    """Point 4 of the issue."""
+    rows = [[name, f"{most:,.0f}"] for name, most in r["megabytes"].items()]
+    return table([f"decoding {r['images']} images of {r['resolution']} px", "MB more, at most"], rows)
+
+
 def training(r: Result) -> str:
     """e."""
     rows, lines = [], []
@@ -216,7 +222,10 @@ def sweep(r: Result) -> str:
 
 
 BLOCKS: dict[str, Callable[[Result], str]] = {
-    **{f.__name__: f for f in (latents, same_image, loop, data, sampling, samplers, training, startup, processes, costs)},
+    **{
+        f.__name__: f
+        for f in (latents, same_image, loop, data, sampling, samplers, decoding, training, startup, processes, costs)
+    },
     "sweep_unet": sweep,
     "sweep_vq": sweep,
 }

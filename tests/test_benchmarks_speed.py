@@ -7,7 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import costs, data, latents, loop, measure, page, same_image, sampling, sweep, sweep_unet, sweep_vq, training
+from benchmarks import (
+    costs,
+    data,
+    decoding,
+    latents,
+    loop,
+    measure,
+    page,
+    same_image,
+    sampling,
+    sweep,
+    sweep_unet,
+    sweep_vq,
+    training,
+)
 from benchmarks.sweep import BASE, Variant
 from tinyldm import processes
 from tinyldm.config import TrainLDM, TrainVQ
@@ -24,12 +38,15 @@ def folder(tmp_path_factory) -> Path:
     """What all small benchmarks have found."""
     found = tmp_path_factory.mktemp("performance")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "in_new_process", lambda function, *args: function(*args))
+        for module in (data, decoding):
+            patch.setattr(module, "in_new_process", lambda function, *args: function(*args))
+        patch.setattr(decoding.sampling, "DECODED_AT_ONCE", decoding.sampling.DECODED_AT_ONCE)  # which it changes
         patch.setattr(processes, "cores", lambda: 1)  # tiny networks are slower with more
         patch.setattr(measure, "cores", lambda: 1)
         for module, args in (
             (latents, {"pairs": 1, "images": 4, "batch_size": 2}),
             (loop, {"pairs": 1, "steps": 2}),
+            (decoding, {"images": 2}),
             (sampling, {"pairs": 1, "images": 2, "steps": 2}),
             (training, {"minutes": 0.001}),
             (same_image, {}),
@@ -57,7 +74,8 @@ def test_pairs_are_measured_in_turns():
 
 def test_each_says_where_its_numbers_are_from(folder):
     names = {file.stem for file in folder.glob("*.json")}
-    assert names == {"latents", "loop", "sampling", "training", "same_image", "sweep_unet", "sweep_vq", "costs", "data"}
+    quick = {"latents", "same_image", "loop", "data", "sampling", "decoding", "training", "costs"}
+    assert names == {*quick, "sweep_unet", "sweep_vq"}
     for name in names:
         found = result(folder, name)
         assert found["command"].startswith(f"python -m benchmarks.{name}") and found["machine"]["torch"] and found["small"]

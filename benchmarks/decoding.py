@@ -1,0 +1,53 @@
+"""Most memory while 16 images of 256 px are decoded by the full VQ-f4: all at once, as pipelines do, and in parts, as
+sample.py does.
+
+python -m benchmarks.decoding                # 2 minutes on 2 CPU cores
+python -m benchmarks.decoding --small true   # a small first stage, to see that it runs
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+
+from benchmarks.latents import first_stage
+from benchmarks.measure import RESULTS, in_new_process, most_megabytes, record, use_all_cores
+from tinyldm import sampling
+
+
+def decode(folder: str, images: int, side: int, at_once: int | None) -> float:
+    """Most MB that decoding added; to be called in a new process.
+
+    Args:
+        side: of the latents.
+        at_once: places of latents, see sampling.DECODED_AT_ONCE; None: as sample.py does.
+    """
+    use_all_cores()
+    stage = first_stage(Path(folder), small=side < 64)
+    model = sampling.Model(unet=torch.nn.Linear(1, 1), scheduler=None, first_stage=stage.model)
+    sampling.DECODED_AT_ONCE = at_once or sampling.DECODED_AT_ONCE
+    latents = torch.randn(images, stage.channels, side, side)
+    before = most_megabytes()
+    sampling.to_images(model, latents)
+    return most_megabytes() - before
+
+
+def main(images: int = 16, small: bool = False, output: str = str(RESULTS)) -> None:
+    """Measure.
+
+    Args:
+        images: decoded by each.
+        small: a small first stage and small latents.
+        output: where the JSON goes.
+    """
+    side, found = 8 if small else 64, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, at_once in (("all at once", images * side**2), ("in parts", None)):
+            found[name] = in_new_process(decode, folder, images, side, at_once)
+            print(f"{name}: {found[name]:,.0f} MB more")
+    record("decoding", {"images": images, "resolution": 4 * side, "megabytes": found}, output, small)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
