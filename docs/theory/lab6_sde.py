@@ -149,7 +149,7 @@ for count in (100, 1000):
     record.number(f"vp_difference_{count}", (ddpm - vp_step).norm() / (ddpm - x).norm())
     step = sde("ve", 0.5)[3] ** 2 - sde("ve", 0.5 - 1 / count)[3] ** 2
     score = noised("ve", 0.5).score(x)
-    ncsn, euler = step * score, sde("ve", 0.5)[1] ** 2 / count * score  # Song et al. 2021, equation 4, its mean's step
+    ncsn, euler = step * score, sde("ve", 0.5)[1] ** 2 / count * score  # Song et al. 2021, appendix F, its mean's step
     record.number(f"ve_difference_{count}", (ncsn - euler).norm() / ncsn.norm())
 theirs = ScoreSdeVpScheduler(1000, BETA_MIN, BETA_MAX, 1e-3)
 theirs.set_timesteps(1000)
