@@ -18,9 +18,10 @@ def main() -> None:
 
     from tinyldm import sampling
     from tinyldm.pictures import OutputFolder
+    from tinyldm.processes import default_device
 
     output = OutputFolder(config.output_dir, config.overwrite)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(config.device)
     model = sampling.load_model(config.model, device, getattr(torch, config.dtype))
     model.scheduler = sampling.choose_scheduler(model.scheduler, config.scheduler)
     steps, eta, label = config.num_inference_steps, config.eta, config.class_label

@@ -16,6 +16,7 @@ from jsonargparse import auto_cli
 from benchmarks.measure import RESULTS, ROOT, record, use_all_cores
 from tinyldm import describe
 from tinyldm.errors import UserError
+from tinyldm.processes import default_device
 
 
 def main(only: list[str] | None = None, small: bool = False, output: str = str(RESULTS)) -> None:
@@ -27,7 +28,7 @@ def main(only: list[str] | None = None, small: bool = False, output: str = str(R
         output: where the JSON goes.
     """
     use_all_cores()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     if small:
         only, describe.MEASURED_SECONDS = ["digits-ddpm"], 0.1
     recipes: dict[str, dict] = {}

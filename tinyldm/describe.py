@@ -29,6 +29,7 @@ from tinyldm.diffusers_sections import VQConfig
 from tinyldm.errors import UserError, one_line_errors
 from tinyldm.first_stage import FirstStage, load_first_stage
 from tinyldm.parsing import parse, read_yaml
+from tinyldm.processes import default_device
 from tinyldm.report import duration, hardware
 from tinyldm.sources import open_sources
 from tinyldm.vq_task import Autoencoder, Discriminator, make_vq
@@ -189,7 +190,7 @@ def images_an_epoch(config: Training) -> int | None:
 def describe(config: Training) -> str:
     """The table, and how long it will take here."""
     notes: list[str] = []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     batch = config.train.batch_size
     table = [("", "parameters", "forward, an image", "forward and backward", f"memory, {batch} images")]
     speeds = {}

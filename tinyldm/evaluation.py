@@ -41,6 +41,7 @@ from tinyldm.image_sets import (
 )
 from tinyldm.metrics import Estimate
 from tinyldm.pieces import Pieces, difference
+from tinyldm.processes import default_device
 from tinyldm.sources import hub_id, open_sources
 from tinyldm.vq_task import load_lpips
 
@@ -65,7 +66,7 @@ class Evaluation:
 
     def __init__(self, config: Evaluate):
         self.config, self.output = config, Path(config.output_dir)
-        self.device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device(config.device)
         self.notes: list[str] = []
 
     def run(self) -> str:

@@ -45,6 +45,11 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
     return accelerator
 
 
+def default_device(named: str | None = None) -> str:
+    """What was asked for, else the GPU where there is one."""
+    return named or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

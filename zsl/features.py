@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from tinyldm import features as networks
 from tinyldm.data import MAX_CORRUPT, to_square
 from tinyldm.errors import UserError
+from tinyldm.processes import default_device
 from zsl.config import Features
 from zsl.data import write_npz
 
@@ -33,7 +34,7 @@ def run(config: Features) -> str:
     unseen = [name.strip() for name in config.unseen.split(",") if name.strip()]
     if missing := [name for name in unseen if name not in names]:
         raise UserError(f"unseen names {missing[0]!r}, which is no folder in {root}")
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(config.device)
     network = networks.load(config.backbone, device)
     found, labels, ids, corrupt = [], [], [], []
     with tqdm(total=len(files), unit="image", desc="features", dynamic_ncols=True) as bar:

@@ -17,6 +17,7 @@ import torch
 from tinyldm import hub, parsing
 from tinyldm.config import HubConfig
 from tinyldm.errors import UserError
+from tinyldm.processes import default_device
 from tinyldm.run_folder import RunFolder, replace_text
 from zsl import baselines, classify, pictures, report
 from zsl import data as datasets
@@ -35,7 +36,7 @@ def run(config: Train) -> str:
     target = HubConfig(config.hub.push, config.hub.repo_id, config.hub.private)
     if target.push:
         hub.check_token(target)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device(config.device)
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
