@@ -22,7 +22,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from tinyldm import checkpoint, hub, parsing, pictures, report
+from tinyldm import checkpoint, hub, pictures, report, resuming
 from tinyldm.config import Training
 from tinyldm.errors import Stopped, UserError
 from tinyldm.processes import StopRequest, make_accelerator
@@ -139,7 +139,7 @@ class Trainer:
         self.logged: dict[str, list[torch.Tensor]] = {}
         self.pusher = hub.BackgroundPush(run.path, config.hub) if run and config.hub.push else None
         if config.resume and (folder := checkpoint.find(Path(config.output_dir), config.resume)):
-            self._resume(folder)
+            resuming.resume(self, folder)
         elif config.resume and run:
             run.rewind(0)
             print(f"no checkpoint in {run.path} yet: starting at step 0", file=sys.stderr)
@@ -153,7 +153,8 @@ class Trainer:
     def _weights(self) -> list[nn.Parameter]:
         return list(self.task.networks[self.main].parameters())
 
-    def _weight_names(self) -> list[str]:
+    def weight_names(self) -> list[str]:
+        """Names of the averaged weights, in the order of `ema.shadow_params`."""
         return [name for name, _ in self.accelerator.unwrap_model(self.task.networks[self.main]).named_parameters()]
 
     # ------------------------------------------------------------------------------------------------------- the loop
@@ -303,31 +304,12 @@ class Trainer:
             bar.write(f"step {self.step}: held-out {told}", file=sys.stderr)
         self.accelerator.log(figures, step=self.step)
 
-    # ------------------------------------------------------------------------------------------- saving and resuming
+    # -------------------------------------------------------------------------------------------------------- saving
 
     def _save(self) -> None:
         logged = {key: self.accelerator.reduce(torch.stack(values).float(), "mean") for key, values in self.logged.items()}
         if self.accelerator.is_main_process:
-            networks = {
-                name: self.accelerator.unwrap_model(network).state_dict() for name, network in self.task.networks.items()
-            }
-            networks["ema"] = dict(zip(self._weight_names(), self.ema.shadow_params, strict=True))
-            optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-            if self.accelerator.scaler is not None:
-                optimizers["scaler"] = self.accelerator.scaler.state_dict()
-            optimizers["buffers"] = self.task.buffers
-            optimizers["logged"] = logged  # a run that is stopped between two rows of metrics.csv
-            state = {
-                "step": self.step,
-                "seconds": self.seconds,
-                "images_per_step": self.images_per_step,
-                "built_on": self.task.built_on,
-                "best_figure": self.best[0],
-                "best_step": self.best[1],
-                "examples_per_epoch": self.task.examples_per_epoch,
-                "config": parsing.to_dict(self.config),
-            }
-            checkpoint.save(self.run.path, self.step, networks, optimizers, state)
+            checkpoint.save(self.run.path, self.step, *resuming.snapshot(self, logged))
             checkpoint.prune(self.run.path, self.config.train.checkpoints_total_limit, self.best[1])
         self._export()
 
@@ -356,65 +338,7 @@ class Trainer:
             **self.task.facts(),
         }
 
-    def _resume(self, folder: Path) -> None:
-        networks, optimizers, state = checkpoint.load(folder)
-        try:
-            self._compare_configs(folder, state)
-            self._restore(networks, optimizers, state)
-        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"checkpoint {folder} does not fit this config: {error!r}") from error
-        if self.run:
-            self.run.rewind(self.step)
-            checkpoint.forget_after(self.run.path, self.step)
-            print(f"resuming from {folder}", file=sys.stderr)
-
-    def _restore(self, networks: dict[str, dict[str, torch.Tensor]], optimizers: Any, state: dict[str, Any]) -> None:
-        for name, network in self.task.networks.items():
-            self.accelerator.unwrap_model(network).load_state_dict(networks[name])
-            self.optimizers[name].load_state_dict(optimizers[name])
-        for name, schedule in self.schedules.items():
-            # The course may have changed with the number of steps: it is a function of the step, so it is set, not loaded.
-            schedule.last_epoch = state["step"]
-            bare = self.optimizers[name].optimizer
-            for group, base, factor in zip(bare.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
-                group["initial_lr"], group["lr"] = base, base * factor(state["step"])
-            schedule._last_lr = [group["lr"] for group in bare.param_groups]
-        for name, values in self.task.buffers.items():
-            values.copy_(optimizers["buffers"][name])
-        for shadow, name in zip(self.ema.shadow_params, self._weight_names(), strict=True):
-            shadow.copy_(networks["ema"][name])
-        self.ema.optimization_step = state["step"]
-        if self.accelerator.scaler is not None and "scaler" in optimizers:
-            self.accelerator.scaler.load_state_dict(optimizers["scaler"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        if state["config"]["train"]["best_by"] == self.config.train.best_by:
-            self.best = (state["best_figure"], state["best_step"])
-        self.logged = {key: list(values.to(self.accelerator.device)) for key, values in optimizers["logged"].items()}
-
-    def _compare_configs(self, folder: Path, state: dict[str, Any]) -> None:
-        old, new = _flatten(state["config"]), _flatten(parsing.to_dict(self.config))
-        changed = [
-            key for key in {**old, **new} if old.get(key) != new.get(key) and key not in ("resume", "overwrite", "output_dir")
-        ]
-        if changed and self.accelerator.is_main_process:
-            told = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
-            print(f"changed since {folder.name}: {told}", file=sys.stderr)
-        if state["images_per_step"] != self.images_per_step and self.accelerator.is_main_process:
-            was = f"{state['images_per_step']} -> {self.images_per_step}"
-            print(f"images per step {was}: the order of the images goes on from another place", file=sys.stderr)
-        if state["built_on"] != self.task.built_on:
-            raise UserError(f"the first stage is not the one of {folder}: train over another one in a new folder")
-        if model := [key for key in changed if key.split(".")[0] in ("unet", "vq", "scheduler")]:
-            raise UserError(f"{', '.join(model)} changed since {folder}: that is another model; train it in a new folder")
-
 
 def count_parameters(network: nn.Module) -> int:
     """Number of trained values."""
     return sum(weight.numel() for weight in network.parameters())
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat
