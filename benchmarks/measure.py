@@ -196,15 +196,16 @@ def machine() -> dict[str, Any]:
     }
 
 
-def record(name: str, figures: dict[str, Any], output: str, small: bool) -> None:
+def record(name: str, figures: dict[str, Any], output: str, small: bool, script: str | None = None) -> None:
     """Write output/NAME.json.
 
     Args:
         small: it was a trial with sizes that say nothing; docs/performance.md takes none of its numbers.
+        script: whose numbers they are, if not NAME's.
     """
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
     result = {
-        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python -m benchmarks.{script or name} {' '.join(sys.argv[1:])}".strip(),
         "commit": git.stdout.strip() or "unknown",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "small": small,

@@ -217,8 +217,7 @@ def sweep(r: Result) -> str:
         )
         cells = [v["factor"], v["variant"], f"{v['parameters']:,.0f}", f"{v['images_a_second']:.1f}", str(v["seeds"])]
         rows.append([*cells, *(f"{v[key]:.4f}" for key in figures), f"{v['difference']:+.4f}{error}", sure])
-    name = "sweep_unet" if r["figure"] == "eval_loss" else "sweep_vq"
-    return f"{table(head, rows)}\n\n![differences to the base with two standard errors](performance/{name}.png)"
+    return f"{table(head, rows)}\n\n![differences to the base with two standard errors](performance/{r['picture']})"
 
 
 BLOCKS: dict[str, Callable[[Result], str]] = {
@@ -227,6 +226,7 @@ BLOCKS: dict[str, Callable[[Result], str]] = {
         for f in (latents, same_image, loop, data, sampling, samplers, decoding, training, startup, processes, costs)
     },
     "sweep_unet": sweep,
+    "sweep_unet_long": sweep,
     "sweep_vq": sweep,
 }
 

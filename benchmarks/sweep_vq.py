@@ -67,7 +67,8 @@ def main(
         rows = run_all(chosen, make, TimedVQ, seconds, seeds, Path(output) / "sweep_vq.csv")
     found = summary(rows, "eval_psnr")
     picture(found, f"PSNR in dB after {seconds:g} s, less that of the base (right is better)", Path(output) / "sweep_vq.png")
-    record("sweep_vq", {"seconds": seconds, "seeds": seeds, "figure": "eval_psnr", "variants": found}, output, small)
+    figures = {"seconds": seconds, "seeds": seeds, "figure": "eval_psnr", "picture": "sweep_vq.png", "variants": found}
+    record("sweep_vq", figures, output, small)
 
 
 if __name__ == "__main__":
