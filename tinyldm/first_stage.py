@@ -59,7 +59,10 @@ class FirstStage:
     @torch.no_grad()
     def codes(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, h, w) of a VQModel -> indices (B, h, w) of the codes that its decoder takes for them."""
-        return self.model.quantize(latents)[2][2].view(len(latents), *latents.shape[2:])
+        return torch.stack([self._nearest(image.permute(1, 2, 0)) for image in latents])  # all at once need much memory
+
+    def _nearest(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(latents.flatten(0, -2), self.model.quantize.embedding.weight).argmin(1).view(latents.shape[:-1])
 
     @torch.no_grad()
     def to_half(self, latents: torch.Tensor) -> torch.Tensor:
@@ -70,14 +73,14 @@ class FirstStage:
         half = latents.half()
         if not isinstance(self.model, VQModel):
             return half
-        for i in range(len(latents)):  # one image at a time: there is a distance for each place and each code
-            exact, right = latents[i : i + 1], self.codes(latents[i : i + 1])
-            for share in (2**-10, 2**-8, 2**-6, 2**-4, 2**-2, 1):
-                wrong = self.codes(half[i : i + 1].float()) != right
-                if not wrong.any():
-                    break
-                moved = exact.lerp(self.model.quantize(exact)[0], share).half()
-                half[i : i + 1] = torch.where(wrong[:, None], moved, half[i : i + 1])
+        right = self.codes(latents)
+        wrong = self.codes(half.float()) != right
+        exact, own = latents.permute(0, 2, 3, 1)[wrong], self.model.quantize.embedding(right[wrong])
+        moved = exact.half()
+        for share in (2**-10, 2**-8, 2**-6, 2**-4, 2**-2, 1):
+            left = self._nearest(moved.float()) != right[wrong]
+            moved[left] = exact[left].lerp(own[left], share).half()
+        half.permute(0, 2, 3, 1)[wrong] = moved
         return half
 
     @torch.no_grad()
