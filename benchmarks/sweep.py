@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import math
 import re
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -163,7 +164,13 @@ def picture(found: list[Row], label: str, file: Path) -> None:
     rows = [row for row in found if row["factor"] != BASE]
     figure, axis = plt.subplots(figsize=(7.5, 1.1 + 0.24 * len(rows)))
     colours = {factor: f"C{i % 10}" for i, factor in enumerate(dict.fromkeys(row["factor"] for row in rows))}
+    reach = 1.5 * statistics.quantiles([abs(row["difference"]) for row in rows], n=20)[-2] if len(rows) > 20 else math.inf
     for height, row in enumerate(rows):
+        if abs(row["difference"]) > reach:  # one that is far off would squeeze all others
+            right = row["difference"] > 0
+            place = {"transform": axis.get_yaxis_transform(), "ha": "right" if right else "left", "va": "center"}
+            axis.text(0.99 if right else 0.01, height, f"{row['difference']:+.2f}", fontsize=8, **place)
+            continue
         error = 2 * row["error"] if row["error"] is not None else None
         axis.errorbar(row["difference"], height, xerr=error, fmt="o", color=colours[row["factor"]], capsize=2, markersize=4)
     axis.axvline(0, color="grey", linewidth=0.8)
