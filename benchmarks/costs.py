@@ -6,9 +6,8 @@ python -m benchmarks.costs --small true       # one recipe, hardly measured
 
 import os
 
-os.environ.setdefault(
-    "HF_HUB_OFFLINE", "1"
-)  # no network is asked for a first stage: the VQ-f4 takes the place of what is not here
+# No network is asked for a first stage: the VQ-f4 takes the place of what is not here.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from jsonargparse import auto_cli

@@ -188,9 +188,8 @@ def machine() -> dict[str, Any]:
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": cores(),
         "gpus": gpus,
-        "load": os.getloadavg()[0]
-        if hasattr(os, "getloadavg")
-        else None,  # at the end; about `cores` when nobody else was there
+        # At the end; about `cores` when nobody else was there.
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
     }

@@ -143,15 +143,18 @@ def training(r: Result) -> str:
         fd = "-" if run["fd"] is None else f"{run['fd']:.1f}"
         rows.append([name, f"{run['images_a_second']:.1f}", str(run["steps"]), f"{run['curve'][-1][1]:.4f}", fd])
     for space in ("pixels", "latents"):
-        ours, example = r["trainings"][f"{space}, ours"], r["trainings"][f"{space}, example"]
-        (end, reached), when = example["curve"][-1], reaches(ours["curve"], example["curve"][-1][1])
+        loss, end, when = overtaken(r, space)
         told = f"after {when / 60:.1f} min, {end / when:.1f} times as soon" if when else "not within its time"
-        lines.append(
-            f"- {space}: ours reaches the example's last held-out loss, {reached:.4f} after {end / 60:.1f} min, {told}."
-        )
+        lines.append(f"- {space}: ours reaches the example's last held-out loss, {loss:.4f} after {end / 60:.1f} min, {told}.")
     head = ["", "images/s", "steps", "held-out loss", f"FD, {r['features']}, {r['quality_images']} images"]
     curves = "![held-out losses against time](performance/training.png)"
     return f"{table(head, rows)}\n\n" + "\n".join(lines) + f"\n\n{curves}"
+
+
+def overtaken(r: Result, space: str) -> tuple[float, float, float | None]:
+    """The example's last held-out loss, after how many seconds it was there, and after how many ours was; None: it was not."""
+    end, loss = r["trainings"][f"{space}, example"]["curve"][-1]
+    return loss, end, reaches(r["trainings"][f"{space}, ours"]["curve"], loss)
 
 
 def reaches(curve: list[list[float]], loss: float) -> float | None:
@@ -225,18 +228,17 @@ def speed(latents: Result | None, loop: Result | None, data: Result | None, trai
     if not (latents and loop and data and training):
         return None
     kept, bare = latents["kept"]["median"], [others["a bare loop of Pillow"]["median"] for others in data["speed"].values()]
-    runs = training["trainings"]
     sooner = {}
     for space in ("pixels", "latents"):
-        end, reached = runs[f"{space}, example"]["curve"][-1]
-        sooner[space] = end / when if (when := reaches(runs[f"{space}, ours"]["curve"], reached)) else 0.0
+        _, end, when = overtaken(training, space)
+        sooner[space] = f"{end / when:.1f} times as soon in {space}" if when else f"not in {space}"
     return "\n".join(
         [
             f"- a training at 256 px over kept latents: {kept:.3g} times the images a second of one that encodes at each step;",
             f"- the loop, with logging, averaged weights, evaluation and checkpoints: {loop['share']:.1%} of bare steps;",
             f"- reading images: {min(bare):.0%} to {max(bare):.0%} of a bare loop of Pillow over the same bytes;",
             f"- the loss where diffusers' example is after {training['minutes']:g} minutes: reached "
-            f"{sooner['latents']:.1f} times as soon in latents, {sooner['pixels']:.1f} times in pixels.",
+            f"{sooner['latents']}, {sooner['pixels']}.",
         ]
     )
 
