@@ -213,7 +213,7 @@ def sweep(r: Result) -> str:
     head = ["factor", "variant", "parameters", "images/s", "seeds", *(titles[key] for key in figures), "difference", "sure"]
     better = -1 if r["figure"] == "eval_loss" else 1
     rows = []
-    for v in sorted(r["variants"], key=lambda v: -better * v[r["figure"]]):
+    for v in sorted(r["variants"], key=lambda v: -better * v["difference"]):
         error = f" ± {2 * v['error']:.4f}" if v["error"] else ""
         sure = (
             "" if v["factor"] == "base" else "?" if not v["error"] else "yes" if abs(v["difference"]) > 2 * v["error"] else "no"

@@ -4,8 +4,9 @@ picture.
 Several processes can share a sweep, one on each core or GPU: each takes the next training that nobody has taken. A variant's
 number of steps is found by whoever trains it first, and is that of all its seeds.
 
-The seeds go round outside, the variants inside: whenever one stops, all variants have had about as many. A variant is held
-against the base of the same seed, which has the same held-out images, noise and timesteps; how sure that is comes from the
+The seeds go round outside, the variants inside: whenever one stops, all variants have had about as many. Where many are tried,
+only the best of one seed need go on to the next; their means then keep some of the luck that they were chosen for. A variant is
+held against the base of the same seed, which has the same held-out images, noise and timesteps; how sure that is comes from the
 spread of these differences over the seeds, pooled over all variants.
 """
 
@@ -48,6 +49,18 @@ class Variant:
     kind: type[Clock] | None = None
 
 
+@dataclass
+class Figure:
+    """What ranks the variants: a column of the table."""
+
+    name: str
+    higher_is_better: bool
+
+    def ranked(self, found: list[Row]) -> list[Row]:
+        """Rows of a summary, the best first."""
+        return sorted(found, key=lambda row: row["difference"], reverse=self.higher_is_better)
+
+
 def run_all(
     variants: list[Variant],
     make: Callable[[Variant, str], Training],
@@ -55,6 +68,8 @@ def run_all(
     seconds: float,
     seeds: int,
     table: Path,
+    figure: Figure,
+    best: int,
 ) -> list[Row]:
     """Train what is not in the table yet.
 
@@ -63,13 +78,15 @@ def run_all(
         make: (variant, output_dir) -> its config.
         seconds: of each training.
         table: a CSV with a row a training.
+        figure: ranks the variants.
+        best: how many of them, beside the base, go on to another seed.
     """
     if other := {row["budget"] for row in read(table)} - {seconds}:
         raise SystemExit(f"{table} is of trainings of {other.pop():g} s: choose another output, or --seconds {other or ''}")
     locks = table.with_suffix(".locks")
     locks.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
-        for variant in variants:
+        for variant in going_on(variants, read(table), seed, figure, best):
             name = re.sub(r"\W+", "-", f"{variant.factor}-{variant.name}-{seed}")
             with taken(locks / name) as mine:
                 known = {row["seed"]: row for row in read(table) if is_of(row, variant)}
@@ -89,6 +106,15 @@ def run_all(
                 print(f"{variant.factor}: {variant.name}, seed {seed}: {last}", flush=True)
     rows = [(row, number) for row in read(table) for number, variant in enumerate(variants) if is_of(row, variant)]
     return [row for row, _ in sorted(rows, key=lambda pair: (pair[0]["seed"], pair[1]))]
+
+
+def going_on(variants: list[Variant], rows: list[Row], seed: int, figure: Figure, best: int) -> list[Variant]:
+    """All variants for the first seed; for another one the base and those that the seeds before it found best."""
+    if not seed:
+        return variants
+    before = [row for row in rows if row["seed"] < seed and any(is_of(row, variant) for variant in variants)]
+    ranked = [row for row in figure.ranked(summary(before, figure.name)) if row["factor"] != BASE]
+    return [variants[0], *(variant for variant in variants if any(is_of(row, variant) for row in ranked[:best]))]
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from jsonargparse import auto_cli
 from benchmarks.compared import ComparedLatents
 from benchmarks.latents import small_trial
 from benchmarks.measure import RESULTS, ROOT, record, use_all_cores
-from benchmarks.sweep import BASE, Variant, picture, run_all, summary
+from benchmarks.sweep import BASE, Figure, Variant, picture, run_all, summary
 from tinyldm.config import TrainLDM
 from tinyldm.parsing import parse
 from tinyldm.randomness import Draw
@@ -65,6 +65,7 @@ def values(factor: str, key: str, *choices: object) -> list[Variant]:
     return [Variant(factor, "none" if choice == "null" else str(choice), [f"--{key}", str(choice)]) for choice in choices]
 
 
+LOSS = Figure("eval_loss", higher_is_better=False)
 VARIANTS = [
     Variant(BASE, "64-128-128, 1 layer"),
     *widths(([32, 96, 160], 1), ([32, 128, 144], 1), ([48, 112, 160], 1), ([96, 96, 128], 1), ([112, 112, 112], 1)),
@@ -101,6 +102,7 @@ def main(
     cache_dir: str = "~/.cache/tinyldm",
     seconds: float = 180.0,
     seeds: int = 2,
+    best: int = len(VARIANTS),
     factors: list[str] | None = None,
     name: str = "sweep_unet",
     small: bool = False,
@@ -114,6 +116,7 @@ def main(
         cache_dir: where the latents are or will be kept.
         seconds: of each training, evaluation not counted.
         seeds: how many trainings of each variant, in all.
+        best: only so many of them, beside the base, go on to another seed.
         factors: only these, beside the base.
         name: of table, picture and JSON.
         small: two variants of a small network, a second each.
@@ -134,10 +137,10 @@ def main(
             args += ["--diffusion.preview_steps", "2", "--train.metrics_steps", "null"]
             return parse(TrainLDM, "", [*args, *small_args, *variant.args])
 
-        rows = run_all(chosen, make, ComparedLatents, seconds, seeds, Path(output) / f"{name}.csv")
-    found = summary(rows, "eval_loss")
+        rows = run_all(chosen, make, ComparedLatents, seconds, seeds, Path(output) / f"{name}.csv", LOSS, best)
+    found = summary(rows, LOSS.name)
     picture(found, f"held-out loss after {seconds:g} s, less that of the base (left is better)", Path(output) / f"{name}.png")
-    figures = {"seconds": seconds, "seeds": seeds, "figure": "eval_loss", "picture": f"{name}.png", "variants": found}
+    figures = {"seconds": seconds, "seeds": seeds, "figure": LOSS.name, "picture": f"{name}.png", "variants": found}
     record(name, figures, output, small, "sweep_unet")
 
 

@@ -16,13 +16,14 @@ from jsonargparse import auto_cli
 
 from benchmarks.latents import drawn_faces
 from benchmarks.measure import RESULTS, ROOT, TimedVQ, record, use_all_cores
-from benchmarks.sweep import BASE, Variant, picture, run_all, summary
+from benchmarks.sweep import BASE, Figure, Variant, picture, run_all, summary
 from benchmarks.sweep_unet import values
 from tinyldm.config import TrainVQ
 from tinyldm.parsing import parse
 
 SMALL_VQ = ["--vq.block_out_channels", "[8,8,16]", "--vq.norm_num_groups", "4", "--vq.num_vq_embeddings", "64"]
 WIDTHS = ([16, 48, 128], [24, 48, 96], [24, 64, 128], [32, 64, 128], [48, 48, 96])
+PSNR = Figure("eval_psnr", higher_is_better=True)
 VARIANTS = [
     Variant(BASE, "24-48-128, 1 layer"),
     *(Variant("widths", "-".join(map(str, each)), ["--vq.block_out_channels", f"{each}"]) for each in WIDTHS),
@@ -38,7 +39,14 @@ VARIANTS = [
 
 
 def main(
-    data: str = "../shared/data/faces", seconds: float = 240.0, seeds: int = 2, small: bool = False, output: str = str(RESULTS)
+    data: str = "../shared/data/faces",
+    seconds: float = 180.0,
+    seeds: int = 2,
+    best: int = len(VARIANTS),
+    factors: list[str] | None = None,
+    name: str = "sweep_vq",
+    small: bool = False,
+    output: str = str(RESULTS),
 ) -> None:
     """Sweep.
 
@@ -46,12 +54,16 @@ def main(
         data: with the splits `train` and `validation`.
         seconds: of each training, evaluation not counted.
         seeds: how many trainings of each variant, in all.
+        best: only so many of them, beside the base, go on to another seed.
+        factors: only these, beside the base.
+        name: of table, picture and JSON.
         small: two variants of a small network, a second each.
         output: where table, picture and JSON go.
     """
     use_all_cores()
+    chosen = [variant for variant in VARIANTS if factors is None or variant.factor in (BASE, *factors)]
     with tempfile.TemporaryDirectory() as temporary:
-        chosen, small_args = VARIANTS, []
+        small_args = []
         if small:
             drawn_faces(Path(temporary) / "images", 16, 8, 32)
             data, seconds = str(Path(temporary) / "images"), min(seconds, 1.0)
@@ -64,11 +76,11 @@ def main(
             args += ["--train.lr_scheduler", "cosine", "--train.lr_step_rules", "null", "--train.adam_beta1", "0.9"]
             return parse(TrainVQ, "", [*args, *small_args, *variant.args])
 
-        rows = run_all(chosen, make, TimedVQ, seconds, seeds, Path(output) / "sweep_vq.csv")
-    found = summary(rows, "eval_psnr")
-    picture(found, f"PSNR in dB after {seconds:g} s, less that of the base (right is better)", Path(output) / "sweep_vq.png")
-    figures = {"seconds": seconds, "seeds": seeds, "figure": "eval_psnr", "picture": "sweep_vq.png", "variants": found}
-    record("sweep_vq", figures, output, small)
+        rows = run_all(chosen, make, TimedVQ, seconds, seeds, Path(output) / f"{name}.csv", PSNR, best)
+    found = summary(rows, PSNR.name)
+    picture(found, f"PSNR in dB after {seconds:g} s, less that of the base (right is better)", Path(output) / f"{name}.png")
+    figures = {"seconds": seconds, "seeds": seeds, "figure": PSNR.name, "picture": f"{name}.png", "variants": found}
+    record(name, figures, output, small, "sweep_vq")
 
 
 if __name__ == "__main__":

@@ -135,12 +135,24 @@ def test_a_sweep_goes_on_where_it_stopped(folder, monkeypatch):
     table, trained = folder / "sweep_unet.csv", []
     monkeypatch.setattr(sweep, "train_steps", lambda *args: trained.append(args))
     variants = [sweep_unet.VARIANTS[0], Variant("timesteps", "logit-normal")]
-    rows = sweep.run_all(variants, None, None, 0.1, 1, table)
+    rows = sweep.run_all(variants, None, None, 0.1, 1, table, sweep_unet.LOSS, 1)
     assert not trained and [row["variant"] for row in rows] == ["64-128-128, 1 layer", "logit-normal"]
     assert all(row["eval_loss"] > 0 and row["eval_eps"] > 0 and row["eval_bits"] > 0 for row in rows)
     assert (folder / "sweep_unet.png").stat().st_size > 1000
     with pytest.raises(SystemExit, match=r"trainings of 0.1 s"):
-        sweep.run_all(variants, None, None, 2.0, 1, table)
+        sweep.run_all(variants, None, None, 2.0, 1, table, sweep_unet.LOSS, 1)
+
+
+@pytest.mark.parametrize(("figure", "second"), [("eval_loss", ["b", "x"]), ("eval_psnr", ["b", "z"])])
+def test_only_the_best_go_on_to_another_seed(figure, second):
+    variants = [Variant(BASE, "b"), *(Variant("f", name) for name in "xyz")]
+    values = {"b": 2.0, "x": 1.0, "y": 3.0, "z": 4.0, "of another sweep": 0.5}
+    rows = [
+        {"factor": BASE if name == "b" else "f", "variant": name, "seed": 0, figure: value} for name, value in values.items()
+    ]
+    figure = sweep.Figure(figure, higher_is_better=figure == "eval_psnr")
+    assert sweep.going_on(variants, [], 0, figure, 1) == variants
+    assert [variant.name for variant in sweep.going_on(variants, rows, 1, figure, 1)] == second
 
 
 def test_differences_are_to_the_base_of_the_same_seed():
