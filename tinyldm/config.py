@@ -271,7 +271,7 @@ class Training:
         for key, value in positive.items():
             if value is not None and not value > 0:  # nan is not above 0 either
                 raise UserError(f"{key} is {value}; give a number above 0")
-        if self.train.num_metrics_images < 20:
+        if self.train.num_metrics_images < 20:  # metrics.MIN_IMAGES, without waiting for numpy at --help
             raise UserError(
                 f"train.num_metrics_images is {self.train.num_metrics_images}: too few for a covariance; give 20 or more"
             )

@@ -1,5 +1,6 @@
 """Small data sets on the disk. Picture number i is of one colour that says i, so that a test can tell what it got."""
 
+import contextlib
 import io
 import itertools
 import tarfile
@@ -91,3 +92,9 @@ def in_order(source: Source) -> list[int]:
 
 def joined(parts: Iterable[list]) -> list:
     return list(itertools.chain.from_iterable(parts))
+
+
+def take(batches, count: int) -> list[list[int]]:
+    """The numbers in the next batches of a generator, which is closed afterwards."""
+    with contextlib.closing(batches):
+        return [numbers(batch.images) for batch in itertools.islice(batches, count)]
