@@ -123,7 +123,7 @@ def test_both_loops_of_a_space_are_held_against_the_same_images(folder):
 
 def test_every_variant_is_a_recipe_of_about_5_million_parameters():
     for variant in sweep_unet.VARIANTS:
-        args = ["--config", str(page.ROOT / "configs/faces64.yaml"), "--output_dir", "x", *variant.args]
+        args = ["--config", str(page.ROOT / "configs/faces64.yaml"), "--output_dir", "x", *sweep_unet.BASE_ARGS, *variant.args]
         with torch.device("meta"):
             unet = make_denoiser(parse(TrainLDM, "", args).unet, 16, 3)
         assert 4.5e6 <= sum(weight.numel() for weight in unet.parameters()) <= 5.5e6, variant

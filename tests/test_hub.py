@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline, LDMPipeline
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from PIL import Image
@@ -20,9 +21,11 @@ from tests.support.hub_server import HubServer, user
 from tests.support.published import HUB, TOKEN, environment, finished_run
 from tests.support.runs import DATA, EVERY_STEP, LDM, ROOT, VQ, run
 from tinyldm import hub
-from tinyldm.config import FirstStageConfig, HubConfig
+from tinyldm.config import DataConfig, FirstStageConfig, HubConfig
 from tinyldm.errors import UserError
 from tinyldm.first_stage import FirstStage, load_first_stage
+from tinyldm.latents import LatentStore, open_store
+from tinyldm.sources import Source
 
 AT_ROOT = {"README.md", "config.yaml", "metrics.csv", "loss.png"}
 PIPELINE = {
@@ -144,6 +147,33 @@ def test_a_parquet_data_set_is_streamed(server, tmp_path):
     files = [CommitOperationAdd(f"data/{file.name}", file) for file in shards.iterdir()]
     HfApi().create_commit("me/set", files, commit_message="x", repo_type="dataset")
     assert sources.in_order(sources.whole("me/set")) == list(range(12))
+
+
+def test_latents_of_an_older_commit_are_not_taken(server, tmp_path, capfd):
+    def push(number: int) -> None:
+        shards = sources.parquet(tmp_path / f"set{number}", [[sources.picture(number + i) for i in range(6)]])
+        files = [CommitOperationAdd(f"data/{file.name}", file) for file in shards.iterdir()]
+        HfApi().create_commit("me/set", files, commit_message="x", repo_type="dataset")
+
+    HfApi().create_repo("me/set", repo_type="dataset")
+    stage, stores = FirstStage(models.vq_model()), tmp_path / "cache" / "latents"
+    data = DataConfig("me/set", resolution=8, cache_dir=str(tmp_path / "cache"))
+
+    def kept(source: Source) -> LatentStore:
+        return open_store(data, source, "train", 0, stage, Accelerator(cpu=True), False)
+
+    push(0)
+    first = kept(sources.whole("me/set"))
+    push(100)
+    second = kept(source := sources.whole("me/set"))
+    assert not np.array_equal(second.shards[0], first.shards[0])
+    assert "are of something else (commit: " in capfd.readouterr().err
+    kept(source)
+    assert "something else" not in capfd.readouterr().err
+    server.fail("GET", "/api/datasets/me/set", status=503, times=99)
+    kept(source)
+    assert "the Hub cannot be asked for the last commit of 'me/set': taking the latents of" in capfd.readouterr().out
+    assert len(list(stores.iterdir())) == 2
 
 
 def test_train_push_train_from_it_push_and_sample_from_it(server, small_faces, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import contextlib
 import errno
 import itertools
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -239,6 +240,16 @@ def test_why_kept_latents_will_not_do_is_said(data, source, stage, capfd):
     assert "are of something else (first stage: " in capfd.readouterr().err
     open_it(replace(data, resolution=8), source, stage)
     assert "are of something else (resolution: [16, 3] there, [8, 3] now): encoding anew" in capfd.readouterr().err
+    open_it(replace(data, split="all"), source, stage)
+    assert "are of something else (parts: " in capfd.readouterr().err
+
+
+def test_a_shard_keeps_no_file_open(data, source, stage):
+    first = open_it(data, source, stage).shards[0]
+    held = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    shards = [latents._mapped(folders(data)[0] / "shard-00000.npy") for _ in range(20)]
+    assert all(np.array_equal(shard, first) for shard in shards)
+    assert held is None or len(os.listdir("/proc/self/fd")) == held
 
 
 def test_a_full_disk_keeps_the_shards_that_are_done(data, source, stage, monkeypatch):

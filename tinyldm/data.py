@@ -28,6 +28,7 @@ from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 from tinyldm.sources import Source, image_bytes
 
+TRANSFORM = "oriented, central square, Pillow bicubic with antialiasing, 8 bits"  # to_square, for what is kept of its images
 MAX_CORRUPT = 0.05  # more than this share of unreadable images means that something else is wrong
 RETRIES = 2  # of a stream that stalls
 MIN_POSITIONS = 100  # before judging that share

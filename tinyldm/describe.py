@@ -183,8 +183,7 @@ def images_an_epoch(config: Training) -> int | None:
         return None
     if not source.streamed or config.data.name in ("toyfaces", "digits") or Path(config.data.name).expanduser().exists():
         return source.length()
-    splits = source.dataset.info.splits or {}
-    return splits[config.data.split].num_examples if config.data.eval_split and config.data.split in splits else None
+    return source.known_length()
 
 
 def describe(config: Training) -> str:

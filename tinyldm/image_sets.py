@@ -17,7 +17,7 @@ from PIL import Image
 
 from tinyldm import sampling
 from tinyldm.config import DataConfig, FirstStageConfig
-from tinyldm.data import Images, collate
+from tinyldm.data import TRANSFORM, Images, collate
 from tinyldm.errors import UserError
 from tinyldm.evaluate_config import Evaluate, run_folder
 from tinyldm.features import FeatureNetwork
@@ -26,10 +26,9 @@ from tinyldm.latents import local_files
 from tinyldm.parsing import read_yaml
 from tinyldm.pieces import Batches, Pieces, digest, fill
 from tinyldm.sampling import Model
-from tinyldm.sources import Source
+from tinyldm.sources import Source, commit
 
 Arrays = dict[str, np.ndarray]
-TRANSFORM = "oriented, central square, Pillow bicubic with antialiasing, 8 bits"  # data.to_square
 
 
 @dataclass
@@ -72,7 +71,7 @@ def data_key(data: DataConfig, part: str, split_seed: int) -> dict[str, Any]:
 
 def data_part(source: Source, data: DataConfig, part: str, split_seed: int, batch_size: int) -> ImageSet:
     """The images of a part in the order of its files; unreadable ones are left out."""
-    made_of = {**data_key(data, part, split_seed), "files": digest(local_files(data))}
+    made_of = {**data_key(data, part, split_seed), "commit": commit(data), "files": digest(local_files(data))}
     return ImageSet(made_of, _from_source(source, data, batch_size))
 
 

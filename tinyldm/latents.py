@@ -2,7 +2,7 @@
 
 A store is a folder:
 
-    made_of.json       data set, revision, files, first stage ...: what its latents depend on. The folder is named by its hash
+    made_of.json       data set, commit, files, first stage ...: what its latents depend on. The folder is named by its hash
     shard-00000.npy    float16 (n, V, C, h, w): the readable images among SHARD positions of the data, V = 2 where mirrored
                        images are kept too
     shard-00000.json   how many positions and unreadable images that were, sums for the standard deviation; written after it
@@ -32,13 +32,13 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from tinyldm.config import DataConfig
-from tinyldm.data import ImageBatches, Images, collate, mirror_half, read_ahead, to_float
+from tinyldm.data import TRANSFORM, ImageBatches, Images, collate, mirror_half, read_ahead, to_float
 from tinyldm.errors import UserError
 from tinyldm.first_stage import FirstStage
 from tinyldm.pieces import difference, digest
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.run_folder import replace_text
-from tinyldm.sources import Source
+from tinyldm.sources import Source, commit, hub_id
 
 VERSION = 3
 SHARD = 256  # positions: seconds of work on a GPU, minutes for a large first stage on a CPU
@@ -97,18 +97,26 @@ def open_store(
     """
     made_of = {
         "version": VERSION,
-        "data": [data.name, data.revision, data.data_files, data.split, data.eval_split, source.image_column],
+        "data": data.name,
+        "commit": commit(data),
+        "parts": [data.data_files, data.split, data.eval_split, source.image_column],
         "files": digest(local_files(data)),
         "held out": None if data.eval_split else [data.eval_fraction, seed],
         "part": part,
         "resolution": [data.resolution, data.channels],
+        "transform": TRANSFORM,
         "mirrored": mirrored,
+        "factor": first_stage.downscale,
         "first stage": first_stage.fingerprint(),
     }
-    folder = Path(data.cache_dir).expanduser() / "latents" / digest(made_of)
-    there = [(folder / "store.json").exists()]
-    broadcast_object_list(there)  # all processes must go the same way, whatever another run does meanwhile
-    if not there[0]:
+    stores = Path(data.cache_dir).expanduser() / "latents"
+    if made_of["commit"] is None and hub_id(data.name):
+        made_of = _of_last_commit(stores, made_of)
+    folder = stores / digest(made_of)
+    found = [folder, made_of, (folder / "store.json").exists()]
+    broadcast_object_list(found)  # all processes must go the same way, whatever the Hub or another run does meanwhile
+    folder, made_of, there = found
+    if not there:
         with _alone(folder, made_of, accelerator):
             images = Images(source, data.resolution, data.num_workers, data.channels)
             _Builder(folder, images, first_stage, accelerator, mirrored).build(f"encoding the {part} part")
@@ -156,18 +164,30 @@ def _alone(folder: Path, made_of: dict[str, Any], accelerator: Accelerator) -> I
         yield
 
 
+def _newest(stores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folders of stores that can be read, and what they are made of."""
+    for file in sorted(stores.glob("*/made_of.json"), key=os.path.getmtime, reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(made_of := json.loads(file.read_text()), dict):
+                yield file.parent, made_of
+
+
+def _of_last_commit(stores: Path, made_of: dict[str, Any]) -> dict[str, Any]:
+    """Where the Hub cannot say which commit is the last one: what the newest store is made of that differs in it only."""
+    for folder, old in _newest(stores):
+        if {**old, "commit": None} == json.loads(json.dumps(made_of)) and (folder / "store.json").exists():
+            print(f"the Hub cannot be asked for the last commit of {old['data']!r}: taking the latents of {old['commit']}")
+            return old
+    return made_of
+
+
 def _say_why(folder: Path, made_of: dict[str, Any]) -> None:
     """Of the stores of the same data and part, why none will do: the newest one's difference."""
-    stores = sorted(folder.parent.glob("*/made_of.json"), key=os.path.getmtime, reverse=True)
-    for file in stores:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            old = json.loads(file.read_text())
-            if (old.get("data"), old.get("part")) == (made_of["data"], made_of["part"]):
-                print(
-                    f"the latents in {file.parent} are of something else ({difference(old, made_of)}): encoding anew",
-                    file=sys.stderr,
-                )
-                return
+    for other, old in _newest(folder.parent):
+        if (old.get("data"), old.get("part")) == (made_of["data"], made_of["part"]):
+            why = difference(old, json.loads(json.dumps(made_of)))
+            print(f"the latents in {other} are of something else ({why}): encoding anew", file=sys.stderr)
+            return
 
 
 @dataclass
@@ -186,7 +206,8 @@ class _Builder:
             about["positions"] for file in self.folder.glob("shard-*.json") if (about := _about(self.folder, _number(file)))
         )
         main = self.accelerator.is_main_process
-        with tqdm(unit="image", desc=doing, initial=kept, dynamic_ncols=True, disable=not main) as bar:
+        total = self.images.source.known_length()
+        with tqdm(unit="image", desc=doing, initial=kept, total=total, dynamic_ncols=True, disable=not main) as bar:
             latents: list[np.ndarray] = []
             for number, batch in read_ahead(self._batches()):
                 if isinstance(batch, torch.Tensor):
@@ -276,13 +297,26 @@ def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
         if other := difference(json.loads((folder / "made_of.json").read_text()), json.loads(json.dumps(made_of))):
             raise ValueError(f"it is of something else: {other}")
         about = json.loads((folder / "store.json").read_text())
-        shards = [np.load(_shard(folder, number), mmap_mode="r", allow_pickle=False) for number in range(about["shards"])]
+        shards = [_mapped(_shard(folder, number)) for number in range(about["shards"])]
         shards = [shard for shard in shards if len(shard)]
         if not 0 < about["std"] < float("inf") or any(shard.dtype != np.float16 for shard in shards):
             raise ValueError(f"store.json says standard deviation {about['std']}, and the shards must be float16")
         return LatentStore(shards, about["std"], about["corrupt"])
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"latent store {folder} is damaged ({error}); delete that folder and start again") from error
+
+
+def _mapped(file: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped. Unlike numpy's own it keeps no file open, of which a process may often have
+    1,024: a large store has more shards."""
+    with file.open("rb") as opened:
+        np.lib.format.read_magic(opened)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
+        begin = opened.tell()
+    if dtype.hasobject:
+        raise ValueError("objects")
+    content = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8).numpy()
+    return content[begin:].view(dtype).reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------------------------ the batches

@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 from datasets.exceptions import DatasetGenerationError
 from datasets.utils.file_utils import xopen
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 from PIL import Image
 
@@ -41,7 +42,8 @@ class Source:
     """One part of a data set, undecoded and in a fixed order.
 
     `dataset` is a datasets.Dataset (random access) or IterableDataset (streamed); `image_column` its column of the type
-    Image(decode=False); `label_column` one of class numbers, or None.
+    Image(decode=False); `label_column` one of class numbers, or None. `told_length` is what the data set's page says of a
+    stream's length.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
@@ -49,6 +51,7 @@ class Source:
     name: str
     shuffle_buffer: int
     label_column: str | None = None
+    told_length: int | None = None
 
     @property
     def classes(self) -> int | None:
@@ -63,6 +66,10 @@ class Source:
     def length(self) -> int:
         """Examples in one pass; a stream has to be read through once (undecoded) to know."""
         return sum(1 for _ in self.epoch(None, 0)) if self.streamed else len(self.dataset)
+
+    def known_length(self) -> int | None:
+        """Examples in one pass, where that is known without reading through it."""
+        return self.told_length if self.streamed else len(self.dataset)
 
     def epoch(self, seed: int | None, epoch: int, start: int = 0) -> Iterator[Callable[[], dict[str, Any]]]:
         """The examples from position `start` of one pass on, each as a function that fetches it.
@@ -138,12 +145,22 @@ def open_sources(data: DataConfig, seed: int) -> tuple[Source, Source]:
         train.dataset.filter(lambda cell: not held_out(cell), input_columns=[column]),
         train.dataset.filter(held_out, input_columns=[column]),
     )
-    return tuple(replace(train, dataset=part) for part in parts)
+    return tuple(replace(train, dataset=part, told_length=None) for part in parts)
 
 
 def hub_id(name: str) -> str | None:
     """The name of a data set, where it is one of the Hub and not a local folder."""
     return name if "/" in name and not Path(name).expanduser().exists() else None
+
+
+def commit(data: DataConfig) -> str | None:
+    """Which commit `data.revision` is now; None for a data set that is not on the Hub, and where the Hub cannot be asked."""
+    if not hub_id(data.name):
+        return None
+    try:
+        return HfApi().dataset_info(data.name, revision=data.revision, timeout=10).sha
+    except (OSError, HTTPError):  # no network; whatever else is wrong, reading the data says it better
+        return None
 
 
 def _load(data: DataConfig, split: str) -> Source:
@@ -168,7 +185,9 @@ def _load(data: DataConfig, split: str) -> Source:
         raise UserError(_why_not(data.name, error)) from error
     column = _image_column(data, dataset.features)
     dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    return Source(dataset, column, data.name, data.shuffle_buffer, _label_column(data, dataset.features))
+    told = (dataset.info.splits or {}).get(split)
+    labels = _label_column(data, dataset.features)
+    return Source(dataset, column, data.name, data.shuffle_buffer, labels, told.num_examples if told else None)
 
 
 def _digits(split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
