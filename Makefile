@@ -26,8 +26,17 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
 
+FACES := ../shared/data/faces
 bench: .venv/.installed
-	for name in latents loop data decoding startup processes costs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in latents loop memory decoding startup processes costs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.data $(if $(wildcard $(FACES)),--faces $(FACES))
+ifneq ($(and $(wildcard $(FACES)),$(wildcard runs/faces64)),)
+	$(BIN)/python -m benchmarks.sampling --model runs/faces64
+	$(BIN)/python -m benchmarks.samplers --model runs/faces64
+	for name in same_image training; do $(BIN)/python -m benchmarks.$$name --data $(FACES) || exit 1; done
+else
+	@echo "left as they are without $(FACES) and runs/faces64: sampling, samplers, same_image, training"
+endif
 	$(BIN)/python -m benchmarks.page
 
 .venv/.theory: .venv/.installed docs/requirements.txt

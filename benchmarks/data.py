@@ -1,4 +1,4 @@
-"""Reading images: this project's way against a bare loop over the same bytes, and against diffusers' example; memory.
+"""Reading images: this project's way against a bare loop over the same bytes, and against diffusers' example.
 
     python -m benchmarks.data                                         # about 5 minutes
     python -m benchmarks.data --faces ../shared/data/faces            # photographs as well
@@ -25,7 +25,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from benchmarks.measure import RESULTS, in_new_process, in_turns, most_megabytes, ratio, record, told
+from benchmarks.measure import RESULTS, in_turns, ratio, record, told
 from tinyldm import toyfaces
 from tinyldm.config import DataConfig
 from tinyldm.data import ImageBatches, Images
@@ -165,19 +165,6 @@ def speed(batches: Iterator, count: int) -> float:
     return seen / (time.perf_counter() - started)
 
 
-# ---------------------------------------------------------------------------------------------------------------- memory
-
-
-def peak_megabytes(folder: str, side: int, images: int) -> float:
-    """Most memory that this process has had after a pass of so many images; to be called in a new process."""
-    source, _ = open_sources(DataConfig(folder, eval_split="validation", resolution=side), 0)
-    batches = ImageBatches(Images(source, side, 2), 0, BATCH)()
-    with contextlib.closing(batches):
-        for _ in range(images // BATCH):
-            next(batches)
-    return most_megabytes()
-
-
 def main(pairs: int = 7, images: int = 512, faces: str | None = None, small: bool = False, output: str = str(RESULTS)) -> None:
     """Measure.
 
@@ -212,15 +199,7 @@ def main(pairs: int = 7, images: int = 512, faces: str | None = None, small: boo
                     found = in_turns(lambda folder=folder, side=side: ours(folder, side, images), function, pairs)
                     figures[name][other] = ratio(found)
                     print(told(f"{name}: tinyldm against {other}", figures[name][other]))
-
-        files, side = jpegs(64, 128), 64
-        few = 64 if small else 4000
-        peaks = {}
-        for name, count, shards in (("few", few, 1), ("ten times as many", 10 * few, 10), ("in one file", 10 * few, 1)):
-            folder = parquet(temporary / name.replace(" ", "-"), files, count, shards)
-            peaks[name] = {"images": count, "megabytes": in_new_process(peak_megabytes, str(folder), side, count)}
-            print(f"peak memory, {name}: {peaks[name]['megabytes']:.0f} MB after {count:,} images in {shards} files")
-    record("data", {"speed": figures, "memory": peaks}, output, small)
+    record("data", {"speed": figures}, output, small)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from jsonargparse import auto_cli
 
 from benchmarks.latents import first_stage
-from benchmarks.measure import RESULTS, in_new_process, most_megabytes, record, use_all_cores
+from benchmarks.measure import RESULTS, in_new_process, megabytes, record, use_all_cores
 from tinyldm import sampling
 
 
@@ -28,9 +28,9 @@ def decode(folder: str, images: int, side: int, at_once: int | None) -> float:
     model = sampling.Model(unet=torch.nn.Linear(1, 1), scheduler=None, first_stage=stage.model)
     sampling.DECODED_AT_ONCE = at_once or sampling.DECODED_AT_ONCE
     latents = torch.randn(images, stage.channels, side, side)
-    before = most_megabytes()
+    before = megabytes("VmHWM")
     sampling.to_images(model, latents)
-    return most_megabytes() - before
+    return megabytes("VmHWM") - before
 
 
 def main(images: int = 16, small: bool = False, output: str = str(RESULTS)) -> None:

@@ -7,7 +7,6 @@ python -m benchmarks.latents --small true     # a small first stage at 32 px, to
 import dataclasses
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import torch
@@ -78,18 +77,12 @@ def main(pairs: int = 5, images: int = 8, batch_size: int = 4, small: bool = Fal
     side = 32 if small else 256
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        stage = first_stage(folder / "vq", small)
+        first_stage(folder / "vq", small)
         drawn_faces(folder / "images", images, 2, side * 5 // 4)
         args = ["--config", str(ROOT / "configs/celebahq256.yaml"), *(SMALL if small else [])]
         args += ["--first_stage.path", str(folder / "vq")]
-        args += [
-            "--first_stage.subfolder",
-            "null",
-            "--data.name",
-            str(folder / "images"),
-            "--data.cache_dir",
-            str(folder / "cache"),
-        ]
+        args += ["--first_stage.subfolder", "null", "--data.name", str(folder / "images")]
+        args += ["--data.cache_dir", str(folder / "cache")]
         args += ["--data.resolution", str(side), "--data.random_flip", "false", "--data.num_workers", "2"]
         args += ["--train.mixed_precision", "no", "--train.compile", "false", "--train.batch_size", str(batch_size)]
         config = parse(TrainLDM, "", [*args, "--output_dir", str(folder / "run")])
@@ -103,24 +96,9 @@ def main(pairs: int = 5, images: int = 8, batch_size: int = 4, small: bool = Fal
                     thread.join()
             return batch_size / trainer.task.seconds_a_step()
 
-        started = time.perf_counter()
-        images_a_second(True)  # makes the store
-        first = time.perf_counter() - started
         found = ratio(in_turns(lambda: images_a_second(True), lambda: images_a_second(False), pairs))
-        encode = seconds_to_encode(stage, side, batch_size)
     print(told("latents kept against encoding at each step", found))
-    print(f"encoding: {1 / encode:.3g} images/s; the run that made the store took {first:.0f} s")
-    record("latents", {"side": side, "batch_size": batch_size, "kept": found, "encode": 1 / encode}, output, small)
-
-
-def seconds_to_encode(stage: FirstStage, side: int, batch_size: int) -> float:
-    """Of one image, in a batch, the faster of two."""
-    images, seconds = torch.randn(batch_size, 3, side, side), []
-    for _ in range(2):
-        started = time.perf_counter()
-        stage.encode(images)
-        seconds.append((time.perf_counter() - started) / batch_size)
-    return min(seconds)
+    record("latents", {"side": side, "batch_size": batch_size, "kept": found}, output, small)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -158,9 +157,15 @@ def train_steps(config: Training, kind: type[Clock], steps: int, evaluations: in
 # ---------------------------------------------------------------------------------------------------------------- memory
 
 
-def most_megabytes() -> float:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def megabytes(what: str) -> float:
+    """Memory of this process, on Linux.
+
+    Args:
+        what: `VmHWM`, the most it has had (getrusage's ru_maxrss is no less than the parent's had been); `RssAnon`, what it has
+            now and no file is behind; `RssFile`, what it has now of mapped files.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) / 1024
 
 
 def in_new_process(function: Callable, *args: object) -> Any:

@@ -39,9 +39,9 @@ MACHINES = [
     Machine("a cluster of 64 (H100)", 64, 494e12, 989e12, 768, 10e9, 25e9),
 ]
 RELIEF = {
-    "network": "`data.streaming false` on a fast disk, or any local copy as `data.name`",
+    "network": "each process reads the whole stream and decodes its share; with `data.streaming false` it reads its share only",
     "decoding": "`data.num_workers` up to the cores; sources stored at 256 px",
-    "first stage": "more processes, each builds its share of the shards; without `data.random_flip` it has half the work",
+    "first stage": "without `data.random_flip` it has half the work; more GPUs, each builds its share of the shards",
 }
 
 
@@ -62,11 +62,11 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
     decoding = next(others for name, others in data["speed"].items() if "to 256 px" in name)["a bare loop of Pillow"]["ours"]
     lines = [
         f"Counted: {encoder['forward'] / 1e9:.0f} GFLOP for encoding an image, {denoiser['step'] / 1e9:.1f} for a "
-        f"training step on it. Measured here: {decoding:.0f} images/s decoded and resized to 256 px on a core, and "
-        f"{loop['share']:.1%} of the speed of a bare step in the loop.",
+        f"training step on it. Measured here: {decoding:.0f} images/s decoded and resized to 256 px on a core.",
         "",
         f"**Assumed**: an image file of {FILE / 1e3:.0f} kB; {ENCODER_SHARE:.0%} of a GPU's TF32 peak in the first stage and "
-        f"{DENOISER_SHARE:.0%} of its bf16 peak in the denoiser, which are guesses; and the machines:",
+        f"{DENOISER_SHARE:.0%} of its bf16 peak in the denoiser, which are guesses; that the loop takes from a step there "
+        f"what it takes here, {1 - loop['share']:.1%}; and the machines:",
         "",
         row("machine", "GPUs", "TF32, bf16 peak, TFLOP/s", "CPU cores", "network, MB/s", "between GPUs, GB/s"),
         row(*["---"] * 6),
@@ -86,7 +86,7 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
     limits = {}
     for m in MACHINES:
         rates = {
-            "network": m.network / FILE,
+            "network": m.network / FILE / m.gpus,  # each process reads the whole stream
             "decoding": m.cores * decoding,
             "first stage": m.gpus * m.tf32 * ENCODER_SHARE / encoder["forward"] / VIEWS,
         }
@@ -103,7 +103,8 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
         "",
         *(f"- {name}: the first pass waits for the {least}. Relief: {RELIEF[least]}." for name, least in limits.items()),
         f"- After it everything waits for the denoiser: a kept latent is {kept / 1e3:.0f} kB with its mirror image, "
-        f"{IMAGES * kept / 1e9:.1f} GB for all, which memory holds. Relief: `train.compile`, bf16, more GPUs.",
+        f"{IMAGES * kept / 1e9:.1f} GB for all, which memory holds. `train.compile` and bf16 are on in this recipe already; "
+        "relief is a smaller network or more GPUs.",
         f"- With N GPUs the batch is N x {BATCH} here, another recipe than that of one. With {BATCH} in all, 64 GPUs have "
         "one image each, and launching kernels and exchanging gradients take longer than the step: better train several runs "
         "side by side.",

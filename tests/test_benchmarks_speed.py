@@ -14,6 +14,7 @@ from benchmarks import (
     latents,
     loop,
     measure,
+    memory,
     page,
     same_image,
     sampling,
@@ -38,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
     """What all small benchmarks have found."""
     found = tmp_path_factory.mktemp("performance")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (data, decoding):
+        for module in (memory, decoding):
             patch.setattr(module, "in_new_process", lambda function, *args: function(*args))
         patch.setattr(decoding.sampling, "DECODED_AT_ONCE", decoding.sampling.DECODED_AT_ONCE)  # which it changes
         patch.setattr(processes, "cores", lambda: 1)  # tiny networks are slower with more
@@ -54,6 +55,7 @@ def folder(tmp_path_factory) -> Path:
             (sweep_vq, {"seeds": 1, "seconds": 0.1}),
             (costs, {}),
             (data, {"pairs": 1, "images": 16}),
+            (memory, {}),
         ):
             module.main(small=True, output=str(found), **args)
     return found
@@ -74,7 +76,7 @@ def test_pairs_are_measured_in_turns():
 
 def test_each_says_where_its_numbers_are_from(folder):
     names = {file.stem for file in folder.glob("*.json")}
-    quick = {"latents", "same_image", "loop", "data", "sampling", "decoding", "training", "costs"}
+    quick = {"latents", "same_image", "loop", "data", "memory", "sampling", "decoding", "training", "costs"}
     assert names == {*quick, "sweep_unet", "sweep_vq"}
     for name in names:
         found = result(folder, name)
@@ -188,7 +190,7 @@ def test_the_page_of_everything_measured(folder, tmp_path):
         (tmp_path / file.name).write_text(json.dumps(json.loads(file.read_text()) | {"small": False}))
     stages = {"importing torch": 2.0, "the first step": 9.5}
     by_hand = {
-        "startup": {"help": {"train_ldm.py": 0.4}, "stages": stages, "repeats": 1},
+        "startup": {"help": {"train_ldm.py": 0.4}, "recipes": {"faces64": {"images": 12000, "stages": stages}}},
         "processes": {"two": PAIR, "batch_size": 64, "steps": 2},
         "loop": result(folder, "loop") | {"share": 0.95},
         "costs": {"recipes": {"celebahq256": {"batch_size": 64, "notes": [], "parts": celebahq()}}},

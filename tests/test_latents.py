@@ -247,7 +247,7 @@ def test_why_kept_latents_will_not_do_is_said(data, source, stage, capfd):
 def test_a_shard_keeps_no_file_open(data, source, stage):
     first = open_it(data, source, stage).shards[0]
     held = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
-    shards = [latents._mapped(folders(data)[0] / "shard-00000.npy") for _ in range(20)]
+    shards = [latents.mapped(folders(data)[0] / "shard-00000.npy") for _ in range(20)]
     assert all(np.array_equal(shard, first) for shard in shards)
     assert held is None or len(os.listdir("/proc/self/fd")) == held
 

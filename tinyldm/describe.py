@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinyldm.bound import learns_variance
-from tinyldm.config import TrainDDPM, Training, TrainLDM, TrainVQ
+from tinyldm.config import TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
 from tinyldm.denoiser import make_denoiser, make_scheduler, switch_on
 from tinyldm.diffusers_sections import VQConfig
 from tinyldm.errors import UserError, one_line_errors
@@ -83,6 +83,8 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         if config.loss.adversarial_weight:
             shape = config.loss.discriminator_channels, config.loss.discriminator_layers
             yield Part("discriminator, an image or reconstruction", lambda: Discriminator(*shape), (channels, side, side))
+        if config.loss.perceptual == "lpips":
+            notes.append("LPIPS is not counted: a VGG16 on each image and on its reconstruction")
         return
     shape, classes = (channels, side, side), None
     if isinstance(config, TrainLDM):
@@ -94,7 +96,11 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         shape = (stage.channels, stage.check_resolution(side), stage.check_resolution(side))
         yield Part("first stage, encoding", lambda: _Encoder(copy.deepcopy(stage.model)), (channels, side, side), trained=False)
     elif config.data.label_column:
-        classes = open_sources(config.data, config.seed)[0].classes
+        try:
+            classes = open_sources(config.data, config.seed)[0].classes
+        except UserError as error:
+            classes = 10
+            notes.append(f"{error}: {classes} classes are counted")
     learned = learns_variance(make_scheduler(config.scheduler))
 
     def denoiser() -> nn.Module:
@@ -149,14 +155,20 @@ def held_bytes(cost: Cost, trained: bool, batch_size: int) -> float:
     return cost.parameters * (STATE_BYTES if trained else 4) + batch_size * cost.activations * trained
 
 
-def measure(part: Part, batch_size: int, device: torch.device) -> float:
-    """Images a second, of batches as large as they can be tried in a few seconds."""
-    network = part.make().to(device)
+def measure(part: Part, train: TrainConfig, device: torch.device) -> float:
+    """Images a second, of batches as large as they can be tried in a few seconds, as a training runs them but for
+    train.compile, which takes longer than that. A CPU gets no mixed precision: it would be told of hours for a step."""
+    network, batch_size = part.make().to(device), train.batch_size
+    if train.channels_last:
+        network.to(memory_format=torch.channels_last)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.mixed_precision)
+    precision = torch.autocast(device.type, half, enabled=half is not None and device.type != "cpu")
     optimizer = torch.optim.AdamW(network.parameters(), fused=True) if part.trained else None
 
     def seconds(batch: int) -> float:
         inputs, since = part.inputs(batch, device), time.perf_counter()
-        made = output(network, inputs)
+        with precision:
+            made = output(network, inputs)
         if optimizer:
             made.float().square().mean().backward()
             optimizer.step()
@@ -188,9 +200,10 @@ def images_an_epoch(config: Training) -> int | None:
 
 def describe(config: Training) -> str:
     """The table, and how long it will take here."""
-    notes: list[str] = []
-    device = torch.device(default_device())
-    batch = config.train.batch_size
+    device, batch = torch.device(default_device()), config.train.batch_size
+    notes = ["timed without train.compile, which makes a GPU faster"] if config.train.compile else []
+    if device.type == "cpu" and config.train.mixed_precision != "no":
+        notes.append(f"timed in float32: train.mixed_precision {config.train.mixed_precision} is for a GPU")
     table = [("", "parameters", "forward, an image", "forward and backward", f"memory, {batch} images")]
     speeds = {}
     for part in parts(config, notes):
@@ -199,7 +212,7 @@ def describe(config: Training) -> str:
         step = f"{cost.step / 1e9:,.2f} GFLOP" if part.trained else "-"
         memory = f"{held / 2**30:,.2f} GiB" if part.trained else f"{held / 2**30:,.2f} GiB of weights"
         table.append((part.name, f"{cost.parameters:,}", f"{cost.forward / 1e9:,.2f} GFLOP", step, memory))
-        speeds[part.name] = measure(part, batch, device), part.trained
+        speeds[part.name] = measure(part, config.train, device), part.trained
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 

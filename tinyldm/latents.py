@@ -297,7 +297,7 @@ def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
         if other := difference(json.loads((folder / "made_of.json").read_text()), json.loads(json.dumps(made_of))):
             raise ValueError(f"it is of something else: {other}")
         about = json.loads((folder / "store.json").read_text())
-        shards = [_mapped(_shard(folder, number)) for number in range(about["shards"])]
+        shards = [mapped(_shard(folder, number)) for number in range(about["shards"])]
         shards = [shard for shard in shards if len(shard)]
         if not 0 < about["std"] < float("inf") or any(shard.dtype != np.float16 for shard in shards):
             raise ValueError(f"store.json says standard deviation {about['std']}, and the shards must be float16")
@@ -306,7 +306,7 @@ def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
         raise UserError(f"latent store {folder} is damaged ({error}); delete that folder and start again") from error
 
 
-def _mapped(file: Path) -> np.ndarray:
+def mapped(file: Path) -> np.ndarray:
     """The array of a .npy file, memory-mapped. Unlike numpy's own it keeps no file open, of which a process may often have
     1,024: a large store has more shards."""
     with file.open("rb") as opened:
