@@ -8,6 +8,7 @@ In the page a block stands between `<!-- NAME -->` and `<!-- /NAME -->`; the fun
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -138,15 +139,19 @@ def sampling(r: Result) -> str:
 
 def samplers(r: Result) -> str:
     """d, its second half."""
-    ranked = sorted(r["rows"], key=lambda row: row["seconds"])
-    best = [row for i, row in enumerate(ranked) if all(row["fd"] < before["fd"] for before in ranked[:i])]
-    cells = [
-        [row["sampler"], str(row["steps"]), f"{row['seconds']:.3f}", f"{row['fd']:.2f}", "yes" if row in best else ""]
-        for row in ranked
-    ]
-    head = ["sampler", "steps", "s an image", f"FD, {r['features']}, {r['images']} images", "nothing faster is as good"]
-    left = f"\n\nNo time was left for {'; '.join(r['left_out'])}." if r["left_out"] else ""
-    return table(head, cells) + left
+    cells = []
+    ranked = sorted(r["rows"], key=lambda row: (row["evaluations"], statistics.mean(row["fds"])))
+    for number, row in enumerate(ranked):
+        best = all(max(row["fds"]) < min(other["fds"]) for other in ranked[:number])
+        spread = f"{min(row['fds']):.2f} to {max(row['fds']):.2f}" if len(row["fds"]) > 1 else ""
+        cells.append([row["sampler"], str(row["steps"]), str(row["evaluations"]), f"{row['seconds']:.3f}"])
+        cells[-1] += [f"{statistics.mean(row['fds']):.2f}", spread, "yes" if best else ""]
+    sets = len(r["rows"][0]["fds"])
+    head = ["sampler", "steps", "evaluations", "s an image", f"FD, {r['features']}, {r['images']} images"]
+    head += [f"of {sets} sets of seeds", "best so far"]
+    told = "Best so far: its distances are below all of those above it."
+    left = f" No time was left for {'; '.join(r['left_out'])}." if r["left_out"] else ""
+    return f"{table(head, cells)}\n\n{told}{left}"
 
 
 def decoding(r: Result) -> str:
