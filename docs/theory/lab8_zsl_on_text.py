@@ -105,6 +105,9 @@ else:
         record.number(f"{key(method)}_{protocol}_{metric}", of_seeds.mean())
         record.number(f"{key(method)}_{protocol}_{metric}_sd", of_seeds.std(ddof=1))
 
+    for method, metric in (("gazsl", "top1"), ("gazsl", "auc"), ("cizsl", "auc"), ("prototype", "auc")):  # beside curve.png
+        record.number(f"first_{method}_{metric}", table[method, "honest", metric][0])
+
     # Each against GAZSL, and Holm's correction for the creative ones, of which there are many
     shown = {}
     for metric in ("top1", "auc", "h"):
