@@ -113,7 +113,7 @@ axes[1].set(ylabel="billion operations per image", title="cost, 32 px")
 axes[1].legend(fontsize=8)
 FIGURES = ("fd", "fd_error", "anchor_fd", "precision", "recall", "seconds_per_image", "images_per_second", "steps")
 FIGURES += ("again_fd", "again_psnr", "again_ssim")
-if record.waits(RESULTS, "python docs/theory/run_latent.py (about 40 minutes on 2 cores)"):
+if record.waits(RESULTS, "make theory-runs (about an hour on one core)"):
     axes[2].text(0.5, 0.5, "the runs are not there yet", ha="center", transform=axes[2].transAxes)
     axes[2].set_axis_off()
 else:
