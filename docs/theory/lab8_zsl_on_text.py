@@ -1,6 +1,6 @@
 # %% [markdown]
 # # Lab 8: which differences between methods are more than chance
-# Reads results.csv of a run of `python -m zsl train` (docs/results/zsl-flowers): a line a method, seed, protocol and figure.
+# Reads results.csv of two runs of `python -m zsl train` (docs/results): a line a method, seed, protocol and figure.
 # All methods of a seed share held-out classes, first weights, batches and noise, so they are compared seed by seed. The
 # tests are written out by hand and held against SciPy. The chapter is 8-zsl-on-text.md.
 
@@ -8,6 +8,7 @@
 import csv
 import itertools
 import math
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +16,7 @@ from labkit import HERE, Record
 from scipy import stats
 
 RESULTS = HERE.parent / "results" / "zsl-flowers" / "results.csv"
+NEIGHBOURS = HERE.parent / "results" / "zsl-flowers-anchors" / "results.csv"  # classes described by their neighbours
 BASELINES, FIGURES = ("prototype", "eszsl"), ("top1", "per_class_top1", "unseen", "seen", "h", "auc")
 record = Record("8-zsl-on-text")
 
@@ -81,18 +83,37 @@ axes[0].set(xlabel="true difference / deviation of the differences", ylabel="cha
 axes[0].legend()
 
 
+Table = dict[tuple[str, str, str], dict[int, float]]  # (method, protocol, metric) -> seed -> percent
+
+
 def key(method: str) -> str:
     return method.replace("-", "_").replace("+", "plus")
 
 
-if record.waits(RESULTS, "python -m zsl train --config configs/zsl/flowers.yaml, then copy its results.csv"):
+def read(file: Path) -> Table:
+    found: Table = {}
+    with file.open(newline="") as opened:
+        for row in csv.DictReader(opened):
+            found.setdefault((row["method"], row["protocol"], row["metric"]), {})[int(row["seed"])] = 100 * float(row["value"])
+    return found
+
+
+def differences_from_gazsl(table: Table, method: str, metric: str, protocol: str = "honest") -> np.ndarray:
+    mine, other = table[method, protocol, metric], table["gazsl", protocol, metric]
+    return np.array([mine[seed] - other[seed] for seed in mine if seed in other])
+
+
+def spread(table: Table, method: str, metric: str) -> float:
+    """The deviation over seeds."""
+    return np.std(list(table[method, "honest", metric].values()), ddof=1)
+
+
+how = "python -m zsl train, with the settings that docs/results.md has for it, then copy its results.csv"
+if record.waits(RESULTS, how) or record.waits(NEIGHBOURS, how):
     axes[1].text(0.5, 0.5, "the run is not there yet", ha="center", transform=axes[1].transAxes)
     axes[1].set_axis_off()
 else:
-    table: dict[tuple[str, str, str], dict[int, float]] = {}
-    with RESULTS.open(newline="") as opened:
-        for row in csv.DictReader(opened):
-            table.setdefault((row["method"], row["protocol"], row["metric"]), {})[int(row["seed"])] = 100 * float(row["value"])
+    table = read(RESULTS)
     seeds = len(table["gazsl", "honest", "top1"])
     methods = [name for name in dict.fromkeys(method for method, _, _ in table) if len(table[name, "honest", "top1"]) == seeds]
     if left_out := {name for name, _, _ in table} - set(methods):
@@ -113,8 +134,7 @@ else:
     for metric in ("top1", "auc", "h"):
         ps = {}
         for method in [*creative, *BASELINES]:
-            mine, other = table[method, "honest", metric], table["gazsl", "honest", metric]
-            differences = np.array([mine[seed] - other[seed] for seed in mine if seed in other])
+            differences = differences_from_gazsl(table, method, metric)
             mean, half, p = paired(differences)
             assert abs(p - stats.ttest_1samp(differences, 0).pvalue) < 1e-5
             name = f"{key(method)}_gain_{metric}"
@@ -140,6 +160,32 @@ else:
         flattery = [np.mean(list(table[m, "published", metric].values())) - np.mean(list(table[m, "honest", metric].values()))
                     for m in generative]  # fmt: skip
         record.number(f"flattery_{metric}", np.mean(flattery))
+        # Pairing: is the deviation of the differences less than that of independent columns, whose variances would add?
+        for kind, of_kind in (("creative", creative), ("plain", BASELINES)):
+            apart = {method: math.hypot(spread(table, method, metric), spread(table, "gazsl", metric)) for method in of_kind}
+            gained = [differences_from_gazsl(table, method, metric).std(ddof=1) < apart[method] for method in of_kind]
+            record.number(f"paired_{kind}_{metric}", sum(gained))
+
+    # The second run, and Holm's correction for the creative comparisons of both runs, in top-1 and AUC
+    second = read(NEIGHBOURS)
+    runs = {"": (table, creative), "second_": (second, ("cizsl", "cizslv2"))}
+    ps = {}
+    for run, (of_run, methods) in runs.items():
+        for method, metric in itertools.product(methods, ("top1", "auc")):
+            ps[f"{run}{key(method)}_gain_{metric}"] = paired(differences_from_gazsl(of_run, method, metric))[2]
+    record.number("comparisons", len(ps))
+    ps = dict(zip(ps, holm(list(ps.values())), strict=True))
+    for method, metric in itertools.product(runs["second_"][1], ("top1", "auc")):
+        name, differences = f"second_{key(method)}_gain_{metric}", differences_from_gazsl(second, method, metric)
+        record.number(f"{name}_least", differences.min())
+        record.number(f"{name}_most", differences.max())
+        record.number(f"{name}_ahead", (differences > 0).sum())
+        record.number(f"{name}_p", paired(differences)[2])
+        record.number(f"{name}_holm", ps[name])
+        published = differences_from_gazsl(second, method, metric, "published")
+        record.number(f"{name}_published", published.mean())
+        record.number(f"{name}_published_ahead", (published > 0).sum())
+        record.number(f"{name}_published_p", paired(published)[2])
     for place, (differences, mean, half) in enumerate(shown.values()):
         axes[1].plot(differences, [place] * len(differences), "o", ms=4, color="0.7")
         axes[1].errorbar(mean, place, xerr=half, fmt="s", color="tab:blue", capsize=3)
