@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from labkit import HERE, Record
+from labkit import HERE, Record, holm
 from scipy import stats
 
 RESULTS = HERE.parent / "results" / "zsl-flowers" / "results.csv"
@@ -41,15 +41,6 @@ def flips(differences: np.ndarray) -> float:
     """p by turning signs: the share of the 2^n choices of signs whose sum is as far from 0. No normal distribution needed."""
     sums = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=len(differences))]
     return float(np.mean(np.array(sums) >= abs(differences.sum()) - 1e-12))
-
-
-def holm(ps: list[float]) -> list[float]:
-    """Holm's (1979) p of each of several tests: the k-th smallest times the number of those that are not smaller."""
-    order, found, worst = np.argsort(ps), [0.0] * len(ps), 0.0
-    for k, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(ps) - k) * ps[i]))
-        found[i] = worst
-    return found
 
 
 x = 2.5 / math.sqrt(1 + 2.5**2 / 4)  # with 4 degrees of freedom the distribution has a closed form
