@@ -89,7 +89,7 @@ def test_a_wrong_a_missing_and_a_typed_number_are_found(tmp_path):
 
 @pytest.mark.parametrize(
     ("form", "value", "text", "other"),
-    [("p", 0.0002, "< 0.001", 0.02), ("p", 0.0123, "0.012", 0.02), (",.0f", 1234.4, "1,234", 1236)],
+    [("p", 0.0002, "<0.001", 0.02), ("p", 0.0123, "0.012", 0.02), (",.0f", 1234.4, "1,234", 1236)],
 )
 def test_small_p_values_and_thousands(tmp_path, form, value, text, other):
     chapter, record = tmp_path / "7-p.md", '{{"it": {{"value": {}, "machine": 0.0}}}}'

@@ -6,7 +6,7 @@
     python docs/theory/build.py page     docs/_build/theory.html, all chapters on one page (needs docs/requirements.txt)
 
 A chapter names a number of its lab and a format, `<!--n gap .2f-->0.12<!--/n-->`: GitHub shows 0.12. The format p is for
-p-values: 0.012, and "< 0.001" below that. In the prose there are no other numbers with a decimal point, but for those of
+p-values: 0.012, and "<0.001" below that. In the prose there are no other numbers with a decimal point, but for those of
 sections, equations and the like, and of other people's experiments, `<!--cited-->2.35<!--/cited-->`.
 
 Chapters 3 and 8 report long runs. While the file that such a run writes is not there, their labs say so in numbers/*.json, and
@@ -70,7 +70,7 @@ def waits(chapter: Path, folder: Path = HERE) -> str | None:
 def shown(value: float, form: str) -> str:
     """The number as it stands in the text."""
     if form == "p":
-        return "< 0.001" if value < 0.001 else f"{value:.3f}"
+        return "<0.001" if value < 0.001 else f"{value:.3f}"
     return f"{value:{form}}"
 
 
@@ -102,8 +102,8 @@ def problems(chapter: Path, folder: Path = HERE) -> list[str]:
             found.append(f"{chapter.name}: {name} is not filled in: make theory")
             continue
         value, machine = (known[name][key] * (100 if printed.endswith("%") else 1) for key in ("value", "machine"))
-        digits = printed.rstrip("%").removeprefix("< ").replace(",", "")
-        if printed.startswith("< "):  # nothing below it is wrong
+        digits = printed.rstrip("%").removeprefix("<").replace(",", "")
+        if printed.startswith("<"):  # nothing below it is wrong
             value = max(value, float(digits))
         allowed = float(Decimal(1).scaleb(Decimal(digits).as_tuple().exponent)) + machine
         if abs(float(digits) - value) > allowed * (1 + 1e-9):
