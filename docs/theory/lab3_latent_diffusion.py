@@ -44,6 +44,7 @@ def operations(network: nn.Module, *inputs: torch.Tensor) -> dict[str, float]:
 
 
 unets, decoders = {}, {}
+record.number("denoising_steps", STEPS)
 for name, factor in FACTORS.items():
     channels, side = (3, SIDE) if factor == 1 else (LATENT_CHANNELS, SIDE // factor)
     extra = {"resnet_time_scale_shift": "scale_shift", "flip_sin_to_cos": True, "freq_shift": 0}
@@ -60,7 +61,12 @@ for name, factor in FACTORS.items():
     record.number(f"{name}_operations", total / 1e6, counter.get_total_flops() / 1e6, 0.001 * total / 1e6)
     record.number(f"{name}_parameters", sum(p.numel() for p in unet.parameters()) / 1e6)
     record.number(f"{name}_numbers", inputs[0].numel())
-    if factor > 1:
+    if factor == 1:
+        record.number(f"{name}_rate", 3 * 8)
+        record.number(f"{name}_bits", 8 * inputs[0].numel())
+    else:
+        record.number(f"{name}_fewer", 3 * SIDE**2 / inputs[0].numel())
+        record.number(f"{name}_places", factor**2)
         vq = VQModel(sample_size=SIDE, **vq_arguments(name)).decoder
         decoders[name] = sum(operations(vq, inputs[0]).values())
         record.number(f"{name}_decoder", decoders[name] / 1e6)
@@ -81,6 +87,7 @@ record.number("share_attention_256", 8**4 * share / (8**4 * share + 8**2 * (1 - 
 # %% Rate, distortion and perception of a normal source x ~ N(0, 1) at R bits
 # The best code in the mean square: z = x + noise with I(x; z) = R, and E[x | z]. It lacks variance; scaled up it has it.
 rates, count = torch.linspace(0.05, 4, 80), 400_000
+record.number("sampled", count)
 lowest, perfect = 2 ** (-2 * rates), 2 - 2 * (1 - 2 ** (-2 * rates)).sqrt()  # D(R), and D(R) at perfect perception
 for rate in (0.5, 1.0, 2.0):
     x = torch.randn(count)
@@ -89,11 +96,11 @@ for rate in (0.5, 1.0, 2.0):
     mean = (1 - d) * z
     scaled, drawn = mean / math.sqrt(1 - d), mean + math.sqrt(d) * torch.randn(count)
     name = f"{rate:g}".replace(".", "_")
-    record.number(f"distortion_{name}", (x - mean).square().mean(), d, 0.005, machine=0.002)
+    record.number(f"distortion_{name}", (x - mean).square().mean(), d, 0.005, machine=0.004 * d)
     record.number(f"variance_{name}", mean.var(), 1 - d, 0.01, machine=0.002)
-    record.number(f"perfect_{name}", (x - scaled).square().mean(), 2 - 2 * math.sqrt(1 - d), 0.005, machine=0.002)
+    record.number(f"perfect_{name}", (x - scaled).square().mean(), 2 - 2 * math.sqrt(1 - d), 0.005, machine=0.004 * d)
     record.number(f"perfect_variance_{name}", scaled.var(), 1, 0.01, machine=0.003)
-    record.number(f"posterior_{name}", (x - drawn).square().mean(), 2 * d, 0.01, machine=0.003)  # a sample of p(x | z)
+    record.number(f"posterior_{name}", (x - drawn).square().mean(), 2 * d, 0.01, machine=0.008 * d)  # a sample of p(x | z)
 record.number("decibels", 10 * math.log10(2))
 assert (perfect <= 2 * lowest).all()  # whatever the rate, perfect perception at most doubles the error
 record.number("price_low", (perfect / lowest)[0])
@@ -113,7 +120,7 @@ axes[1].set(ylabel="billion operations per image", title="cost, 32 px")
 axes[1].legend(fontsize=8)
 FIGURES = ("fd", "fd_error", "anchor_fd", "precision", "recall", "seconds_per_image", "images_per_second", "steps")
 FIGURES += ("again_fd", "again_psnr", "again_ssim")
-if record.waits(RESULTS, "python docs/theory/run_latent.py (about 40 minutes on 2 cores)"):
+if record.waits(RESULTS, "make theory-runs (about an hour on one core)"):
     axes[2].text(0.5, 0.5, "the runs are not there yet", ha="center", transform=axes[2].transAxes)
     axes[2].set_axis_off()
 else:
@@ -135,6 +142,12 @@ else:
     order = sorted(runs, key=lambda name: runs[name]["fd"])
     record.number("best_factor", FACTORS[order[0]])
     record.number("best_margin", runs[order[1]]["fd"] - runs[order[0]]["fd"])
+    # What the chapter says of the tables
+    lost = {part: [record.numbers.get(f"run_{name}_lost_{part}", {"value": 0})["value"] for name in names]
+            for part in ("denoiser", "first_stage")}  # fmt: skip
+    assert lost["denoiser"] == sorted(lost["denoiser"], reverse=True) and lost["first_stage"] == sorted(lost["first_stage"])
+    assert lost["denoiser"][-1] < runs["f8"]["fd_error"]  # a sample over f = 8 is as good as what its decoder draws
+    assert set(order[:2]) == {"f2", "f4"} and runs["f4"]["fd"] - runs["f2"]["fd"] < runs["f2"]["fd_error"]
     rows = [plt.imread(RESULTS.parent / f"{kind}-{name}.png") for name in names for kind in ("again", "samples")]
     axes[2].imshow(torch.cat([torch.from_numpy(row[::2, ::2, :3].copy()) for row in rows]))
     places = [(i + 0.5) * rows[0].shape[0] / 2 for i in range(len(rows))]

@@ -84,6 +84,15 @@ def sliced_distance(x: torch.Tensor, mixture: Mixture, lines: int = 32) -> float
     return (total / lines) ** 0.5
 
 
+def holm(ps: list[float]) -> list[float]:
+    """Holm's (1979) p of each of several tests: the k-th smallest times the number of those that are not smaller."""
+    order, found, worst = sorted(range(len(ps)), key=lambda i: ps[i]), [0.0] * len(ps), 0.0
+    for k, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(ps) - k) * ps[i]))
+        found[i] = worst
+    return found
+
+
 class Record:
     """The numbers and the figure of a chapter's lab: numbers/CHAPTER.json and figures/CHAPTER.png."""
 
@@ -99,12 +108,13 @@ class Record:
         Args:
             exact: the closed form or other implementation that stands beside it; the number must lie `within` of it.
             machine: how far another processor's number may lie from this one's (trained networks differ a little).
+                Less than what the prose says of it: a tolerance as large as the number checks nothing.
         """
         value, exact = (None if each is None else torch.as_tensor(each, dtype=torch.float64).item() for each in (value, exact))
         print(f"{name:34} {value:12.6g} {'' if exact is None else format(exact, '12.6g')}", flush=True)
         if exact is not None:
             assert abs(value - exact) <= within, f"{name} is {value}, not within {within} of {exact}"
-        self.numbers[name] = {"value": float(f"{value:.6g}"), "machine": machine}
+        self.numbers[name] = {"value": float(f"{value:.6g}"), "machine": float(f"{machine:.2g}")}
         return value
 
     def waits(self, file: Path, command: str) -> bool:

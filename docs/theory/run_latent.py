@@ -1,6 +1,6 @@
 """The runs behind chapter 3: drawn faces of 32 px by diffusion in pixels and over first stages of factor 2, 4 and 8.
 
-    python docs/theory/run_latent.py                      about 40 minutes on 2 cores: docs/results/latent/
+    taskset -c 0 python docs/theory/run_latent.py         about an hour on one core: docs/results/latent/ (make theory-runs)
     python docs/theory/run_latent.py --minutes 0.3 --num-images 32 --out /tmp/latent      a trial of the script itself
 
 All four models get the same time on the same machine: a latent one spends --first-stage of it on its first stage. How many
@@ -161,7 +161,7 @@ def measure(run: Path, folder: Path, options: argparse.Namespace) -> dict[str, f
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training, for each of the four")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of training, for each of the four")
     parser.add_argument("--first-stage", type=float, default=0.3, help="the share of it that a first stage gets")
     parser.add_argument("--num-images", type=int, default=512, help="samples that are measured")
     parser.add_argument("--trial", type=int, default=60, help="steps of the trainings that measure the speed")
