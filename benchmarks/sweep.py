@@ -108,6 +108,11 @@ def run_all(
     return [row for row, _ in sorted(rows, key=lambda pair: (pair[0]["seed"], pair[1]))]
 
 
+def chosen_from(variants: list[Variant], only: list[str] | None) -> list[Variant]:
+    """The base and what `only` names, a factor or a variant; all where it is None."""
+    return [each for each in variants if only is None or {each.factor, each.name} & {BASE, *only}]
+
+
 def going_on(variants: list[Variant], rows: list[Row], seed: int, figure: Figure, best: int) -> list[Variant]:
     """All variants for the first seed; for another one the base and those that the seeds before it found best."""
     if not seed:
@@ -161,7 +166,7 @@ def write(table: Path, rows: list[Row]) -> None:
 
 
 def summary(rows: list[Row], figure: str) -> list[Row]:
-    """Of each variant: mean of the figure, mean difference to the base of the same seeds, its standard error, how many seeds.
+    """Of each variant: means over its seeds, mean difference to the base of the same seeds, its standard error, how many seeds.
 
     The error is None where no variant has two seeds.
     """
@@ -179,6 +184,7 @@ def summary(rows: list[Row], figure: str) -> list[Row]:
     for (factor, name), group in groups.items():
         row = {"factor": factor, "variant": name, "seeds": len(group), "difference": means[factor, name]}
         row |= {key: sum(each[key] for each in group) / len(group) for key in group[0] if isinstance(group[0][key], float)}
+        row["images_a_second"] = min(group, key=lambda each: each["seed"])["images_a_second"]  # when the steps were chosen
         row["error"] = None if deviation is None or factor == BASE else deviation / math.sqrt(len(group))
         found.append(row)
     return found

@@ -23,7 +23,7 @@ from jsonargparse import auto_cli
 from benchmarks.compared import ComparedLatents
 from benchmarks.latents import small_trial
 from benchmarks.measure import RESULTS, ROOT, record, use_all_cores
-from benchmarks.sweep import BASE, Figure, Variant, picture, run_all, summary
+from benchmarks.sweep import BASE, Figure, Variant, chosen_from, picture, run_all, summary
 from tinyldm.config import TrainLDM
 from tinyldm.parsing import parse
 from tinyldm.randomness import Draw
@@ -105,7 +105,7 @@ def main(
     seconds: float = 180.0,
     seeds: int = 2,
     best: int = len(VARIANTS),
-    factors: list[str] | None = None,
+    only: list[str] | None = None,
     name: str = "sweep_unet",
     small: bool = False,
     output: str = str(RESULTS),
@@ -119,13 +119,13 @@ def main(
         seconds: of each training, evaluation not counted.
         seeds: how many trainings of each variant, in all.
         best: only so many of them, beside the base, go on to another seed.
-        factors: only these, beside the base.
+        only: factors or variants that are trained beside the base.
         name: of table, picture and JSON.
         small: two variants of a small network, a second each.
         output: where table, picture and JSON go.
     """
     use_all_cores()
-    chosen = [variant for variant in VARIANTS if factors is None or variant.factor in (BASE, *factors)]
+    chosen = chosen_from(VARIANTS, only)
     with tempfile.TemporaryDirectory() as temporary:
         folder, small_args = Path(temporary), []
         if small:

@@ -16,7 +16,7 @@ from jsonargparse import auto_cli
 
 from benchmarks.latents import drawn_faces
 from benchmarks.measure import RESULTS, ROOT, TimedVQ, record, use_all_cores
-from benchmarks.sweep import BASE, Figure, Variant, picture, run_all, summary
+from benchmarks.sweep import BASE, Figure, Variant, chosen_from, picture, run_all, summary
 from benchmarks.sweep_unet import values
 from tinyldm.config import TrainVQ
 from tinyldm.parsing import parse
@@ -35,6 +35,8 @@ VARIANTS = [
     *values("codes", "vq.num_vq_embeddings", 1024, 16384),
     *values("gradient loss", "loss.gradient_weight", 0, 0.3),
     *values("latent channels", "vq.latent_channels", 4),
+    # What the first round found better, together.
+    Variant("together", "24-48-96, batch 8", ["--vq.block_out_channels", "[24,48,96]", "--train.batch_size", "8"]),
 ]
 
 
@@ -43,7 +45,7 @@ def main(
     seconds: float = 180.0,
     seeds: int = 2,
     best: int = len(VARIANTS),
-    factors: list[str] | None = None,
+    only: list[str] | None = None,
     name: str = "sweep_vq",
     small: bool = False,
     output: str = str(RESULTS),
@@ -55,13 +57,13 @@ def main(
         seconds: of each training, evaluation not counted.
         seeds: how many trainings of each variant, in all.
         best: only so many of them, beside the base, go on to another seed.
-        factors: only these, beside the base.
+        only: factors or variants that are trained beside the base.
         name: of table, picture and JSON.
         small: two variants of a small network, a second each.
         output: where table, picture and JSON go.
     """
     use_all_cores()
-    chosen = [variant for variant in VARIANTS if factors is None or variant.factor in (BASE, *factors)]
+    chosen = chosen_from(VARIANTS, only)
     with tempfile.TemporaryDirectory() as temporary:
         small_args = []
         if small:

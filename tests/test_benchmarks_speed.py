@@ -150,7 +150,8 @@ def test_only_the_best_go_on_to_another_seed(figure, second):
     variants = [Variant(BASE, "b"), *(Variant("f", name) for name in "xyz")]
     values = {"b": 2.0, "x": 1.0, "y": 3.0, "z": 4.0, "of another sweep": 0.5}
     rows = [
-        {"factor": BASE if name == "b" else "f", "variant": name, "seed": 0, figure: value} for name, value in values.items()
+        {"factor": BASE if name == "b" else "f", "variant": name, "seed": 0, figure: value, "images_a_second": 1.0}
+        for name, value in values.items()
     ]
     figure = sweep.Figure(figure, higher_is_better=figure == "eval_psnr")
     assert sweep.going_on(variants, [], 0, figure, 1) == variants
@@ -159,13 +160,14 @@ def test_only_the_best_go_on_to_another_seed(figure, second):
 
 def test_differences_are_to_the_base_of_the_same_seed():
     rows = [
-        {"factor": factor, "variant": name, "seed": seed, "eval_loss": value}
+        {"factor": factor, "variant": name, "seed": seed, "eval_loss": value, "images_a_second": 100.0 + seed}
         for factor, name, values in ((BASE, "b", (1.0, 3.0)), ("f", "x", (2.0, 6.0)), ("f", "y", (0.0, 2.0)))
         for seed, value in enumerate(values)
     ]
     base, x, y = sweep.summary(rows, "eval_loss")
     assert (base["difference"], x["difference"], y["difference"]) == (0, 2, -1)
     # x differs by 1 and 3, y by -1 twice: sum of squares 2 with two degrees of freedom, halved for two seeds
+    assert base["images_a_second"] == 100 and base["eval_loss"] == 2
     assert base["error"] is None and x["error"] == y["error"] == pytest.approx((1 / 2) ** 0.5)
     assert [row["error"] for row in sweep.summary(rows[::2], "eval_loss")] == [None] * 3
 
