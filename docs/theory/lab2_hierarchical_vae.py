@@ -1,8 +1,7 @@
 # %% [markdown]
-# # Lab 2: three latent variable models of the same data, with the same number of parameters
-# A two-level VAE whose inference runs bottom-up, the same as a Ladder VAE, a VAE with an inverse autoregressive flow as its
-# posterior, and a diffusion model. The data have eight dimensions and nine clusters in three groups, and a known density, so
-# that each bound, in nats, stands beside the entropy. The chapter is 2-hierarchical-vae.md.
+# # Lab 2: latent variable models of the same data, with the same number of parameters
+# Two VAEs of two levels (bottom-up, Ladder), two of one (one has an inverse autoregressive flow), and a diffusion model. The
+# data's density is known, so that each bound, in nats, stands beside the entropy. The chapter is 2-hierarchical-vae.md.
 
 # %%
 import math
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 from tinyldm.bound import step_bits
 
-DIM, BOTTOM, TOP, STEPS, BATCH = 8, 4, 2, 1200, 256
+DIM, BOTTOM, TOP, STEPS, BATCH = 8, 4, 2, 1000, 256
 record = Record("2-hierarchical-vae")
 torch.manual_seed(0)
 groups, within = 1.2 * torch.randn(3, 1, DIM), 0.6 * torch.randn(3, 3, DIM)
@@ -51,15 +50,12 @@ class TwoLevels(nn.Module):
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         hidden = F.silu(self.up_1(x))
         q1 = normal(self.head_1(hidden))
-        if self.ladder:  # the top level is inferred first; what goes down is merged with what came up
-            q2 = normal(self.up_2(hidden))
-            p1 = normal(self.down_1(q2.rsample()))
+        z1 = q1.rsample()  # bottom-up: q(z1 | x) q(z2 | z1); in the Ladder VAE the top level is inferred first
+        q2 = normal(self.up_2(hidden if self.ladder else z1))
+        p1 = normal(self.down_1(q2.rsample()))
+        if self.ladder:  # what goes down is merged with what came up
             q1 = merge(q1, p1)
             z1 = q1.rsample()
-        else:  # bottom-up: q(z1 | x) q(z2 | z1)
-            z1 = q1.rsample()
-            q2 = normal(self.up_2(z1))
-            p1 = normal(self.down_1(q2.rsample()))
         return [-normal(self.decoder(z1)).log_prob(x).sum(1), kl_divergence(q1, p1).sum(1), kl_divergence(q2, standard).sum(1)]
 
 
@@ -107,7 +103,7 @@ class FlowPosterior(nn.Module):
 
 
 # %% Diffusion, with log SNR linear in time: all steps then have the same weight (Kingma et al. 2021, section 4)
-HIGH, LOW, T = 6.0, -8.0, 1000
+HIGH, LOW, T, LAST = 6.0, -8.0, 1000, 1 / (1 + math.exp(8.0))  # LAST: abar at T
 
 
 class Diffusion(nn.Module):
@@ -128,14 +124,13 @@ class Diffusion(nn.Module):
         noised = log_snr.sigmoid().sqrt() * x + (-log_snr).sigmoid().sqrt() * noise
         step = 0.5 * T * math.expm1((HIGH - LOW) / T) * (noise - self.eps(noised, log_snr)).square().sum(1)
         first = torch.full_like(step, 0.5 * DIM * (1 + math.log(2 * math.pi) - HIGH))  # -log N(x; x_0 / scale, 1 / SNR)
-        end = Normal(x / math.sqrt(1 + math.exp(-LOW)), 1 / math.sqrt(1 + math.exp(LOW)))
-        return [first, step, kl_divergence(end, standard).sum(1)]
+        return [first, step, kl_divergence(Normal(LAST**0.5 * x, (1 - LAST) ** 0.5), standard).sum(1)]
 
 
 # %% Training: the same steps, batches and optimizer for all
 def train(model: nn.Module, warm_up: int = 0) -> tuple[list[float], list[list[float]]]:
     """The terms of the bound on held-out points, and on the way. warm_up: steps in which the KLs' weight grows to 1."""
-    optimizer, curve = torch.optim.Adam(model.parameters()), []
+    optimizer, curve = torch.optim.Adam(model.parameters(), fused=True), []
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, STEPS)
     for step in range(STEPS):
         terms = model(data.sample(BATCH))
@@ -154,46 +149,51 @@ def evaluate(model: nn.Module) -> list[float]:
     return [sum(part.mean().item() for part in column) / len(terms) for column in zip(*terms, strict=True)]
 
 
-models = {"plain": (TwoLevels(False, 46), 0), "plain_warm": (TwoLevels(False, 46), 400), "ladder": (TwoLevels(True, 37), 0)}
-models |= {"ladder_warm": (TwoLevels(True, 37), 400), "gauss": (FlowPosterior(0, 50), 400), "flow": (FlowPosterior(2, 31), 400)}
-models |= {"diffusion": (Diffusion(58), 0)}
-bounds, curves = {}, {}
-for name, (model, warm_up) in models.items():
-    record.number(f"{name}_parameters", sum(p.numel() for p in model.parameters()), 4850, 80)
-    terms, curves[name] = train(model, warm_up)
-    bounds[name] = record.number(f"{name}_bound", sum(terms) - harder, machine=0.3)
-    assert bounds[name] > entropy - 0.05, "a bound on -log p lies above the entropy"
-    for i, term in enumerate(terms):  # how the KLs are shared out differs most between machines
-        record.number(f"{name}_term_{i}", term, machine=1.0)
-assert record.numbers["plain_term_2"]["value"] < 0.1 < 0.5 < record.numbers["ladder_term_2"]["value"], "what the chapter says"
+models = {"plain": (TwoLevels, False, 46, 0), "plain_warm": (TwoLevels, False, 46, 400), "ladder": (TwoLevels, True, 37, 0)}
+models |= {"ladder_warm": (TwoLevels, True, 37, 400), "gauss_warm": (FlowPosterior, 0, 50, 400)}
+models |= {"flow_warm": (FlowPosterior, 2, 31, 400), "diffusion": (Diffusion, 58, 0)}
+bounds, curves, tops = {}, {}, {}
+for name, (kind, *sizes, warm_up) in models.items():
+    trained = [kind(*sizes) for _ in range(3 if name in ("plain", "plain_warm", "ladder", "diffusion") else 1)]
+    record.number(f"{name}_parameters", sum(p.numel() for p in trained[0].parameters()), 4850, 80)
+    terms, curves[name] = map(torch.tensor, zip(*[train(model, warm_up) for model in trained], strict=True))  # of each run
+    bound, tops[name] = terms.sum(1) - harder, terms[:, -1]
+    bounds[name] = record.number(f"{name}_bound", bound.mean(), machine=0.2)
+    record.number(f"{name}_spread", bound.max() - bound.min(), machine=0.2)  # 0 of one run
+    for i, term in enumerate(terms.mean(0).tolist()):  # how the KLs are shared out differs much between seeds, so machines
+        allowed = min(1.0, 0.4 + 0.3 * term) if term > 0.05 else 0.02 if name == "plain" else 0.001
+        record.number(f"{name}_term_{i}", term, machine=allowed)
 exact = Diffusion(1)  # with the denoiser that makes no error: what is left is the price of T steps of fixed width
 exact.eps = lambda x, t: -(-t).sigmoid().sqrt() * data.noised(t[0, 0].sigmoid().sqrt(), (-t[0, 0]).sigmoid().sqrt()).score(x)
 bounds["exact"] = record.number("exact_bound", sum(evaluate(exact)) - harder, machine=0.05)
+record.number("ladder_collapsed", (tops["ladder"] < 0.1).sum(), machine=1)
+assert tops["plain"].max() < 0.1 < tops["plain_warm"].mean() and tops["ladder"].max() > 0.5, "what the chapter says"
+assert entropy < bounds["exact"] < bounds["ladder"] < bounds["diffusion"] and bounds["plain"] < bounds["plain_warm"], "and here"
 
 # %% Checks: the merge, the flow's determinant, the diffusion model's L_t by the project's code
 grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
 product = (Normal(0.3, 0.7).log_prob(grid) + Normal(-1.0, 0.4).log_prob(grid)).softmax(0)
 record.number("merged_mean", merge(Normal(0.3, 0.7), Normal(-1.0, 0.4)).loc, product @ grid, 1e-5)
-step, z, context = models["flow"][0].flows[0], torch.randn(TOP + BOTTOM), torch.randn(1, 31)
+step, z, context = Flow(TOP + BOTTOM, 24, 31), torch.randn(TOP + BOTTOM), torch.randn(1, 31)
 jacobian = torch.autograd.functional.jacobian(lambda z: step(z[None], context)[0][0], z)
-record.number("flow_log_determinant", step(z[None], context)[1], jacobian.slogdet()[1], 1e-4, machine=1.0)
+record.number("flow_log_determinant", step(z[None], context)[1], jacobian.slogdet()[1], 1e-4, machine=0.001)
 abar = torch.cat([torch.ones(1), torch.linspace(HIGH, LOW, T + 1).sigmoid()]).double()
 scheduler = DDPMScheduler(T + 1, trained_betas=(1 - abar[1:] / abar[:-1]).numpy(), clip_sample=False)
 x, t, noise = held_out[:1000], torch.full((1000,), T // 2), torch.randn(1000, DIM)
 x_t = scheduler.add_noise(x, noise, t)
-predicted = models["diffusion"][0].eps(x_t, torch.full((1000, 1), (HIGH + LOW) / 2)).detach()
+predicted = trained[0].eps(x_t, torch.full((1000, 1), (HIGH + LOW) / 2)).detach()
 ours = 0.5 * math.expm1((HIGH - LOW) / T) * (noise - predicted).square().sum(1).mean()
 theirs = step_bits(scheduler, *(image[..., None, None] for image in (predicted, x, x_t)), t).mean() * math.log(2) * DIM
-record.number("step_by_project", ours, theirs, 1e-3 * theirs, machine=0.01)
+record.number("step_by_project", ours, theirs, 1e-3 * theirs, machine=0.0005)
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
 axes[0].barh([name.replace("_", ", ") for name in bounds], [value - entropy for value in bounds.values()])
 axes[0].set(xlabel="bound minus entropy, nats", title="what each model loses")
 for name in ("plain", "plain_warm", "ladder", "ladder_warm"):
-    smooth = torch.tensor(curves[name])[:, 2].view(-1, 20).mean(1)
+    smooth = curves[name].mean(0)[:, 2].view(-1, 20).mean(1)
     axes[1].plot(range(10, STEPS, 20), smooth, ":" if "warm" in name else "-", label=name.replace("_", ", "))
-axes[1].set(xlabel="training step", ylabel="nats", ylim=(0, 2.5), title="KL of the upper level")
+axes[1].set(xlabel="training step", ylabel="nats", ylim=(0, 2.5), title="KL of the upper level, mean of the runs")
 axes[1].legend(fontsize=7)
 record.figure(figure)
 record.save()
