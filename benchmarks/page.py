@@ -125,7 +125,7 @@ def memory(r: Result) -> str:
         )
     ]
     head = ["a pass over", "images", "MB of the process", "MB of mapped files"]
-    return f"{table(head, rows)}\n\nThe aim was within 5% for ten times as many images. " + "; ".join(aims) + "."
+    return f"{table(head, rows)}\n\nThe aim was within 5% for ten times as many images: " + "; ".join(aims) + "."
 
 
 def sampling(r: Result) -> str:
@@ -148,7 +148,7 @@ def samplers(r: Result) -> str:
         cells[-1] += [f"{statistics.mean(row['fds']):.2f}", spread, "yes" if best else ""]
     sets = len(r["rows"][0]["fds"])
     head = ["sampler", "steps", "evaluations", "s an image", f"FD, {r['features']}, {r['images']} images"]
-    head += [f"of {sets} sets of seeds", "best so far"]
+    head += [f"of {sets} set{'s' * (sets > 1)} of seeds", "best so far"]
     told = "Best so far: its distances are below all of those above it."
     left = f" No time was left for {'; '.join(r['left_out'])}." if r["left_out"] else ""
     return f"{table(head, cells)}\n\n{told}{left}"

@@ -209,6 +209,7 @@ def picture(found: list[Row], label: str, file: Path) -> None:
     axis.set_yticks(range(len(rows)), [f"{row['factor']}: {row['variant']}" for row in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlabel(label)
+    axis.xaxis.set_major_locator(plt.MaxNLocator(6))
     axis.grid(axis="x", alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
