@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from tests.support.processes import Training, together
 from tests.support.runs import DATA, EVERY_STEP, ROOT, VQ, rows
 
-TOLERANCE = 1e-3  # sums in another order; about 1e-6 is seen
+# Sums in another order. That begins at 1e-7 and grows with the steps, fastest in the ratio of two gradients' norms: after six
+# steps 3e-3 on one of two processors that were tried, 1e-4 on the other.
+TOLERANCE, OF_RATIO = 1e-3, 1e-2
 GLOBAL_BATCH = 8
 
 
@@ -37,7 +39,8 @@ def assert_same(one: list[dict], other: list[dict]) -> None:
     for a, b in zip(one, other, strict=True):
         for key in a:
             if a[key]:
-                assert float(a[key]) == pytest.approx(float(b[key]), rel=TOLERANCE), (a["step"], key)
+                tolerance = OF_RATIO if key == "adaptive_weight" else TOLERANCE
+                assert float(a[key]) == pytest.approx(float(b[key]), rel=tolerance), (a["step"], key)
 
 
 def test_two_processes_train_like_one_and_either_goes_on_with_the_others_run(kind, tmp_path):
