@@ -4,6 +4,7 @@ import csv
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,6 +175,9 @@ def test_latents_of_an_older_commit_are_not_taken(server, tmp_path, capfd):
     kept(source)
     assert "the Hub cannot be asked for the last commit of 'me/set': taking the latents of" in capfd.readouterr().out
     assert len(list(stores.iterdir())) == 2
+    data = replace(data, revision="v1")
+    kept(source)
+    assert "taking the latents" not in capfd.readouterr().out and len(list(stores.iterdir())) == 3
 
 
 def test_train_push_train_from_it_push_and_sample_from_it(server, small_faces, tmp_path, monkeypatch):

@@ -95,25 +95,28 @@ def open_store(
         seed: which images are held out depends on it when the data set has no split for that.
         mirrored: keep the latents of the mirrored images too.
     """
-    made_of = {
-        "version": VERSION,
-        "data": data.name,
-        "commit": commit(data),
-        "parts": [data.data_files, data.split, data.eval_split, source.image_column],
-        "files": digest(local_files(data)),
-        "held out": None if data.eval_split else [data.eval_fraction, seed],
-        "part": part,
-        "resolution": [data.resolution, data.channels],
-        "transform": TRANSFORM,
-        "mirrored": mirrored,
-        "factor": first_stage.downscale,
-        "first stage": first_stage.fingerprint(),
-    }
-    stores = Path(data.cache_dir).expanduser() / "latents"
-    if made_of["commit"] is None and hub_id(data.name):
-        made_of = _of_last_commit(stores, made_of)
-    folder = stores / digest(made_of)
-    found = [folder, made_of, (folder / "store.json").exists()]
+    found: list[Any] = [None, None, None]
+    if accelerator.is_main_process:
+        made_of = {
+            "version": VERSION,
+            "data": data.name,
+            "revision": data.revision,
+            "commit": commit(data),
+            "parts": [data.data_files, data.split, data.eval_split, source.image_column],
+            "files": digest(local_files(data)),
+            "held out": None if data.eval_split else [data.eval_fraction, seed],
+            "part": part,
+            "resolution": [data.resolution, data.channels],
+            "transform": TRANSFORM,
+            "mirrored": mirrored,
+            "factor": first_stage.downscale,
+            "first stage": first_stage.fingerprint(),
+        }
+        stores = Path(data.cache_dir).expanduser() / "latents"
+        if made_of["commit"] is None and hub_id(data.name):
+            made_of = _of_last_commit(stores, made_of)
+        folder = stores / digest(made_of)
+        found = [folder, made_of, (folder / "store.json").exists()]
     broadcast_object_list(found)  # all processes must go the same way, whatever the Hub or another run does meanwhile
     folder, made_of, there = found
     if not there:
