@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from benchmarks.measure import Clock, steps_in, train_steps
+from benchmarks.measure import Clock, record, steps_in, train_steps
 from tinyldm.config import Training
 from tinyldm.pictures import pyplot
 from tinyldm.trainer import count_parameters
@@ -51,9 +51,10 @@ class Variant:
 
 @dataclass
 class Figure:
-    """What ranks the variants: a column of the table."""
+    """What ranks the variants: a column of the table, and what a picture calls it."""
 
     name: str
+    title: str
     higher_is_better: bool
 
     def ranked(self, found: list[Row]) -> list[Row]:
@@ -188,6 +189,16 @@ def summary(rows: list[Row], figure: str) -> list[Row]:
         row["error"] = None if deviation is None or factor == BASE else deviation / math.sqrt(len(group))
         found.append(row)
     return found
+
+
+def tell(rows: list[Row], figure: Figure, seconds: float, seeds: int, name: str, output: str, small: bool, script: str) -> None:
+    """Draw OUTPUT/NAME.png and write NAME.json."""
+    found = summary(rows, figure.name)
+    better = "right" if figure.higher_is_better else "left"
+    label = f"{figure.title} after {seconds:g} s, less that of the base ({better} is better)"
+    picture(found, label, Path(output) / f"{name}.png")
+    figures = {"seconds": seconds, "seeds": seeds, "figure": figure.name, "picture": f"{name}.png", "variants": found}
+    record(name, figures, output, small, script)
 
 
 def picture(found: list[Row], label: str, file: Path) -> None:

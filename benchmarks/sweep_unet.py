@@ -22,8 +22,8 @@ from jsonargparse import auto_cli
 
 from benchmarks.compared import ComparedLatents
 from benchmarks.latents import small_trial
-from benchmarks.measure import RESULTS, ROOT, record, use_all_cores
-from benchmarks.sweep import BASE, Figure, Variant, chosen_from, picture, run_all, summary
+from benchmarks.measure import RESULTS, ROOT, use_all_cores
+from benchmarks.sweep import BASE, Figure, Variant, chosen_from, run_all, tell
 from tinyldm.config import TrainLDM
 from tinyldm.parsing import parse
 from tinyldm.randomness import Draw
@@ -65,7 +65,7 @@ def values(factor: str, key: str, *choices: object) -> list[Variant]:
     return [Variant(factor, "none" if choice == "null" else str(choice), [f"--{key}", str(choice)]) for choice in choices]
 
 
-LOSS = Figure("eval_loss", higher_is_better=False)
+LOSS = Figure("eval_loss", "held-out loss", higher_is_better=False)
 # What faces64.yaml was before; now it has what was found better.
 BASE_ARGS = [*shape([64, 128, 128], 1, (1, 2)), "--train.batch_size", "64", "--train.learning_rate", "1e-3"]
 VARIANTS = [
@@ -140,10 +140,7 @@ def main(
             return parse(TrainLDM, "", [*args, *small_args, *variant.args])
 
         rows = run_all(chosen, make, ComparedLatents, seconds, seeds, Path(output) / f"{name}.csv", LOSS, best)
-    found = summary(rows, LOSS.name)
-    picture(found, f"held-out loss after {seconds:g} s, less that of the base (left is better)", Path(output) / f"{name}.png")
-    figures = {"seconds": seconds, "seeds": seeds, "figure": LOSS.name, "picture": f"{name}.png", "variants": found}
-    record(name, figures, output, small, "sweep_unet")
+    tell(rows, LOSS, seconds, seeds, name, output, small, "sweep_unet")
 
 
 if __name__ == "__main__":

@@ -15,15 +15,15 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from benchmarks.latents import drawn_faces
-from benchmarks.measure import RESULTS, ROOT, TimedVQ, record, use_all_cores
-from benchmarks.sweep import BASE, Figure, Variant, chosen_from, picture, run_all, summary
+from benchmarks.measure import RESULTS, ROOT, TimedVQ, use_all_cores
+from benchmarks.sweep import BASE, Figure, Variant, chosen_from, run_all, tell
 from benchmarks.sweep_unet import values
 from tinyldm.config import TrainVQ
 from tinyldm.parsing import parse
 
 SMALL_VQ = ["--vq.block_out_channels", "[8,8,16]", "--vq.norm_num_groups", "4", "--vq.num_vq_embeddings", "64"]
 WIDTHS = ([16, 48, 128], [24, 48, 96], [24, 64, 128], [32, 64, 128], [48, 48, 96])
-PSNR = Figure("eval_psnr", higher_is_better=True)
+PSNR = Figure("eval_psnr", "PSNR in dB", higher_is_better=True)
 VARIANTS = [
     Variant(BASE, "24-48-128, 1 layer"),
     *(Variant("widths", "-".join(map(str, each)), ["--vq.block_out_channels", f"{each}"]) for each in WIDTHS),
@@ -79,10 +79,7 @@ def main(
             return parse(TrainVQ, "", [*args, *small_args, *variant.args])
 
         rows = run_all(chosen, make, TimedVQ, seconds, seeds, Path(output) / f"{name}.csv", PSNR, best)
-    found = summary(rows, PSNR.name)
-    picture(found, f"PSNR in dB after {seconds:g} s, less that of the base (right is better)", Path(output) / f"{name}.png")
-    figures = {"seconds": seconds, "seeds": seeds, "figure": PSNR.name, "picture": f"{name}.png", "variants": found}
-    record(name, figures, output, small, "sweep_vq")
+    tell(rows, PSNR, seconds, seeds, name, output, small, "sweep_vq")
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def test_only_the_best_go_on_to_another_seed(figure, second):
         {"factor": BASE if name == "b" else "f", "variant": name, "seed": 0, figure: value, "images_a_second": 1.0}
         for name, value in values.items()
     ]
-    figure = sweep.Figure(figure, higher_is_better=figure == "eval_psnr")
+    figure = sweep.Figure(figure, "", higher_is_better=figure == "eval_psnr")
     assert sweep.going_on(variants, [], 0, figure, 1) == variants
     assert [variant.name for variant in sweep.going_on(variants, rows, 1, figure, 1)] == second
 
