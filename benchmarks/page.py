@@ -251,6 +251,14 @@ def sweep(r: Result) -> str:
     return f"{table(head, rows)}\n\n![differences to the base with two standard errors](performance/{r['picture']})"
 
 
+def ema(r: Result) -> str:
+    """Point 3 of the issue: the length of the average."""
+    head = ["length of the average", *(f"held-out loss after {step:,} steps" for step in r["marks"])]
+    head[-1] += ", the last"
+    rows = [[name, *(f"{loss:.4f}" for loss in losses)] for name, losses in r["losses"].items()]
+    return f"{table(head, rows)}\n\n![held-out loss against the average's length](performance/ema.png)"
+
+
 def speed(latents: Result | None, loop: Result | None, data: Result | None, training: Result | None) -> str | None:
     """The README's lines."""
     if not (latents and loop and data and training):
@@ -279,11 +287,26 @@ JOINED: dict[str, tuple[tuple[str, ...], Callable[..., str | None]]] = {
 BLOCKS: dict[str, Callable[[Result], str]] = {
     **{
         f.__name__: f
-        for f in (latents, same_image, loop, data, memory, sampling, samplers, decoding, training, startup, processes, costs)
+        for f in (
+            latents,
+            same_image,
+            loop,
+            data,
+            memory,
+            sampling,
+            samplers,
+            decoding,
+            training,
+            startup,
+            processes,
+            costs,
+            ema,
+        )
     },
     "sweep_unet": sweep,
     "sweep_unet_long": sweep,
     "sweep_vq": sweep,
+    "sweep_vq_long": sweep,
 }
 
 

@@ -11,6 +11,7 @@ from benchmarks import (
     costs,
     data,
     decoding,
+    ema,
     latents,
     loop,
     measure,
@@ -53,6 +54,7 @@ def folder(tmp_path_factory) -> Path:
             (same_image, {}),
             (sweep_unet, {"seeds": 1, "seconds": 0.1}),
             (sweep_vq, {"seeds": 1, "seconds": 0.1}),
+            (ema, {"seconds": 0.1}),
             (costs, {}),
             (data, {"pairs": 1, "images": 16}),
             (memory, {}),
@@ -77,7 +79,7 @@ def test_pairs_are_measured_in_turns():
 def test_each_says_where_its_numbers_are_from(folder):
     names = {file.stem for file in folder.glob("*.json")}
     quick = {"latents", "same_image", "loop", "data", "memory", "sampling", "decoding", "training", "costs"}
-    assert names == {*quick, "sweep_unet", "sweep_vq"}
+    assert names == {*quick, "ema", "sweep_unet", "sweep_vq"}
     for name in names:
         found = result(folder, name)
         assert found["command"].startswith(f"python -m benchmarks.{name}") and found["machine"]["torch"] and found["small"]
@@ -130,7 +132,8 @@ def test_every_variant_is_a_recipe_of_about_5_million_parameters():
             unet = make_denoiser(parse(TrainLDM, "", args).unet, 16, 3)
         assert 4.5e6 <= sum(weight.numel() for weight in unet.parameters()) <= 5.5e6, variant
     for variant in sweep_vq.VARIANTS:
-        parse(TrainVQ, "", ["--config", str(page.ROOT / "configs/faces64-vq.yaml"), "--output_dir", "x", *variant.args])
+        args = ["--config", str(page.ROOT / "configs/faces64-vq.yaml"), "--output_dir", "x", *sweep_vq.BASE_ARGS, *variant.args]
+        parse(TrainVQ, "", args)
 
 
 def test_a_sweep_goes_on_where_it_stopped(folder, monkeypatch):
@@ -156,6 +159,15 @@ def test_only_the_best_go_on_to_another_seed(figure, second):
     figure = sweep.Figure(figure, "", higher_is_better=figure == "eval_psnr")
     assert sweep.going_on(variants, [], 0, figure, 1) == variants
     assert [variant.name for variant in sweep.going_on(variants, rows, 1, figure, 1)] == second
+
+
+def test_averages_of_one_training(folder):
+    found = result(folder, "ema")
+    assert len(found["marks"]) == ema.MARKS and found["marks"][-1] == found["steps"]
+    losses = found["losses"]
+    assert len(losses) == len(ema.LENGTHS) + 2 and all(0 < loss < 3 for row in losses.values() for loss in row)
+    # An average of less than a step is none; one of many steps is another thing.
+    assert losses["1.0%"] == losses[ema.NONE] != losses[ema.OWN]
 
 
 def test_differences_are_to_the_base_of_the_same_seed():
@@ -200,7 +212,7 @@ def test_the_page_of_everything_measured(folder, tmp_path):
     for name, found in by_hand.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(found | FROM))
     filled = page.fill(page.PAGE.read_text(encoding="utf-8"), tmp_path)
-    assert filled.count(page.NOT_YET) == 2  # the table of samplers and the long sweep: they have no small form
+    assert filled.count(page.NOT_YET) == 3  # the table of samplers and the long sweeps: they have no small form
     assert "| importing torch | 2.00 | 2.00 |\n| the first step | 7.50 | 9.50 |" in filled
     assert "The aim was at least 97%: missed by 2 points." in filled
     # 83e12 / 4 / 311e9 / 2 views = 33.4 images/s, slower than the network's 125e6 / 100e3 = 1250

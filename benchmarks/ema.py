@@ -1,0 +1,128 @@
+"""How long should the weights be averaged? Several lengths beside each other in one training of configs/faces64.yaml.
+
+    python -m benchmarks.ema --data ../shared/data/faces --first_stage_run runs/faces64-vq --seconds 900
+    python -m benchmarks.ema --small true         # a small network for a second
+
+Averages do not change the training, so that one of them compares all lengths without the luck of seeds. An average of decay d
+remembers about 1 / (1 - d) steps; here that length is a share of the whole training, so that it can be carried over to a recipe
+that trains for longer (Karras et al. 2024, section 3). The last row is the recipe's own average, with diffusers' warm-up.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from jsonargparse import auto_cli
+
+from benchmarks.latents import small_trial
+from benchmarks.measure import RESULTS, ROOT, TimedLatents, record, steps_in, train_steps, use_all_cores
+from tinyldm.config import TrainLDM
+from tinyldm.parsing import parse
+from tinyldm.pictures import pyplot
+from tinyldm.randomness import Draw
+
+LENGTHS = (0.01, 0.03, 0.06, 0.1, 0.2)  # of the training
+NONE, OWN = "no average", "the recipe's"
+MARKS = 4
+
+
+class Averaged(TimedLatents):
+    """Keeps an average of each length beside the trainer's own, and holds all against the held-out latents at each mark."""
+
+    def __init__(self, config: TrainLDM, accelerator: Accelerator):
+        super().__init__(config, accelerator)
+        self.steps = config.train.max_steps
+        self.averages: dict[str, EMAModel] = {}
+        self.found: dict[int, dict[str, float]] = {}
+
+    def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
+        """See trainer.Task."""
+        weights = list(self.networks["unet"].parameters())
+        if not self.averages:
+            for share in LENGTHS:
+                decay = max(0.0, 1 - 1 / (share * self.steps))
+                # Without diffusers' warm-up, which would cap the long ones.
+                self.averages[f"{share:.1%}"] = EMAModel(weights, decay=decay, min_decay=decay, foreach=True)
+        for average in self.averages.values():
+            average.step(weights)
+        if step % max(1, self.steps // MARKS) == 0:
+            self.found[step] = {NONE: self.held_out_loss(None)}
+            self.found[step] |= {name: self.held_out_loss(average) for name, average in {**self.averages, OWN: ema}.items()}
+        super().after_step(step, draw, ema)
+
+    @torch.no_grad()
+    def held_out_loss(self, average: EMAModel | None) -> float:
+        """Of the weights as they are (None), or of their average."""
+        network = self.networks["unet"].eval()
+        weights = list(network.parameters())
+        if average:
+            average.store(weights)
+            average.copy_to(weights)
+        loss = self.summarize(self.evaluate((0, 1)))["eval_loss"]
+        if average:
+            average.restore(weights)
+        network.train()
+        return loss
+
+
+def main(
+    data: str = "../shared/data/faces",
+    first_stage_run: str = "runs/faces64-vq",
+    cache_dir: str = "~/.cache/tinyldm",
+    seconds: float = 900.0,
+    small: bool = False,
+    output: str = str(RESULTS),
+) -> None:
+    """Measure.
+
+    Args:
+        data: with the splits `train` and `validation`.
+        first_stage_run: of train_vq.py.
+        cache_dir: where the latents are or will be kept.
+        seconds: of the training, evaluation not counted.
+        small: a small network for a moment.
+        output: where picture and JSON go.
+    """
+    use_all_cores()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, small_args = Path(temporary), []
+        if small:
+            data, first_stage_run, cache_dir, small_args = small_trial(folder)
+            seconds = min(seconds, 1.0)
+        args = ["--config", str(ROOT / "configs/faces64.yaml"), "--output_dir", str(folder / "run"), "--data.name", data]
+        args += ["--first_stage.path", first_stage_run, "--data.cache_dir", cache_dir]
+        config: Any = parse(TrainLDM, "", [*args, *small_args])
+        steps = max(MARKS, steps_in(config, TimedLatents, seconds))
+        task = train_steps(config, Averaged, steps - steps % MARKS).task
+    rows = {name: [found[name] for found in task.found.values()] for name in (NONE, *task.averages, OWN)}
+    for name, losses in rows.items():
+        print(f"{name}: {', '.join(f'{loss:.4f}' for loss in losses)}")
+    record("ema", {"seconds": seconds, "steps": task.steps, "marks": list(task.found), "losses": rows}, output, small)
+    picture(rows, Path(output) / "ema.png")
+
+
+def picture(rows: dict[str, list[float]], file: Path) -> None:
+    """Held-out loss against length, a curve for each mark."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    names = [name for name in rows if name not in (NONE, OWN)]
+    for mark in range(MARKS):
+        (line,) = axis.plot(
+            [100 * share for share in LENGTHS],
+            [rows[name][mark] for name in names],
+            "o-",
+            markersize=3,
+            label=f"after {(mark + 1) / MARKS:.0%} of the training",
+        )
+        axis.axhline(rows[NONE][mark], color=line.get_color(), linestyle=":", linewidth=1)
+    axis.set(xscale="log", xlabel="length of the average, % of the training (dotted: no average)", ylabel="held-out loss")
+    axis.legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
