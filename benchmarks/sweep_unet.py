@@ -91,10 +91,10 @@ BATCH, RATE = ["--train.batch_size", "32"], ["--train.learning_rate", "2e-3"]
 VARIANTS += [
     Variant("attention", "middle only, 64-64-128-128", shape([64, 64, 128, 128], 1, ())),
     Variant("attention", "4 x 4 and middle, 96-96-128", shape([96, 96, 128], 1, (2,))),
-    Variant("together", "64-64-128-128, attention at 4 x 4 and 2 x 2", DEEP),
-    Variant("together", "the same, batch 32", [*DEEP, *BATCH]),
-    Variant("together", "the same, rate 2e-3", [*DEEP, *RATE]),
-    Variant("together", "the same, batch 32, rate 2e-3", [*DEEP, *BATCH, *RATE]),
+    Variant("together", "deep: 64-64-128-128, attention at 4 x 4 and 2 x 2", DEEP),
+    Variant("together", "deep, batch 32", [*DEEP, *BATCH]),
+    Variant("together", "deep, rate 2e-3", [*DEEP, *RATE]),
+    Variant("together", "deep, batch 32, rate 2e-3", [*DEEP, *BATCH, *RATE]),
 ]
 
 

@@ -59,7 +59,6 @@ def test_the_default_forward_process_is_latent_diffusions():
     ("changes", "said"),
     [
         ({"beta_schedule": "none such"}, "none such"),
-        ({"beta_schedule": "sigmoid"}, "DDIMScheduler"),  # DDPMScheduler takes it, the shipped sampler does not
         ({"trained_betas": [0.1, 0.2]}, "trained_betas has 2 entries"),
     ],
 )

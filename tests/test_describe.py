@@ -54,7 +54,9 @@ def test_what_is_said_of_each_kind_of_recipe(vq_run, ldm_run):
 
 def test_a_first_stage_that_is_not_there_is_replaced_and_said():
     text = say(ROOT / "configs/demo.yaml", *SMALL, "--first_stage.path", "/nowhere")
-    assert "Note: first_stage.path /nowhere cannot be loaded" in text and "55,322,782" in text
+    assert "Note: first stage /nowhere cannot be loaded here" in text and "55,322,782" in text
+    text = say(ROOT / "configs/demo.yaml", *SMALL, "--first_stage.path", "runs/faces64-vq")
+    assert "55,322,782" not in text and ("is not trained yet" in text) != (ROOT / "runs/faces64-vq").exists()
 
 
 def test_no_recipe():

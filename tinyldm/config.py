@@ -360,7 +360,7 @@ class Sample:
     """Draw pictures with a trained model."""
 
     model: str
-    """A run of train_ldm.py, a diffusers pipeline folder, or a Hub id."""
+    """A run of train_ldm.py or train_ddpm.py, a diffusers pipeline folder, or a Hub id."""
     num_images: int = 16
     """How many: the images of seeds `seed`, `seed` + 1, ..."""
     batch_size: int = 16

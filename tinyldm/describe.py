@@ -35,6 +35,8 @@ from tinyldm.sources import open_sources
 from tinyldm.vq_task import Autoencoder, Discriminator, make_vq
 
 MEASURED_SECONDS = 8.0
+RECIPES = Path(__file__).parent.parent / "configs"
+VQ_ONLY = {"vq", "loss"}  # sections of train_vq.py's configs alone
 STATE_BYTES = 4 * 5  # a trained value: itself, its gradient, Adam's two averages, its average
 
 
@@ -88,19 +90,15 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         return
     shape, classes = (channels, side, side), None
     if isinstance(config, TrainLDM):
-        try:
-            stage = load_first_stage(config.first_stage)
-        except UserError as error:
-            notes.append(f"{error}: the VQ-f4 of latent diffusion is taken in its place")
-            stage = FirstStage(VQModel(**asdict(VQConfig())))
+        stage = first_stage(config, notes)
         shape = (stage.channels, stage.check_resolution(side), stage.check_resolution(side))
         yield Part("first stage, encoding", lambda: _Encoder(copy.deepcopy(stage.model)), (channels, side, side), trained=False)
     elif config.data.label_column:
         try:
             classes = open_sources(config.data, config.seed)[0].classes
-        except UserError as error:
+        except UserError:
             classes = 10
-            notes.append(f"{error}: {classes} classes are counted")
+            notes.append(f"the labels of {config.data.name} cannot be read here: {classes} classes are counted")
     learned = learns_variance(make_scheduler(config.scheduler))
 
     def denoiser() -> nn.Module:
@@ -109,6 +107,20 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         return network
 
     yield Part("UNet2DModel", denoiser, shape, told=2 if classes else 1)
+
+
+def first_stage(config: TrainLDM, notes: list[str]) -> FirstStage:
+    """The one that is named; where it is not here, one of its recipe in configs/, or else the VQ-f4 of latent diffusion."""
+    named = config.first_stage.path
+    try:
+        return load_first_stage(config.first_stage)
+    except UserError:
+        for file in sorted(RECIPES.glob("*.yaml")):
+            if (keys := read_yaml(file)).get("output_dir") == named and keys.keys() & VQ_ONLY:
+                notes.append(f"{named} is not trained yet: its size is that of configs/{file.name}")
+                return FirstStage(make_vq(parse(TrainVQ, "", ["--config", str(file)])))
+        notes.append(f"first stage {named} cannot be loaded here: the VQ-f4 of latent diffusion is taken in its place")
+        return FirstStage(VQModel(**asdict(VQConfig())))
 
 
 class _Encoder(nn.Module):
@@ -253,7 +265,7 @@ def read(args: list[str]) -> Training:
     if file is None:
         raise UserError("say which recipe: python -m tinyldm.describe configs/faces64.yaml")
     keys = read_yaml(Path(file)).keys()
-    return parse(TrainVQ if keys & {"vq", "loss"} else TrainLDM if "first_stage" in keys else TrainDDPM, __doc__, args)
+    return parse(TrainVQ if keys & VQ_ONLY else TrainLDM if "first_stage" in keys else TrainDDPM, __doc__, args)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ class SchedulerConfig:
     """The first beta."""
     beta_end: float = 0.0195
     """The last beta."""
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid"] = "scaled_linear"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
     """scaled_linear is linear in the square root of beta, squaredcos_cap_v2 the cosine schedule."""
     trained_betas: list[float] | None = None
     """The betas themselves, instead of a schedule."""

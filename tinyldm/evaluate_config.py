@@ -18,8 +18,8 @@ class Evaluate:
     """Measure a model, or a set of images, against real images."""
 
     model: str | None = None
-    """A run of train_ldm.py or train_vq.py, a diffusers pipeline folder, an autoencoder's folder, or a Hub id. The data section
-    of a run is the default of `data`."""
+    """A run of train_ldm.py, train_ddpm.py or train_vq.py, a diffusers pipeline folder, an autoencoder's folder, or a Hub id.
+    The data section of a run is the default of `data`."""
     images: str | None = None
     """In place of a model: a folder of images, or an npz with one uint8 array (N, H, W, 3), as sample.py writes it."""
     metrics: str = "fid,kid,prdc,memorisation"
