@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -135,6 +136,28 @@ def test_a_stalled_source_is_given_up():
     with pytest.raises(UserError, match=r"gave nothing for .* s: check the network"):
         next(ahead)
     go_on.set()
+
+
+def test_a_source_that_reads_for_long_before_it_gives_something_is_alive():
+    """As one does that finds its place again in a large stream."""
+    read = 0
+
+    def batches():
+        nonlocal read
+        for _ in range(8):
+            time.sleep(0.05)
+            read += 1
+        yield torch.ones(1)
+
+    assert torch.equal(next(read_ahead(batches(), timeout=0.15, read=lambda: read)), torch.ones(1))
+
+
+def test_a_stream_counts_what_it_skips(tmp_path):
+    source = uneven(tmp_path, streaming=True)
+    length = source.length()
+    assert source.read == length
+    next(source.epoch(0, 0, length - 1))
+    assert source.read == 2 * length
 
 
 def test_a_stream_that_stalls_is_opened_anew_where_it_stopped(tmp_path, monkeypatch, capsys):

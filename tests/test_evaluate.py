@@ -11,8 +11,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import evaluate
+import train_vq
 from tests.support.evaluations import FakeNetwork, pictures
-from tests.support.runs import files, rows, run
+from tests.support.runs import DIGITS, EVERY_STEP, VQ, files, rows, run
 from tinyldm import evaluate_config, evaluation, features, pieces, sampling
 from tinyldm.errors import UserError
 from tinyldm.features import FeatureNetwork
@@ -183,6 +184,20 @@ def test_a_half_written_piece_and_a_damaged_one(network, model, go, tmp_path):
         go(*model, "--metrics", "fid")
 
 
+def test_what_is_there_may_be_looked_at_by_several(tmp_path):
+    def images(position, wanted):
+        yield torch.zeros(3, 3, 8, 8), 3
+
+    def fill(wanted):
+        return pieces.fill(pieces.Pieces(tmp_path, {}, ""), wanted, images, lambda batch: {"x": batch.numpy()}, "")
+
+    assert fill(3) == 3
+    with FileLock(tmp_path / ".lock"):
+        assert (fill(2), fill(3)) == (2, 3)
+        with pytest.raises(UserError, match="another evaluation is at work"):
+            fill(4)
+
+
 def test_two_at_once_in_one_folder_are_refused(network, model, go, tmp_path):
     go(*model, "--metrics", "fid")
     with FileLock(tmp_path / "evaluation/drawn/.lock"), pytest.raises(UserError, match="another evaluation is at work"):
@@ -229,6 +244,15 @@ def test_psnr_and_ssim_are_those_of_the_training(network, vq_run, go, tmp_path):
     uses = np.bincount(found["codes"].ravel(), minlength=32)
     assert (uses > 0).mean() == pytest.approx(trained["eval_codes_used"], abs=1 / 32)
     assert result["images"]["weights"] == "as published"
+
+
+def test_a_first_stage_of_grey_images(network, go, tmp_path, monkeypatch):
+    grey = [*DIGITS, *EVERY_STEP, *VQ, "--vq.in_channels", 1, "--vq.out_channels", 1, "--train.max_steps", 4]
+    run(monkeypatch, train_vq, "--output_dir", tmp_path / "run", *grey, "--data.cache_dir", tmp_path / "cache")
+    assert float(rows(tmp_path / "run")[-1]["discriminator"]) > 0
+    result, _ = go("--model", tmp_path / "run", "--num_images", 24)
+    found = result["results"][0]["figures"]["PSNR"]["reconstructions"]["value"]
+    assert found == pytest.approx(float(rows(tmp_path / "run")[-1]["eval_psnr"]), abs=2)  # of 12 of them
 
 
 # -------------------------------------------------------------------------------------------------- folders, npz, references

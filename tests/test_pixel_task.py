@@ -8,7 +8,7 @@ from PIL import Image
 
 import sample
 import train_ddpm
-from tests.support.runs import EVERY_STEP, rows, run, same_weights
+from tests.support.runs import DDPM, DIGITS, EVERY_STEP, rows, run, same_weights
 from tinyldm.bound import LossHistory
 from tinyldm.config import TrainDDPM
 from tinyldm.denoiser import make_denoiser
@@ -16,13 +16,6 @@ from tinyldm.errors import UserError
 from tinyldm.parsing import parse
 from tinyldm.randomness import Draw
 
-SMALL = [
-    *("--unet.block_out_channels", "[8,16]", "--unet.down_block_types", "[DownBlock2D,AttnDownBlock2D]"),
-    *("--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]", "--unet.norm_num_groups", "4", "--unet.attention_head_dim", "8"),
-    *("--diffusion.preview_images", "4", "--diffusion.preview_steps", "2", "--train.batch_size", "8"),
-    *("--scheduler.num_train_timesteps", "20", "--train.learning_rate", "1e-3"),
-]
-DIGITS = [*("--data.name", "digits", "--data.eval_split", "validation", "--data.resolution", "8", "--data.channels", "1")]
 LEARNED = ["--scheduler.variance_type", "learned_range"]
 KINDS = {
     "simple": [],
@@ -34,7 +27,7 @@ KINDS = {
 @pytest.fixture(scope="module", params=KINDS)
 def trained(request, tmp_path_factory):
     """(kind, arguments, run folder)"""
-    args = [*DIGITS, *SMALL, *EVERY_STEP, *KINDS[request.param], "--train.eval_steps", 2, "--train.checkpointing_steps", 3]
+    args = [*DIGITS, *DDPM, *EVERY_STEP, *KINDS[request.param], "--train.eval_steps", 2, "--train.checkpointing_steps", 3]
     folder = tmp_path_factory.mktemp(request.param) / "run"
     with pytest.MonkeyPatch.context() as patch:
         run(patch, train_ddpm, "--output_dir", folder, *args, "--train.max_steps", 5)
@@ -115,7 +108,7 @@ def test_cifar10_has_the_papers_network():
 )
 def test_contradictions(args, words, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=words):
-        run(monkeypatch, train_ddpm, "--output_dir", tmp_path / "run", *DIGITS, *SMALL, "--train.max_steps", 1, *args)
+        run(monkeypatch, train_ddpm, "--output_dir", tmp_path / "run", *DIGITS, *DDPM, "--train.max_steps", 1, *args)
 
 
 def test_timesteps_are_drawn_by_their_losses():

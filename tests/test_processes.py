@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.processes import Training, together
-from tests.support.runs import DATA, EVERY_STEP, ROOT, VQ, rows
+from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, ROOT, VQ, rows
 
 # Sums in another order. That begins at 1e-7 and grows with the steps, fastest in the ratio of two gradients' norms: after six
 # steps 3e-3 on one of two processors that were tried, 1e-4 on the other.
@@ -69,13 +69,15 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(ldm_args, tmp_path):
     assert f"stopped by SIGUSR1: {saved.name.replace('-', ' ')} is saved" in both[0].text()
 
 
-def test_the_launcher_that_the_readme_names(ldm_args, tmp_path):
-    """Two processes of accelerate launch: one stream between them, and the main process alone writes."""
+def test_the_launcher_that_the_readme_names(tmp_path):
+    """Two processes of accelerate launch, with classes: one stream between them, and the main process alone writes."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
-    command = [*launch, "train_ldm.py", "--output_dir", tmp_path / "run", *ldm_args, "--train.max_steps", 2]
+    args = [*DIGITS, *DDPM, *EVERY_STEP, "--data.label_column", "label", "--train.max_steps", 2]
+    command = [*launch, "train_ddpm.py", "--output_dir", tmp_path / "run", *args]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [row["images"] for row in rows(tmp_path / "run")] == ["16", "32"]
+    assert "10 classes" in (tmp_path / "run" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("plan", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])

@@ -12,8 +12,7 @@ import train_ddpm
 import train_ldm
 import train_vq
 from tests.support.evaluations import FakeNetwork
-from tests.support.runs import EVERY_STEP, VQ, rows, run
-from tests.test_pixel_task import SMALL
+from tests.support.runs import DDPM, EVERY_STEP, VQ, rows, run
 from tinyldm import checkpoint, features, metrics, sampling
 from tinyldm.config import TrainDDPM
 from tinyldm.errors import UserError
@@ -38,7 +37,7 @@ def data(small_faces, tmp_path):
 
 @pytest.fixture
 def args(data):
-    return [*data, *SMALL, *EVERY_STEP, *MEASURED, "--train.checkpointing_steps", 2, "--train.checkpoints_total_limit", 1]
+    return [*data, *DDPM, *EVERY_STEP, *MEASURED, "--train.checkpointing_steps", 2, "--train.checkpoints_total_limit", 1]
 
 
 def test_it_is_the_distance_of_the_samples_that_the_run_draws(args, tmp_path, monkeypatch, network):

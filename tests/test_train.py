@@ -140,12 +140,13 @@ def test_sample_leaves_every_kind_of_picture(ldm_run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["vq", "ldm"])
 def test_a_resumed_run_equals_an_unbroken_one(kind, request, tmp_path, monkeypatch):
-    """Bit for bit: weights, averaged weights, optimizers (by the weights after them) and metrics, with flips, accumulation
-    and, for the first stage, both optimizers and the revival of codes."""
+    """Bit for bit: weights, averaged weights, optimizers (by the weights after them) and metrics, with flips, accumulation,
+    dropout and, for the first stage, both optimizers and the revival of codes."""
     if kind == "vq":
         script, network, args = train_vq, "autoencoder", [*DATA, *EVERY_STEP, *VQ]
     else:
-        script, network, args = train_ldm, "unet", request.getfixturevalue("ldm_args")
+        script, network = train_ldm, "unet"
+        args = [*request.getfixturevalue("ldm_args"), "--unet.dropout", 0.2]
     args = [*args, "--train.gradient_accumulation_steps", 2, "--train.checkpointing_steps", 4, "--train.eval_steps", 3]
     run(monkeypatch, script, "--output_dir", tmp_path / "whole", *args, "--train.max_steps", 7)
     run(monkeypatch, script, "--output_dir", tmp_path / "broken", *args, "--train.max_steps", 7)
@@ -255,6 +256,17 @@ def test_changed_keys_are_named_and_harmless_ones_accepted(ldm_args, tmp_path, m
     told = capsys.readouterr().err
     assert "changed since step-1: train.max_steps 1 -> 2, train.batch_size 8 -> 4\n" in told
     assert "images per step 8 -> 4: the order of the images goes on from another place" in told
+    assert [row["images"] for row in rows(tmp_path / "run")] == ["8", "12"]
+    assert "12 images seen" in (tmp_path / "run" / "README.md").read_text()
+    adam = ["--train.adam_beta1", 0.8, "--train.adam_weight_decay", 0.5]
+    run(monkeypatch, train_ldm, *args, *adam, "--train.max_steps", 3, "--resume", "latest")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "step-3" / "optimizers.pt", weights_only=True)
+    assert [(group["betas"][0], group["weight_decay"]) for group in saved["unet"]["param_groups"]] == [(0.8, 0.5)]
+    # 3 steps had 8, 4 and 8 images; the others of the two epochs are seen 4 in a step.
+    saved = json.loads((tmp_path / "run" / "checkpoints" / "step-3" / "state.json").read_text())
+    steps = 3 + round((2 * saved["examples_per_epoch"] - 20) / 4)
+    with pytest.raises(UserError, match=f"a step has 4 images now and had 8, .* give --train.max_steps {steps} for the 2 ep"):
+        run(monkeypatch, train_ldm, *args, "--train.num_epochs", 2, "--train.batch_size", 4, "--resume", "latest")
 
 
 def test_a_first_stage_that_does_not_fit_is_refused(ldm_args, vq_run, tmp_path, monkeypatch):

@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from diffusers import VQModel
 from diffusers.training_utils import EMAModel
 
+import train_vq
 from tests.support import models
+from tests.support.runs import DATA, EVERY_STEP, VQ, rows, run
 from tinyldm.config import DataConfig, FirstStageConfig, TrainConfig, TrainVQ, VQLossConfig
 from tinyldm.data import Examples, to_float
 from tinyldm.diffusers_sections import VQConfig
@@ -316,6 +318,15 @@ def test_what_is_exported_is_a_first_stage_of_unit_variance(make_task, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------- LPIPS
+
+
+def test_it_can_be_compiled(monkeypatch, tmp_path):
+    """The reconstruction is differentiated more than once when the discriminator has set in."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled(network, backend="aot_eager"))
+    args = [*DATA, *EVERY_STEP, *VQ, "--train.max_steps", 3, "--train.compile", "true"]
+    run(monkeypatch, train_vq, "--output_dir", tmp_path / "run", *args)
+    assert [bool(row["discriminator"]) for row in rows(tmp_path / "run")] == [False, False, True]
 
 
 def test_lpips_without_its_weights_is_one_line_with_what_to_do(monkeypatch):

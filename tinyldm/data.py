@@ -157,7 +157,7 @@ class ImageBatches:
         batch_size: images a batch.
         process: (rank, number of processes).
         length: images in a pass; known after one, or counted when it is needed before.
-        timeout: seconds without a batch after which the stream counts as stalled.
+        timeout: seconds without an example after which the stream counts as stalled.
     """
 
     images: Images
@@ -177,7 +177,7 @@ class ImageBatches:
         """
         for left in reversed(range(RETRIES + 1)):
             try:
-                for batch in read_ahead(self._batches(start), timeout=self.timeout):
+                for batch in read_ahead(self._batches(start), timeout=self.timeout, read=lambda: self.images.source.read):
                     yield batch
                     start += 1
                 return
@@ -227,11 +227,14 @@ def collate(decoded: list[tuple[np.ndarray, int]]) -> Examples:
     return Examples(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(labels))
 
 
-def read_ahead(batches: Generator, depth: int = 4, timeout: float = 600.0) -> Iterator:
+def read_ahead(batches: Generator, depth: int = 4, timeout: float = 600.0, read: Callable[[], int] = lambda: 0) -> Iterator:
     """Run a generator in a thread, `depth` items ahead.
 
+    Args:
+        read: counts what it has read: to find its place in a stream it may read for long before it gives something.
+
     Raises:
-        Stalled: when nothing came for `timeout` seconds.
+        Stalled: when nothing came and nothing was read for `timeout` seconds.
         Exception: what the generator raised.
     """
     ready: queue.Queue = queue.Queue(depth)
@@ -265,9 +268,12 @@ def read_ahead(batches: Generator, depth: int = 4, timeout: float = 600.0) -> It
     atexit.register(stop)  # a daemon thread that is inside pyarrow when the interpreter goes aborts the process
     try:
         while True:
+            read_before = read()
             try:
                 item = ready.get(timeout=timeout)
             except queue.Empty:
+                if read() > read_before:
+                    continue
                 raise Stalled(f"the data stream gave nothing for {timeout:.0f} s: check the network") from None
             if isinstance(item, StopIteration):
                 return

@@ -83,7 +83,7 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
     if isinstance(config, TrainVQ):
         yield Part("VQModel", lambda: Autoencoder(make_vq(config)), (channels, side, side))
         if config.loss.adversarial_weight:
-            shape = config.loss.discriminator_channels, config.loss.discriminator_layers
+            shape = config.loss.discriminator_channels, config.loss.discriminator_layers, channels
             yield Part("discriminator, an image or reconstruction", lambda: Discriminator(*shape), (channels, side, side))
         if config.loss.perceptual == "lpips":
             notes.append("LPIPS is not counted: a VGG16 on each image and on its reconstruction")
@@ -239,7 +239,7 @@ def describe(config: Training) -> str:
     else:
         accumulated = batch * config.train.gradient_accumulation_steps
         wanted, told = config.train.max_steps * accumulated, f"{config.train.max_steps:,} steps of {accumulated} images"
-    lines += ["", f"{told} will take {duration(wanted * seconds)} here ({hardware()}): {1 / seconds:,.1f} images/s."]
+    lines += ["", f"{told} will take {duration(wanted * seconds)} here ({hardware(device)}): {1 / seconds:,.1f} images/s."]
     if images:
         lines[-1] += f" An epoch of {images:,} images: {duration(images * seconds)}."
     for speed, trained in speeds.values():

@@ -245,8 +245,9 @@ class Evaluation:
     def reconstruct(self, first_stage: FirstStage, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 images (B, 3, H, W) -> their latents, and what the first stage makes of them, uint8."""
         weight = next(first_stage.model.parameters())
-        latents = first_stage.encode(to_float(batch.to(weight.device)).to(weight.dtype))
-        return latents, to_uint8(first_stage.decode(latents))
+        images = batch[:, : first_stage.model.config.in_channels]  # all three are the same where it is for grey ones
+        latents = first_stage.encode(to_float(images.to(weight.device)).to(weight.dtype))
+        return latents, to_uint8(first_stage.decode(latents)).expand(-1, 3, -1, -1)
 
     def first_stage(self, first_stage: FirstStage) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reconstructions of the held-out part against the held-out part itself."""

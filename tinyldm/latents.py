@@ -212,7 +212,7 @@ class _Builder:
         total = self.images.source.known_length()
         with tqdm(unit="image", desc=doing, initial=kept, total=total, dynamic_ncols=True, disable=not main) as bar:
             latents: list[np.ndarray] = []
-            for number, batch in read_ahead(self._batches()):
+            for number, batch in read_ahead(self._batches(), read=lambda: self.images.source.read):
                 if isinstance(batch, torch.Tensor):
                     latents.append(self._encode(batch))
                     bar.update(len(batch) * self.accelerator.num_processes)
@@ -377,7 +377,7 @@ class EncodedBatches:
 
     def __call__(self, start: int = 0) -> Iterator[torch.Tensor]:
         """float32 (B, C, h, w), unscaled, from micro-batch number `start` on."""
-        yield from read_ahead(self._encoded(start), depth=1)
+        yield from read_ahead(self._encoded(start), depth=1, read=lambda: self.images.images.source.read)
 
     def _encoded(self, start: int) -> Iterator[torch.Tensor]:
         seed = derive_seed("mirrored", self.seed)

@@ -64,6 +64,10 @@ class Pieces:
             self.rows += int(piece["rows"])
             self.position, self.complete = int(piece["position"]), bool(piece["complete"])
 
+    def enough(self, wanted: int | None) -> bool:
+        """Whether the first `wanted` rows are there (None: as many as the source has)."""
+        return self.complete or (wanted is not None and self.rows >= wanted)
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """While one process adds, another that wants to is refused with a UserError."""
@@ -116,24 +120,29 @@ def fill(
     Returns:
         How many rows there are, up to `wanted`.
     """
-    with pieces.alone():
-        missing = None if wanted is None else wanted - pieces.rows
-        if pieces.complete or (missing is not None and missing <= 0):
-            return pieces.rows if wanted is None else min(pieces.rows, wanted)
-        waiting: list[dict[str, np.ndarray]] = []
-        since, made, after = time.monotonic(), pieces.rows, pieces.position
-        with tqdm(total=wanted, initial=made, unit="image", desc=doing, dynamic_ncols=True) as bar:
-            for batch, after in batches(pieces.position, missing):
-                waiting.append(make(batch))
-                made += len(batch)
-                bar.update(len(batch))
-                if time.monotonic() - since >= SECONDS:
-                    pieces.add(_joined(waiting), after)
-                    waiting, since = [], time.monotonic()
-        ended = wanted is None or made < wanted
-        if waiting or ended:
-            pieces.add(_joined(waiting), after, ended)
-    return pieces.rows
+    if not pieces.enough(wanted):  # else several processes may look at the same time
+        with pieces.alone():
+            _add_missing(pieces, wanted, batches, make, doing)
+    return pieces.rows if wanted is None else min(pieces.rows, wanted)
+
+
+def _add_missing(pieces: Pieces, wanted: int | None, batches: Callable, make: Callable, doing: str) -> None:
+    if pieces.enough(wanted):  # since another process has made it
+        return
+    missing = None if wanted is None else wanted - pieces.rows
+    waiting: list[dict[str, np.ndarray]] = []
+    since, made, after = time.monotonic(), pieces.rows, pieces.position
+    with tqdm(total=wanted, initial=made, unit="image", desc=doing, dynamic_ncols=True) as bar:
+        for batch, after in batches(pieces.position, missing):
+            waiting.append(make(batch))
+            made += len(batch)
+            bar.update(len(batch))
+            if time.monotonic() - since >= SECONDS:
+                pieces.add(_joined(waiting), after)
+                waiting, since = [], time.monotonic()
+    ended = wanted is None or made < wanted
+    if waiting or ended:
+        pieces.add(_joined(waiting), after, ended)
 
 
 def difference(before: Any, now: Any, path: str = "") -> str:

@@ -31,8 +31,8 @@ class PixelTask(DiffusionTask):
         # Counting a stream means reading it.
         self.examples_per_epoch = self.stream.length = sources[0].length() if config.train.max_steps is None else None
         images, labels = first_examples(held_out, config.train.num_eval_images)
-        classes = sources[0].classes
-        super().__init__(config, accelerator, to_float(images), labels if classes else None, classes)
+        self.classes = sources[0].classes
+        super().__init__(config, accelerator, to_float(images), labels if self.classes else None, self.classes)
 
     @property
     def corrupt(self) -> int:
@@ -85,6 +85,6 @@ class PixelTask(DiffusionTask):
             "schedule": f"{scheduler.beta_schedule}, {scheduler.num_train_timesteps} timesteps",
             "timesteps": scheduler.num_train_timesteps,
             "variance": scheduler.variance_type,
-            "classes": self.networks["unet"].config.num_class_embeds if self.config.data.label_column else None,
+            "classes": self.classes,
             "timesteps_per_image": TIMESTEPS_PER_IMAGE,
         }

@@ -2,17 +2,19 @@
 
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from tinyldm.config import TrainConfig
 from tinyldm.errors import UserError
 
+PATIENCE = timedelta(hours=12)  # of processes for one that waits until another run has encoded the same images
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # no USR1 on Windows
 
 
@@ -32,10 +34,12 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
     if train.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.mixed_precision fp16 needs a GPU; leave it at no on a CPU")
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # said, or several processes on a CPU would not find each other
+        # Said, or several processes on a CPU would not find each other; and Apple's GPUs have no float64.
+        cpu=not torch.cuda.is_available(),
         mixed_precision=train.mixed_precision,
         log_with=None if train.log_with == "none" else train.log_with,
         project_dir=str(Path(output_dir) / "logs"),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     if accelerator.device.type == "cpu":
         # accelerate launch sets OMP_NUM_THREADS to 1 where nothing is said: a laptop would train on one of its cores.
@@ -63,7 +67,8 @@ class StopRequest:
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.received = 0
-        self._gathered: torch.Tensor | None = None
+        self._told: torch.Tensor | None = None
+        self._arrived = torch.cuda.Event() if accelerator.device.type == "cuda" else None
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -81,11 +86,15 @@ class StopRequest:
         """The signal that asks for a stop; to be called once a step by every process.
 
         Several processes must stop at the same step, so they tell each other. What is read is what they told at the step
-        before: that has arrived by now, and a GPU need not be waited for.
+        before: that has arrived by now, and the GPU need not be waited for.
         """
         number = self.received
         if self.accelerator.num_processes > 1:
-            told = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
-            number = 0 if self._gathered is None else int(self._gathered.max())
-            self._gathered = told
+            told = self.accelerator.gather(torch.full((1,), number, device=self.accelerator.device)).max()
+            if self._arrived:
+                self._arrived.synchronize()
+            number = 0 if self._told is None else int(self._told)
+            self._told = told.to("cpu", non_blocking=True)  # into pinned memory
+            if self._arrived:
+                self._arrived.record()
         return signal.Signals(number) if number else None

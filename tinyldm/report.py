@@ -71,7 +71,6 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
         data=data,
         figures=[(LABELS[key][0], f"{value:.4g}") for key, value in figures.items()],
         remarks=remarks(config.train, facts["best_step"]),
-        hardware=hardware(),
         torch_version=torch.__version__,
         picture=samples[-1].relative_to(run) if samples else None,
         curve=(run / "loss.png").exists(),
@@ -96,11 +95,11 @@ def remarks(train: TrainConfig, best_step: int | None) -> str:
     return "\n".join(lines)
 
 
-def hardware() -> str:
-    """What the run ran on, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
+def hardware(device: torch.device, processes: int = 1) -> str:
+    """What a run ran on, in words."""
+    if device.type == "cuda":
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
+    return f"CPU, {processes * torch.get_num_threads()} threads ({platform.machine()})"
 
 
 def duration(seconds: float) -> str:

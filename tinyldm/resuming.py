@@ -28,6 +28,7 @@ def snapshot(trainer: "Trainer", logged: dict[str, torch.Tensor]) -> tuple[dict[
     optimizers["logged"] = logged  # a run that is stopped between two rows of metrics.csv
     state = {
         "step": trainer.step,
+        "images": trainer.images,
         "seconds": trainer.seconds,
         "images_per_step": trainer.images_per_step,
         "built_on": trainer.task.built_on,
@@ -61,12 +62,14 @@ def _restore(trainer: "Trainer", networks: dict[str, dict[str, torch.Tensor]], o
     for name, network in trainer.task.networks.items():
         trainer.accelerator.unwrap_model(network).load_state_dict(networks[name])
         trainer.optimizers[name].load_state_dict(optimizers[name])
+    train = trainer.config.train
     for name, schedule in trainer.schedules.items():
         # The course may have changed with the number of steps: it is a function of the step, so it is set, not loaded.
         schedule.last_epoch = state["step"]
         bare = trainer.optimizers[name].optimizer
         for group, base, factor in zip(bare.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
             group["initial_lr"], group["lr"] = base, base * factor(state["step"])
+            group["betas"], group["weight_decay"] = (train.adam_beta1, train.adam_beta2), train.adam_weight_decay
         schedule._last_lr = [group["lr"] for group in bare.param_groups]
     for name, values in trainer.task.buffers.items():
         values.copy_(optimizers["buffers"][name])
@@ -75,7 +78,7 @@ def _restore(trainer: "Trainer", networks: dict[str, dict[str, torch.Tensor]], o
     trainer.ema.optimization_step = state["step"]
     if trainer.accelerator.scaler is not None and "scaler" in optimizers:
         trainer.accelerator.scaler.load_state_dict(optimizers["scaler"])
-    trainer.step, trainer.seconds = state["step"], state["seconds"]
+    trainer.step, trainer.images, trainer.seconds = state["step"], state["images"], state["seconds"]
     if state["config"]["train"]["best_by"] == trainer.config.train.best_by:
         trainer.best = (state["best_figure"], state["best_step"])
     trainer.logged = {key: list(values.to(trainer.accelerator.device)) for key, values in optimizers["logged"].items()}
@@ -92,6 +95,14 @@ def _compare_configs(trainer: "Trainer", folder: Path, state: dict[str, Any]) ->
     if state["images_per_step"] != trainer.images_per_step and trainer.accelerator.is_main_process:
         was = f"{state['images_per_step']} -> {trainer.images_per_step}"
         print(f"images per step {was}: the order of the images goes on from another place", file=sys.stderr)
+    train = trainer.config.train
+    if state["images_per_step"] != trainer.images_per_step and train.max_steps is None:
+        left = train.num_epochs * trainer.task.examples_per_epoch - state["images"]
+        steps = state["step"] + max(0, round(left / trainer.images_per_step))
+        raise UserError(
+            f"a step has {trainer.images_per_step} images now and had {state['images_per_step']}, so that train.num_epochs no "
+            f"longer says how many there are to be: give --train.max_steps {steps} for the {train.num_epochs:g} epochs"
+        )
     if state["built_on"] != trainer.task.built_on:
         raise UserError(f"the first stage is not the one of {folder}: train over another one in a new folder")
     if model := [key for key in changed if key.split(".")[0] in ("unet", "vq", "scheduler")]:

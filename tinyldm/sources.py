@@ -5,7 +5,6 @@ set, this is the file to change; `tinyldm.data` makes batches out of a source.
 """
 
 import hashlib
-import itertools
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -43,7 +42,7 @@ class Source:
 
     `dataset` is a datasets.Dataset (random access) or IterableDataset (streamed); `image_column` its column of the type
     Image(decode=False); `label_column` one of class numbers, or None. `told_length` is what the data set's page says of a
-    stream's length.
+    stream's length. `read` counts what has come out of a stream, skipped examples too: whether it is still alive.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
@@ -52,6 +51,7 @@ class Source:
     shuffle_buffer: int
     label_column: str | None = None
     told_length: int | None = None
+    read: int = 0
 
     @property
     def classes(self) -> int | None:
@@ -95,8 +95,10 @@ class Source:
             stream = stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=1)
             stream.set_epoch(epoch)
         try:
-            for example in itertools.islice(stream, start, None):  # stream.skip() would change the order
-                yield lambda example=example: example
+            for position, example in enumerate(stream):
+                self.read += 1
+                if position >= start:  # stream.skip() would change the order
+                    yield lambda example=example: example
         except UNREADABLE as error:
             raise UserError(_why_not(self.name, error)) from error
 

@@ -27,7 +27,7 @@ from tinyldm.config import Training
 from tinyldm.errors import Stopped, UserError
 from tinyldm.processes import StopRequest, make_accelerator
 from tinyldm.quality import Quality
-from tinyldm.randomness import Draw
+from tinyldm.randomness import Draw, derive_seed
 from tinyldm.run_folder import RunFolder, replace_folder
 
 Losses = Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]
@@ -134,7 +134,7 @@ class Trainer:
         self.ema.to(accelerator.device)
         accelerator.init_trackers("tinyldm")
         self.quality = Quality(config, accelerator) if train.metrics_steps else None
-        self.step, self.seconds, self.best = 0, 0.0, (math.inf, None)
+        self.step, self.images, self.seconds, self.best = 0, 0, 0.0, (math.inf, None)
         # Since the last row of metrics.csv; on the device, so that no step waits for a number to arrive.
         self.logged: dict[str, list[torch.Tensor]] = {}
         self.pusher = hub.BackgroundPush(run.path, config.hub) if run and config.hub.push else None
@@ -181,6 +181,8 @@ class Trainer:
             while self.step < self.max_steps:
                 for micro, batch in enumerate(self._take(batches, accumulation)):
                     draw = Draw(self.config.seed, self.step, micro, self.process, accelerator.device)
+                    # Dropout draws from the global generators.
+                    torch.manual_seed(derive_seed("dropout", self.config.seed, self.step, micro, self.process[0]))
                     batch = send_to_device(batch, accelerator.device, non_blocking=True)
                     with self._sync_gradients(micro == accumulation - 1):
                         for _, loss, numbers in self.task.losses(batch, self.step, draw):
@@ -195,6 +197,7 @@ class Trainer:
                     self.schedules[name].step()
                 self.ema.step(self._weights())
                 self.step += 1
+                self.images += self.images_per_step
                 self.task.after_step(self.step, draw, self.ema)
                 bar.update()
 
@@ -280,7 +283,7 @@ class Trainer:
         bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.1f} images/s")
         if self.run:
             rate = self.schedules[self.main].get_last_lr()[0]
-            self.run.log(step=self.step, images=self.step * self.images_per_step, learning_rate=rate, **values)
+            self.run.log(step=self.step, images=self.images, learning_rate=rate, **values)
         self.accelerator.log({**values, "images_per_second": speed}, step=self.step)
 
     def _evaluate(self) -> dict[str, float]:
@@ -326,13 +329,13 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _facts(self) -> dict[str, Any]:
-        images = self.step * self.images_per_step
         return {
             "steps": self.step,
-            "images": images,
+            "images": self.images,
             "images_per_step": self.images_per_step,
             "seconds": self.seconds,
-            "images_per_second": images / self.seconds,
+            "images_per_second": self.images / self.seconds,
+            "hardware": report.hardware(self.accelerator.device, self.accelerator.num_processes),
             "best_step": self.best[1],
             "parameters": count_parameters(self.accelerator.unwrap_model(self.task.networks[self.main])),
             **self.task.facts(),

@@ -40,7 +40,7 @@ class Autoencoder(nn.Module):
     def forward(
         self, images: torch.Tensor, quantize: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Images (B, 3, H, W) in [-1, 1] -> reconstructions, codebook loss (), latents (B, C, h, w), codes (B h w).
+        """Images (B, C, H, W) in [-1, 1] -> reconstructions, codebook loss (), latents (B, C, h, w), codes (B h w).
 
         Args:
             quantize: decode the latents' nearest codes; else the latents themselves, and the codebook loss is 0.
@@ -55,9 +55,9 @@ class Autoencoder(nn.Module):
 class Discriminator(nn.Module):
     """Tells real patches from reconstructed ones (Isola et al. 2017): a small receptive field judges texture, not faces."""
 
-    def __init__(self, channels: int, layers: int):
+    def __init__(self, channels: int, layers: int, in_channels: int = 3):
         super().__init__()
-        widths = [3, *(min(2**i, 8) * channels for i in range(layers)), min(2**layers, 8) * channels]
+        widths = [in_channels, *(min(2**i, 8) * channels for i in range(layers)), min(2**layers, 8) * channels]
         blocks = []
         for i, (wide_in, wide_out) in enumerate(itertools.pairwise(widths)):
             stride = 2 if i < layers else 1
@@ -67,7 +67,7 @@ class Discriminator(nn.Module):
         self.verdict = nn.Conv2d(widths[-1], 1, 4, 1, 1)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Images (B, 3, H, W) -> a logit a patch (B, 1, h, w), positive for real, and each layer's features."""
+        """Images (B, C, H, W) -> a logit a patch (B, 1, h, w), positive for real, and each layer's features."""
         features = []
         for block in self.blocks:
             images = block(images)
@@ -126,7 +126,11 @@ class VQTask:
         self.networks: dict[str, nn.Module] = {"autoencoder": Autoencoder(vq)}
         self.learning_rates = {"autoencoder": config.train.learning_rate}
         if self.loss.adversarial_weight > 0:
-            self.networks["discriminator"] = Discriminator(self.loss.discriminator_channels, self.loss.discriminator_layers)
+            shape = self.loss.discriminator_channels, self.loss.discriminator_layers, config.data.channels
+            self.networks["discriminator"] = Discriminator(*shape)
+            if config.train.compile:
+                # A compiled backward pass would give its buffers away, and this one is passed more than once.
+                torch._functorch.config.donated_buffer = False
             self.learning_rates["discriminator"] = self.loss.discriminator_learning_rate
         self.buffers: dict[str, torch.Tensor] = {}
         self.lpips = load_lpips().to(accelerator.device) if self.loss.perceptual == "lpips" else None

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tinyldm import parsing
+from tinyldm.processes import default_device
 from tinyldm.run_folder import replace_text
 from zsl.baselines import BASELINES
 from zsl.config import Train
@@ -180,7 +181,7 @@ def write(folder: Path, config: Train, data: Dataset, vectors: np.ndarray, resul
         protocols=protocols,
         chosen=chosen,
         pictures=pictures,
-        hardware=hardware(),
+        hardware=hardware(torch.device(default_device(config.device))),
         torch_version=torch.__version__,
         recipe=parsing.to_yaml(config).strip(),
     )

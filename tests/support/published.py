@@ -68,6 +68,7 @@ def finished_run(path: Path, hub: HubConfig = HUB) -> Path:
         "images_per_second": 2.6,
         "parameters": 12345,
         "best_step": 20,
+        "hardware": "CPU, 2 threads",
     }
     model = {"parameters": 12345, "best_step": 20}
     data = {"train_images": 60, "corrupt": 0, "eval_images": 12, "shape": "3 x 8 x 8", "first_stage": "me/vq"}
