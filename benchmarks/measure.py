@@ -77,7 +77,7 @@ def told(name: str, figures: dict[str, float], unit: str = "images/s") -> str:
 
 def clock() -> Callable[[], float]:
     """Tells seconds. On one CPU thread they are the processor's: the same whatever else runs on the machine."""
-    alone = torch.get_num_threads() == 1 and not torch.accelerator.is_available()
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     return time.process_time if alone else time.perf_counter
 
 

@@ -64,7 +64,7 @@ def samplers(
     args = ["--config", str(run / "config.yaml"), *(["--data.name", data] if data else [])]
     config = parse(TrainLDM, "", args)
     train = dataclasses.replace(config.train, metrics_steps=1, metrics_features=features, num_metrics_images=images)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     quality = Quality(dataclasses.replace(config, train=train), accelerator)
     loaded = sampling.load_model(model, str(accelerator.device))
     kept, rows, left_out, end = loaded.scheduler, [], [], time.monotonic() + 60 * minutes

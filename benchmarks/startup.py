@@ -66,7 +66,7 @@ def recipe(name: str, images: int, folder: Path, small: bool) -> Path:
     args += ["--data.split", "train", "--data.eval_split", "validation", "--data.resolution", str(side)]
     args += ["--data.cache_dir", str(folder / "cache"), "--overwrite", "true", "--train.max_steps", "1"]
     args += ["--train.num_eval_images", "1", "--diffusion.preview_images", "1", "--diffusion.preview_steps", "1"]
-    if not torch.accelerator.is_available():
+    if not torch.cuda.is_available():
         args += ["--train.mixed_precision", "no", "--train.compile", "false"]
     parsed = parse(TrainLDM, "", [*args, *(SMALL if small else [])])
     with mock.patch.multiple(FirstStage, encode=_noise, to_half=lambda stage, latents: latents.half()):
