@@ -1,6 +1,6 @@
 """How long should the weights be averaged? Several lengths beside each other in one training of configs/faces64.yaml.
 
-    python -m benchmarks.ema --data ../shared/data/faces --first_stage_run runs/faces64-vq --seconds 900
+    python -m benchmarks.ema --data ../shared/data/faces --first_stage_run runs/faces64-vq --seconds 300
     python -m benchmarks.ema --small true         # a small network for a second
 
 Averages do not change the training, so that one of them compares all lengths without the luck of seeds. An average of decay d
@@ -72,7 +72,7 @@ def main(
     data: str = "../shared/data/faces",
     first_stage_run: str = "runs/faces64-vq",
     cache_dir: str = "~/.cache/tinyldm",
-    seconds: float = 900.0,
+    seconds: float = 300.0,
     small: bool = False,
     output: str = str(RESULTS),
 ) -> None:

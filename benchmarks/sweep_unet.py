@@ -1,5 +1,5 @@
 """Which UNet of about 5M parameters, and which way to train it, learns most in so many seconds? One factor at a time around
-what configs/faces64.yaml was before the sweep, on kept latents.
+configs/faces64.yaml, on kept latents.
 
     python -m benchmarks.sweep_unet --data ../shared/data/faces --first_stage_run runs/faces64-vq --seconds 180 --seeds 2
     python -m benchmarks.sweep_unet --small true         # two variants of a small network for a second each
@@ -66,7 +66,7 @@ def values(factor: str, key: str, *choices: object) -> list[Variant]:
 
 
 LOSS = Figure("eval_loss", "held-out loss", higher_is_better=False)
-# What faces64.yaml was before; now it has what was found better.
+# Said here too, so that the table stays what it is when the recipe changes.
 BASE_ARGS = [*shape([64, 128, 128], 1, (1, 2)), "--train.batch_size", "64", "--train.learning_rate", "1e-3"]
 VARIANTS = [
     Variant(BASE, "64-128-128, 1 layer"),

@@ -82,9 +82,7 @@ def main(
             quality = None
             if quality_images and not small:
                 train = dataclasses.replace(config.train, metrics_features=features)
-                quality = Quality(
-                    dataclasses.replace(config, train=train), Accelerator(cpu=not torch.cuda.is_available())
-                )
+                quality = Quality(dataclasses.replace(config, train=train), Accelerator(cpu=not torch.cuda.is_available()))
             mine, task = ours(config, kind, 60 * minutes, quality, quality_images)
             other = example(config, task, 60 * minutes, quality, quality_images)
             results |= {f"{space}, ours": mine, f"{space}, example": other}
