@@ -78,10 +78,15 @@ def _restore(trainer: "Trainer", networks: dict[str, dict[str, torch.Tensor]], o
     trainer.ema.optimization_step = state["step"]
     if trainer.accelerator.scaler is not None and "scaler" in optimizers:
         trainer.accelerator.scaler.load_state_dict(optimizers["scaler"])
-    trainer.step, trainer.images, trainer.seconds = state["step"], state["images"], state["seconds"]
+    trainer.step, trainer.seconds = state["step"], state["seconds"]
+    trainer.images = _images_seen(state)
     if state["config"]["train"]["best_by"] == trainer.config.train.best_by:
         trainer.best = (state["best_figure"], state["best_step"])
     trainer.logged = {key: list(values.to(trainer.accelerator.device)) for key, values in optimizers["logged"].items()}
+
+
+def _images_seen(state: dict[str, Any]) -> int:
+    return state.get("images", state["step"] * state["images_per_step"])  # older checkpoints do not say
 
 
 def _compare_configs(trainer: "Trainer", folder: Path, state: dict[str, Any]) -> None:
@@ -97,7 +102,7 @@ def _compare_configs(trainer: "Trainer", folder: Path, state: dict[str, Any]) ->
         print(f"images per step {was}: the order of the images goes on from another place", file=sys.stderr)
     train = trainer.config.train
     if state["images_per_step"] != trainer.images_per_step and train.max_steps is None:
-        left = train.num_epochs * trainer.task.examples_per_epoch - state["images"]
+        left = train.num_epochs * trainer.task.examples_per_epoch - _images_seen(state)
         steps = state["step"] + max(0, round(left / trainer.images_per_step))
         raise UserError(
             f"a step has {trainer.images_per_step} images now and had {state['images_per_step']}, so that train.num_epochs no "
