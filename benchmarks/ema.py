@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from jsonargparse import auto_cli
 
-from benchmarks.latents import small_trial
-from benchmarks.measure import RESULTS, ROOT, TimedLatents, record, steps_in, train_steps, use_all_cores
+from benchmarks.latents import faces64_over, small_trial
+from benchmarks.measure import RESULTS, TimedLatents, record, steps_in, train_steps, use_all_cores
 from tinyldm.config import TrainLDM
 from tinyldm.parsing import parse
 from tinyldm.pictures import pyplot
 from tinyldm.randomness import Draw
+from tinyldm.trainer import averaged
 
 LENGTHS = (0.01, 0.03, 0.06, 0.1, 0.2)  # of the training
 NONE, OWN = "no average", "the recipe's"
@@ -32,9 +32,8 @@ MARKS = 4
 class Averaged(TimedLatents):
     """Keeps an average of each length beside the trainer's own, and holds all against the held-out latents at each mark."""
 
-    def __init__(self, config: TrainLDM, accelerator: Accelerator):
-        super().__init__(config, accelerator)
-        self.steps = config.train.max_steps
+    def __init__(self, *args: Any):
+        super().__init__(*args)
         self.averages: dict[str, EMAModel] = {}
         self.found: dict[int, dict[str, float]] = {}
 
@@ -43,29 +42,22 @@ class Averaged(TimedLatents):
         weights = list(self.networks["unet"].parameters())
         if not self.averages:
             for share in LENGTHS:
-                decay = max(0.0, 1 - 1 / (share * self.steps))
+                decay = max(0.0, 1 - 1 / (share * self.config.train.max_steps))
                 # Without diffusers' warm-up, which would cap the long ones.
                 self.averages[f"{share:.1%}"] = EMAModel(weights, decay=decay, min_decay=decay, foreach=True)
         for average in self.averages.values():
             average.step(weights)
-        if step % max(1, self.steps // MARKS) == 0:
-            self.found[step] = {NONE: self.held_out_loss(None)}
-            self.found[step] |= {name: self.held_out_loss(average) for name, average in {**self.averages, OWN: ema}.items()}
+        if step % (self.config.train.max_steps // MARKS) == 0:
+            now = EMAModel(weights)
+            compared = {NONE: now, **self.averages, OWN: ema}
+            self.found[step] = {name: self.held_out_loss(average) for name, average in compared.items()}
         super().after_step(step, draw, ema)
 
     @torch.no_grad()
-    def held_out_loss(self, average: EMAModel | None) -> float:
-        """Of the weights as they are (None), or of their average."""
-        network = self.networks["unet"].eval()
-        weights = list(network.parameters())
-        if average:
-            average.store(weights)
-            average.copy_to(weights)
-        loss = self.summarize(self.evaluate((0, 1)))["eval_loss"]
-        if average:
-            average.restore(weights)
-        network.train()
-        return loss
+    def held_out_loss(self, average: EMAModel) -> float:
+        """Of averaged weights."""
+        with averaged(self.networks["unet"], average):
+            return self.summarize(self.evaluate((0, 1)))["eval_loss"]
 
 
 def main(
@@ -92,15 +84,14 @@ def main(
         if small:
             data, first_stage_run, cache_dir, small_args = small_trial(folder)
             seconds = min(seconds, 1.0)
-        args = ["--config", str(ROOT / "configs/faces64.yaml"), "--output_dir", str(folder / "run"), "--data.name", data]
-        args += ["--first_stage.path", first_stage_run, "--data.cache_dir", cache_dir]
-        config: Any = parse(TrainLDM, "", [*args, *small_args])
+        args = [*faces64_over(data, first_stage_run, cache_dir), "--output_dir", str(folder / "run"), *small_args]
+        config: Any = parse(TrainLDM, "", args)
         steps = max(MARKS, steps_in(config, TimedLatents, seconds))
         task = train_steps(config, Averaged, steps - steps % MARKS).task
     rows = {name: [found[name] for found in task.found.values()] for name in (NONE, *task.averages, OWN)}
     for name, losses in rows.items():
         print(f"{name}: {', '.join(f'{loss:.4f}' for loss in losses)}")
-    record("ema", {"seconds": seconds, "steps": task.steps, "marks": list(task.found), "losses": rows}, output, small)
+    record("ema", {"seconds": seconds, "steps": max(task.found), "marks": list(task.found), "losses": rows}, output, small)
     picture(rows, Path(output) / "ema.png")
 
 

@@ -49,11 +49,14 @@ def faces64(folder: Path, train: int, validation: int, side: int) -> list[str]:
     """Arguments for configs/faces64.yaml over drawn faces, with a small first stage: only its latents' shape matters."""
     first_stage(folder / "vq", small=True)
     drawn_faces(folder / "images", train, validation, side)
-    return [
-        *("--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", str(folder / "vq")),
-        *("--data.name", str(folder / "images"), "--data.resolution", str(side), "--data.cache_dir", str(folder / "cache")),
-        *("--output_dir", str(folder / "run")),
-    ]
+    args = faces64_over(str(folder / "images"), str(folder / "vq"), str(folder / "cache"))
+    return [*args, "--data.resolution", str(side), "--output_dir", str(folder / "run")]
+
+
+def faces64_over(data: str, first_stage: str, cache_dir: str) -> list[str]:
+    """Arguments for configs/faces64.yaml over a data set and a first stage."""
+    args = ["--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", first_stage]
+    return [*args, "--data.name", data, "--data.cache_dir", cache_dir]
 
 
 def small_trial(folder: Path) -> tuple[str, str, str, list[str]]:

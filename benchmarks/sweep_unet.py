@@ -21,8 +21,8 @@ import torch
 from jsonargparse import auto_cli
 
 from benchmarks.compared import ComparedLatents
-from benchmarks.latents import small_trial
-from benchmarks.measure import RESULTS, ROOT, use_all_cores
+from benchmarks.latents import faces64_over, small_trial
+from benchmarks.measure import RESULTS, use_all_cores
 from benchmarks.sweep import BASE, Figure, Variant, chosen_from, run_all, tell
 from tinyldm.config import TrainLDM
 from tinyldm.parsing import parse
@@ -79,7 +79,7 @@ VARIANTS = [
     *values("head size", "unet.attention_head_dim", 16, 64, "null"),
     *values("learning rate", "train.learning_rate", 3e-4, 5e-4, 2e-3, 4e-3),
     *values("batch", "train.batch_size", 16, 32, 128),
-    *values("EMA decay", "train.ema_decay", 0.9, 0.95),  # diffusers' warm-up keeps it below (1 + step) / (10 + step) anyway
+    *values("EMA decay", "train.ema_decay", 0.9, 0.95),  # longer ones are capped by diffusers' warm-up; see ema.py
     *values("min-SNR gamma", "diffusion.snr_gamma", "null", 1, 20),
     Variant("timesteps", "logit-normal", kind=LogitNormal),
     *values("prediction", "scheduler.prediction_type", "epsilon", "sample"),
@@ -134,8 +134,7 @@ def main(
             chosen = [chosen[0], Variant("timesteps", "logit-normal", kind=LogitNormal)]
 
         def make(variant: Variant, run: str) -> Any:
-            args = ["--config", str(ROOT / "configs/faces64.yaml"), *BASE_ARGS, "--output_dir", run]
-            args += ["--first_stage.path", first_stage_run, "--data.name", data, "--data.cache_dir", cache_dir]
+            args = [*faces64_over(data, first_stage_run, cache_dir), *BASE_ARGS, "--output_dir", run]
             args += ["--diffusion.preview_images", "4", "--diffusion.preview_steps", "2", "--train.metrics_steps", "null"]
             return parse(TrainLDM, "", [*args, *small_args, *variant.args])
 

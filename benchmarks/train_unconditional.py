@@ -6,8 +6,8 @@ error, AdamW's betas, decay and epsilon, cosine course with a warm-up, clipped g
 ours, so that the comparison is one of loops: the network, the batch size, the peak learning rate, the noise schedule.
 """
 
-import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import datasets
@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from benchmarks.measure import clock
 from tinyldm.first_stage import FirstStage
+from tinyldm.trainer import averaged
 
 
 @dataclass
@@ -93,14 +94,6 @@ class Example:
             self.seconds.append(now() - started)
             yield step
 
-    @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """The network with its averaged weights, in eval mode."""
-        self.ema.store(self.unet.parameters())
-        self.ema.copy_to(self.unet.parameters())
-        self.unet.eval()
-        try:
-            yield
-        finally:
-            self.unet.train()
-            self.ema.restore(self.unet.parameters())
+        return averaged(self.unet, self.ema)

@@ -152,6 +152,7 @@ def test_help_is_quick_and_names_every_key_with_its_default(script):
         (["--unet.block_out_channels", "64"], "unet.block_out_channels.*tuple"),
         (["--scheduler.prediction_type", "v-prediction"], "scheduler.prediction_type.*v_prediction"),
         (["--scheduler.beta_schedule", "cosine"], "scheduler.beta_schedule.*squaredcos_cap_v2"),
+        (["--scheduler.beta_schedule", "sigmoid"], "scheduler.beta_schedule"),  # which the shipped DDIMScheduler lacks
         (["--unet.time_embedding_type", "sine"], "unet.time_embedding_type.*fourier"),
         (["--config", "missing.yaml"], "missing.yaml"),
     ],

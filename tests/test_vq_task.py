@@ -317,9 +317,6 @@ def test_what_is_exported_is_a_first_stage_of_unit_variance(make_task, tmp_path)
     assert (tmp_path / "picture.png").stat().st_size > 0
 
 
-# ------------------------------------------------------------------------------------------------------------- LPIPS
-
-
 def test_it_can_be_compiled(monkeypatch, tmp_path):
     """The reconstruction is differentiated more than once when the discriminator has set in."""
     compiled = torch.nn.Module.compile
@@ -327,6 +324,9 @@ def test_it_can_be_compiled(monkeypatch, tmp_path):
     args = [*DATA, *EVERY_STEP, *VQ, "--train.max_steps", 3, "--train.compile", "true"]
     run(monkeypatch, train_vq, "--output_dir", tmp_path / "run", *args)
     assert [bool(row["discriminator"]) for row in rows(tmp_path / "run")] == [False, False, True]
+
+
+# ------------------------------------------------------------------------------------------------------------- LPIPS
 
 
 def test_lpips_without_its_weights_is_one_line_with_what_to_do(monkeypatch):

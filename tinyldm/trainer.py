@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -255,18 +255,9 @@ class Trainer:
                     stack.enter_context(self.accelerator.no_sync(network))
             yield
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """The main network with its EMA weights and in eval mode, for evaluation, pictures and export."""
-        weights, network = self._weights(), self.task.networks[self.main]
-        self.ema.store(weights)
-        self.ema.copy_to(weights)
-        network.eval()
-        try:
-            yield
-        finally:
-            network.train()
-            self.ema.restore(weights)
+        return averaged(self.task.networks[self.main], self.ema)
 
     def _log(self, speed: float, bar: tqdm) -> None:
         means = torch.stack([torch.stack(values).float().mean() for values in self.logged.values()])
@@ -340,6 +331,20 @@ class Trainer:
             "parameters": count_parameters(self.accelerator.unwrap_model(self.task.networks[self.main])),
             **self.task.facts(),
         }
+
+
+@contextmanager
+def averaged(network: nn.Module, ema: EMAModel) -> Iterator[None]:
+    """A network with its averaged weights and in eval mode."""
+    weights = list(network.parameters())
+    ema.store(weights)
+    ema.copy_to(weights)
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train()
+        ema.restore(weights)
 
 
 def count_parameters(network: nn.Module) -> int:
