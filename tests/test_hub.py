@@ -176,6 +176,8 @@ def test_latents_of_an_older_commit_are_not_taken(server, tmp_path, capfd):
     assert "the Hub cannot be asked for the last commit of 'me/set': taking the latents of" in capfd.readouterr().out
     assert len(list(stores.iterdir())) == 2
     data = replace(data, revision="v1")
+    server.faults.clear()
+    server.fail("GET", "/revision/v1", status=503, times=99)  # and not what the stream asks for, by its commit
     kept(source)
     assert "taking the latents" not in capfd.readouterr().out and len(list(stores.iterdir())) == 3
 
