@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -209,7 +210,7 @@ def record(name: str, figures: dict[str, Any], output: str, small: bool, script:
     """
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
     result = {
-        "command": f"python -m benchmarks.{script or name} {' '.join(sys.argv[1:])}".strip(),
+        "command": shlex.join(["python", "-m", f"benchmarks.{script or name}", *sys.argv[1:]]),
         "commit": git.stdout.strip() or "unknown",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "small": small,

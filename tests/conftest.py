@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="tinyldm-tests-")
@@ -42,6 +44,21 @@ def ldm_args(vq_run, small_faces, tmp_path_factory) -> list[str]:
     cache = tmp_path_factory.mktemp("cache")
     data = ["--data.name", small_faces, "--data.eval_fraction", "0.2", "--data.resolution", "16", "--data.cache_dir", cache]
     return [*map(str, data), *EVERY_STEP, *LDM, "--first_stage.path", str(vq_run)]
+
+
+@pytest.fixture
+def forgetful():
+    """Accelerate remembers the precision of the runs before, and would refuse another one in this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def traced(monkeypatch) -> None:
+    """torch.compile up to the graphs, without the minutes of code generation."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled(network, backend="aot_eager"))
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,13 @@
 import re
 
 import pytest
+import torch
 from torch import nn
 
 from tests.support.runs import ROOT
 from tinyldm import describe
-from tinyldm.describe import Part, count
+from tinyldm.config import TrainConfig
+from tinyldm.describe import Part, count, measure
 from tinyldm.errors import UserError
 
 SMALL = [*("--unet.block_out_channels", "[32,32]", "--unet.down_block_types", "[DownBlock2D,AttnDownBlock2D]")]
@@ -40,6 +42,29 @@ def test_gradient_checkpointing_needs_less_memory_and_more_work():
     memory = [float(re.search(r"([\d.]+) GiB", text)[1]) for text in (plain, saving)]
     work = [float(re.search(r"GFLOP +([\d.]+) GFLOP", text)[1]) for text in (plain, saving)]
     assert memory[1] < 0.7 * memory[0] and work[0] < work[1] < 1.5 * work[0]
+
+
+class FitsUpTo(nn.Conv2d):
+    """A network on a device that has memory for so many images."""
+
+    def __init__(self, images: int):
+        super().__init__(3, 3, 1)
+        self.images = images
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.images:
+            raise torch.OutOfMemoryError
+        return super().forward(x)
+
+
+def test_a_batch_that_does_not_fit_is_said_and_a_smaller_one_timed(monkeypatch):
+    monkeypatch.setattr(describe, "MEASURED_SECONDS", 1.0)
+    part, cpu = Part("net", lambda: FitsUpTo(5), (3, 8, 8)), torch.device("cpu")
+    assert measure(part, TrainConfig(batch_size=64), cpu, notes := []) > 0
+    assert len(notes) == 1 and notes[0].startswith("8 images at once through the net do not fit")
+    assert measure(part, TrainConfig(batch_size=5), cpu, notes := []) > 0 and not notes
+    with pytest.raises(UserError, match="one image through the net does not fit"):
+        measure(Part("net", lambda: FitsUpTo(0), (3, 8, 8)), TrainConfig(), cpu, [])
 
 
 def test_what_is_said_of_each_kind_of_recipe(vq_run, ldm_run):

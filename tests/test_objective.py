@@ -39,7 +39,7 @@ class FixedError:
     def __init__(self, kind: str, x0: torch.Tensor, noise: torch.Tensor, error: torch.Tensor):
         self.kind, self.x0, self.noise, self.error = kind, x0, noise, error
 
-    def __call__(self, x_t: torch.Tensor, timesteps: torch.Tensor) -> "FixedError":
+    def __call__(self, x_t: torch.Tensor, timesteps: torch.Tensor, class_labels: None) -> "FixedError":
         a = torch.tensor([abar(t) for t in timesteps.tolist()], dtype=torch.float64).sqrt().view(-1, 1, 1, 1)
         b = (1 - a.square()).sqrt()
         guess = self.x0 + self.error
@@ -87,7 +87,7 @@ def test_held_out_losses_are_of_the_clipped_image_where_the_sampler_clips(kind, 
 def test_without_gamma_the_loss_is_the_plain_squared_error(kind, example):
     x0, noise, _ = example
     process = scheduler(prediction_type=kind)
-    nothing = lambda x_t, t: type("Zero", (), {"sample": torch.zeros_like(x_t)})  # noqa: E731
+    nothing = lambda x_t, t, class_labels: type("Zero", (), {"sample": torch.zeros_like(x_t)})  # noqa: E731
     loss = diffusion_loss(nothing, process, x0, noise, T, None)
     torch.testing.assert_close(loss, target(process, x0, noise, T).square().mean((1, 2, 3)), check_dtype=False)
     assert torch.equal(weight(process, T, None), torch.ones(4))
@@ -100,7 +100,7 @@ def test_zero_terminal_snr_is_finite(kind, example):
     assert signal_to_noise(process, torch.tensor([999])) == 0
     everywhere = torch.arange(1000)
     assert weight(process, everywhere, 5.0).isfinite().all()
-    nothing = lambda x_t, t: type("Zero", (), {"sample": torch.zeros_like(x_t)})  # noqa: E731
+    nothing = lambda x_t, t, class_labels: type("Zero", (), {"sample": torch.zeros_like(x_t)})  # noqa: E731
     assert held_out_error(nothing, process, x0, noise, torch.full((4,), 999)).isfinite().all()
     # All is noise there, so that v is -x_0, and min-SNR gives the error the weight SNR = 0.
     last = torch.full((4,), 999)

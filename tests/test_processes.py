@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from tests.support.processes import Training, together
 from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, ROOT, VQ, rows
+from tinyldm.config import TrainConfig
+from tinyldm.processes import make_accelerator
 
 # Sums in another order. That begins at 1e-7 and grows with the steps, fastest in the ratio of two gradients' norms: after six
 # steps 3e-3 on one of two processors that were tried, 1e-4 on the other.
@@ -78,6 +80,12 @@ def test_the_launcher_that_the_readme_names(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [row["images"] for row in rows(tmp_path / "run")] == ["16", "32"]
     assert "10 classes" in (tmp_path / "run" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_what_accelerate_config_says_of_compiling_is_left_to_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    assert make_accelerator(TrainConfig(), str(tmp_path)).state.dynamo_plugin.backend == "NO"
 
 
 @pytest.mark.parametrize("plan", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])

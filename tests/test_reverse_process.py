@@ -60,7 +60,7 @@ class WithVariance(nn.Module):
         self.mean_only, self.forward_process, self.std = GaussianDenoiser(forward, mean, std), forward, std
         self.config = self.mean_only.config
 
-    def forward(self, x, timestep):
+    def forward(self, x, timestep, class_labels=None):
         t = torch.as_tensor(timestep).long().view(1)
         abar = self.forward_process.alphas_cumprod.double()[t]
         # Var[x_{t-1} | x_t] = Var[x_{t-1} | x_t, x_0] + (d mean / d x_0)^2 Var[x_0 | x_t]

@@ -209,6 +209,12 @@ def test_a_few_images_decoded_at_a_time_are_the_same_images(pipeline_folder, mon
     assert torch.equal(in_parts, together)
 
 
+def test_half_precision_leaves_a_vq_first_stage_whole(pipeline_folder):
+    model = load_model(str(pipeline_folder), dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16 and model.first_stage.dtype == torch.float32
+    assert draw(model, 2, 2).shape == (5, 3, 16, 16)
+
+
 # -------------------------------------------------------------------------------------------------- between and during
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline, LDMPipeline, UNet2DModel, VQModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -276,10 +275,13 @@ def test_a_first_stage_that_does_not_fit_is_refused(ldm_args, vq_run, tmp_path, 
         run(monkeypatch, train_ldm, "--output_dir", tmp_path / "b", *ldm_args, "--train.max_steps", 1, "--unet.in_channels", 4)
 
 
-def test_a_missing_logger_or_gpu_is_refused(ldm_args, tmp_path, monkeypatch):
+def test_a_missing_logger_compiler_or_gpu_is_refused(ldm_args, tmp_path, monkeypatch):
     base = ["--output_dir", tmp_path / "a", *ldm_args, "--train.max_steps", 1]
     with pytest.raises(UserError, match="pip install trackio"):
         run(monkeypatch, train_ldm, *base, "--train.log_with", "trackio")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="compile needs a C compiler"):
+        patch.setattr(shutil, "which", lambda name: None)
+        run(patch, train_ldm, *base, "--train.compile", "true")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="xformers needs CUDA"):
             run(monkeypatch, train_ldm, *base, "--train.xformers", "true")
@@ -315,21 +317,18 @@ def test_loaded_by_diffusers_alone(ldm_run):
     assert not pipeline.scheduler.config.clip_sample
 
 
-@pytest.fixture
-def forgetful():
-    """Accelerate remembers the precision of the runs before, and would refuse another one in this process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("forgetful")
-def test_mixed_precision_keeps_losses_and_weights_in_full_precision(ldm_args, tmp_path, monkeypatch):
-    args = ["--train.mixed_precision", "bf16", "--train.max_steps", 1, "--train.batch_size", 2]
-    run(monkeypatch, train_ldm, "--output_dir", tmp_path / "run", *ldm_args, *args)
-    assert 0 < float(rows(tmp_path / "run")[0]["loss"]) < 10
-    weights = load_file(tmp_path / "run/checkpoints/step-1/unet.safetensors").values()
-    assert all(weight.dtype == torch.float32 for weight in weights)
+@pytest.mark.usefixtures("forgetful", "traced")
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_mixed_precision_keeps_losses_and_weights_in_full_precision(compiled, ldm_args, ldm_run, tmp_path, monkeypatch):
+    """As configs/celebahq256.yaml has it on a GPU: compiled too, with a held-out batch that is not full."""
+    args = ["--train.mixed_precision", "bf16", "--train.compile", compiled, "--train.max_steps", 2]
+    small = ["--train.batch_size", 2, "--train.num_eval_images", 3]
+    run(monkeypatch, train_ldm, "--output_dir", tmp_path / "run", *ldm_args, *args, *small)
+    assert all(0 < float(row["loss"]) < 10 for row in rows(tmp_path / "run"))
+    assert 0 < float(rows(tmp_path / "run")[-1]["eval_loss"]) < 100
+    weights = load_file(tmp_path / "run/checkpoints/step-2/unet.safetensors")
+    assert weights.keys() == load_file(ldm_run / "checkpoints/step-6/unet.safetensors").keys()
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
 
 
 def test_when_the_data_end_the_last_step_is_saved_and_the_run_goes_on_from_there(tmp_path, monkeypatch):

@@ -115,7 +115,8 @@ class TrainConfig:
     """Decay of the averaged weights, which are the ones that are evaluated and shipped. It starts low and grows as
     (1 + step) / (10 + step)."""
     compile: bool = False
-    """torch.compile the networks: some minutes at the start, faster steps afterwards."""
+    """torch.compile the networks: some minutes at the start, faster steps afterwards. Needs a C compiler. Not for a first stage
+    with a discriminator, whose adaptive weight would run the compiled backward pass three times."""
     gradient_checkpointing: bool = False
     """Compute inner values again in the backward pass instead of keeping them: less memory, about a third more work."""
     channels_last: bool = True
@@ -198,8 +199,6 @@ class VQLossConfig:
     """Weight of the codebook and commitment loss."""
     adversarial_weight: float = 0.75
     """Weight of the patch discriminator, on top of the adaptive weight that balances the two gradients. 0: none."""
-    feature_matching_weight: float = 0.0
-    """Weight of the L1 distance of its features of image and reconstruction, beside its verdict (Larsen et al. 2016)."""
     discriminator_start: int = 10_000
     """The step at which the discriminator sets in."""
     discriminator_ramp_steps: int = 1000
@@ -386,7 +385,7 @@ class Sample:
     device: str | None = None
     """cuda, mps, cpu ... null: the GPU if there is one."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision of the networks. On a CPU leave it at float32."""
+    """Precision of the networks, but of a VQ first stage: rounding would choose other codes. On a CPU leave it at float32."""
 
     def check(self) -> None:
         """Raise UserError for values that make no sense."""

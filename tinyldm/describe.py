@@ -28,6 +28,7 @@ from tinyldm.denoiser import make_denoiser, make_scheduler, switch_on
 from tinyldm.diffusers_sections import VQConfig
 from tinyldm.errors import UserError, one_line_errors
 from tinyldm.first_stage import FirstStage, load_first_stage
+from tinyldm.latents import ENCODED_AT_ONCE
 from tinyldm.parsing import parse, read_yaml
 from tinyldm.processes import default_device
 from tinyldm.report import duration, hardware
@@ -167,10 +168,17 @@ def held_bytes(cost: Cost, trained: bool, batch_size: int) -> float:
     return cost.parameters * (STATE_BYTES if trained else 4) + batch_size * cost.activations * trained
 
 
-def measure(part: Part, train: TrainConfig, device: torch.device) -> float:
+def measure(part: Part, train: TrainConfig, device: torch.device, notes: list[str]) -> float:
     """Images a second, of batches as large as they can be tried in a few seconds, as a training runs them but for
-    train.compile, which takes longer than that. A CPU gets no mixed precision: it would be told of hours for a step."""
-    network, batch_size = part.make().to(device), train.batch_size
+    train.compile, which takes longer than that. A CPU gets no mixed precision: it would be told of hours for a step.
+
+    Args:
+        notes: gets one where the batch does not fit into the device's memory.
+
+    Raises:
+        UserError: where not even one image does.
+    """
+    network, most = part.make().to(device), train.batch_size if part.trained else min(train.batch_size, ENCODED_AT_ONCE)
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.mixed_precision)
@@ -188,12 +196,19 @@ def measure(part: Part, train: TrainConfig, device: torch.device) -> float:
         made.flatten()[0].item()  # wait for the device
         return time.perf_counter() - since
 
-    batch, started = 1, time.perf_counter()
-    while True:
-        took = min(seconds(batch), seconds(batch))
-        if batch == batch_size or time.perf_counter() - started > MEASURED_SECONDS / 2:
+    batch, larger, took, started = 0, 1, 0.0, time.perf_counter()
+    while batch < most and time.perf_counter() - started < MEASURED_SECONDS / 2:
+        try:
+            took, batch = min(seconds(larger), seconds(larger)), larger
+        except torch.OutOfMemoryError as error:
+            if not batch:
+                raise UserError(f"one image through the {part.name} does not fit into this device's memory") from error
+            notes.append(
+                f"{larger} images at once through the {part.name} do not fit into this device's memory; smaller "
+                "train.batch_size with more train.gradient_accumulation_steps, or train.gradient_checkpointing true, may"
+            )
             break
-        batch = min(2 * batch, batch_size)
+        larger = min(2 * batch, most)
     while time.perf_counter() - started < MEASURED_SECONDS:
         took = min(took, seconds(batch))
     return batch / took
@@ -224,7 +239,7 @@ def describe(config: Training) -> str:
         step = f"{cost.step / 1e9:,.2f} GFLOP" if part.trained else "-"
         memory = f"{held / 2**30:,.2f} GiB" if part.trained else f"{held / 2**30:,.2f} GiB of weights"
         table.append((part.name, f"{cost.parameters:,}", f"{cost.forward / 1e9:,.2f} GFLOP", step, memory))
-        speeds[part.name] = measure(part, config.train, device), part.trained
+        speeds[part.name] = measure(part, config.train, device, notes), part.trained
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 

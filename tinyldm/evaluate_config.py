@@ -61,7 +61,8 @@ class Evaluate:
     device: str | None = None
     """cuda, mps, cpu ... null: the GPU if there is one."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision of the model that draws; features are always found in float32. On a CPU leave it at float32."""
+    """Precision of the model that draws; a VQ first stage and the features are in float32 always. On a CPU leave it at
+    float32."""
     data: DataConfig = field(default_factory=DataConfig)
 
     @property

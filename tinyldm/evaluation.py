@@ -42,6 +42,7 @@ from tinyldm.image_sets import (
 from tinyldm.metrics import Estimate
 from tinyldm.pieces import Pieces, difference
 from tinyldm.processes import default_device
+from tinyldm.sampling import decoded_at_once
 from tinyldm.sources import hub_id, open_sources
 from tinyldm.vq_task import load_lpips
 
@@ -246,8 +247,11 @@ class Evaluation:
         """uint8 images (B, 3, H, W) -> their latents, and what the first stage makes of them, uint8."""
         weight = next(first_stage.model.parameters())
         images = batch[:, : first_stage.model.config.in_channels]  # all three are the same where it is for grey ones
-        latents = first_stage.encode(to_float(images.to(weight.device)).to(weight.dtype))
-        return latents, to_uint8(first_stage.decode(latents)).expand(-1, 3, -1, -1)
+        latents, made = [], []
+        for part in images.split(decoded_at_once(images[0, 0].numel() // first_stage.downscale**2)):
+            latents.append(first_stage.encode(to_float(part.to(weight.device)).to(weight.dtype)))
+            made.append(to_uint8(first_stage.decode(latents[-1])))
+        return torch.cat(latents), torch.cat(made).expand(-1, 3, -1, -1)
 
     def first_stage(self, first_stage: FirstStage) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reconstructions of the held-out part against the held-out part itself."""

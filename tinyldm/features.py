@@ -173,7 +173,14 @@ def load(name: str, device: str = "cpu") -> FeatureNetwork:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used: {error}") from error
     network = NETWORKS[name](device)
-    network.embed = torch.no_grad()(network.embed)
+    embed = network.embed
+
+    @torch.no_grad()
+    def exactly(images: torch.Tensor) -> dict[str, np.ndarray]:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 is the default of convolutions on a GPU
+            return embed(images)
+
+    network.embed = exactly
     return network
 
 

@@ -42,7 +42,7 @@ from tinyldm.sources import Source, commit, hub_id
 
 VERSION = 3
 SHARD = 256  # positions: seconds of work on a GPU, minutes for a large first stage on a CPU
-BATCH = 16
+ENCODED_AT_ONCE = 16
 ABOUT = ("positions", "corrupt", "values", "sum", "squares")  # what a shard's json tells
 
 
@@ -233,7 +233,7 @@ class _Builder:
                 continue
             corrupt_before = self.images.corrupt
             decoded = self.images(shard)
-            while batch := list(itertools.islice(decoded, BATCH)):
+            while batch := list(itertools.islice(decoded, ENCODED_AT_ONCE)):
                 yield number, collate(batch).images
             yield number, {"positions": len(shard), "corrupt": self.images.corrupt - corrupt_before}
 

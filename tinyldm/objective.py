@@ -75,8 +75,8 @@ def diffusion_loss(
     """Losses (B,), each the mean over the elements of its image.
 
     Args:
-        network: (x_t (B, C, H, W), timesteps (B,)) -> object with `.sample` (B, C, H, W), or (B, 2 C, H, W) where it also says
-            the variance.
+        network: (x_t (B, C, H, W), timesteps (B,), class_labels (B,) or None) -> object with `.sample` (B, C, H, W), or
+            (B, 2 C, H, W) where it also says the variance.
         x0: images or latents (B, C, H, W) of about unit variance, in fp32 like `noise`.
         timesteps: (B,) in 0..T-1.
         kind: simple, weighted squared errors; hybrid, 0.001 of the bound beside them, which teaches the variance alone
@@ -84,8 +84,7 @@ def diffusion_loss(
         labels: classes (B,) of a network that knows them.
     """
     x_t = scheduler.add_noise(x0, noise, timesteps)
-    known = {} if labels is None else {"class_labels": labels}
-    predicted = network(x_t, timesteps, **known).sample.float()
+    predicted = network(x_t, timesteps, class_labels=labels).sample.float()
     steps = scheduler.config.num_train_timesteps
     if kind == "bound":
         return steps * step_bits(scheduler, predicted, x0, x_t, timesteps)
@@ -108,6 +107,6 @@ def held_out_error(
     """Mean squared errors (B,) of the x_0 that a sampler would use (clipped where it clips), in units of v: SNR + 1 times
     that of x_0. So held-out losses compare between runs, whatever they were trained to predict. See diffusion_loss."""
     x_t = scheduler.add_noise(x0, noise, timesteps)
-    known = {} if labels is None else {"class_labels": labels}
-    _, expected = reverse_step(scheduler, network(x_t, timesteps, **known).sample.float(), x_t, timesteps)
+    predicted = network(x_t, timesteps, class_labels=labels).sample.float()
+    _, expected = reverse_step(scheduler, predicted, x_t, timesteps)
     return (signal_to_noise(scheduler, timesteps) + 1) * (expected - x0).square().mean((1, 2, 3))

@@ -54,7 +54,7 @@ class PixelTask(DiffusionTask):
         fixed = torch.Generator().manual_seed(derive_seed("bound", self.config.seed, process[0]))
         terms = {key: torch.zeros((), device=device) for key in ("prior", "steps", "decoder")}
         for x0, _, _, *labels in self.my_held_out(process):
-            known = {"class_labels": labels[0]} if labels else {}
+            classes = labels[0] if labels else None
             terms["prior"] += prior_bits(self.scheduler, x0).sum()
             for part in range(TIMESTEPS_PER_IMAGE + 1):
                 # Timestep 0 once, it is the decoder; the others in as many equal parts, one of each part for each image.
@@ -62,7 +62,8 @@ class PixelTask(DiffusionTask):
                 timesteps = (1 + spread * (steps - 1)).long().clamp(max=steps - 1) if part else torch.zeros(len(x0)).long()
                 timesteps, noise = timesteps.to(device), torch.randn(x0.shape, generator=fixed).to(device)
                 x_t = self.scheduler.add_noise(x0, noise, timesteps)
-                bits = step_bits(self.scheduler, unet(x_t, timesteps, **known).sample.float(), x0, x_t, timesteps).sum()
+                predicted = unet(x_t, timesteps, class_labels=classes).sample.float()
+                bits = step_bits(self.scheduler, predicted, x0, x_t, timesteps).sum()
                 terms["steps" if part else "decoder"] += bits * ((steps - 1) / TIMESTEPS_PER_IMAGE if part else 1)
         return {**sums, **terms}
 

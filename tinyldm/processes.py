@@ -1,6 +1,7 @@
 """The processes of a training: what each may use, and how all of them stop together."""
 
 import os
+import shutil
 import signal
 from datetime import timedelta
 from pathlib import Path
@@ -33,11 +34,17 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
             raise UserError(f"train.log_with {train.log_with} needs the package: pip install {train.log_with}") from error
     if train.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.mixed_precision fp16 needs a GPU; leave it at no on a CPU")
+    if train.compile and not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang", "cl"))):
+        raise UserError(
+            "train.compile needs a C compiler and Python's headers (Debian, Ubuntu: apt install build-essential python3-dev); "
+            "set it to false to go without"
+        )
     accelerator = Accelerator(
         # Said, or several processes on a CPU would not find each other; and Apple's GPUs have no float64.
         cpu=not torch.cuda.is_available(),
         mixed_precision=train.mixed_precision,
         log_with=None if train.log_with == "none" else train.log_with,
+        dynamo_backend="no",  # train.compile decides: what accelerate's own config asks for would rename the weights
         project_dir=str(Path(output_dir) / "logs"),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )

@@ -18,6 +18,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     UNet2DModel,
     UniPCMultistepScheduler,
+    VQModel,
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -83,6 +84,8 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
             f"model {path} is a {type(pipeline).__name__} of {', '.join(parts)}; sampling needs a UNet2DModel and a scheduler"
         )
     first_stage = parts.get("vqvae") or parts.get("vae")
+    if isinstance(first_stage, VQModel):
+        first_stage.float()  # in half precision a fifth of the latents would find another code than their own
     try:
         modules = [part.to(device).eval() if part is not None else None for part in (parts["unet"], first_stage)]
     except (RuntimeError, AssertionError) as error:
@@ -135,7 +138,7 @@ def denoise(
 
     Args:
         noise: standard normal (B, C, S, S).
-        num_inference_steps: network evaluations (Heun's method takes two a step).
+        num_inference_steps: as the scheduler counts them; Heun's method evaluates the network 2 N - 1 times.
         random: generators of the noise that ddpm, ddim with eta > 0 and other stochastic samplers add in each step.
         eta: DDIM's, from 0 (deterministic) to 1 (ancestral).
         watch: called with (step, what the network sees) before each step, and with x_0 at the end.
@@ -157,7 +160,7 @@ def denoise(
     if eta and "eta" not in accepted:
         raise UserError(f"eta means nothing to the model's {type(scheduler).__name__}; leave it away, or choose scheduler ddim")
     extra = {key: value for key, value in {"eta": eta, "generator": random}.items() if key in accepted}
-    known = {} if labels is None else {"class_labels": labels.to(model.device)}
+    labels = None if labels is None else labels.to(model.device)
     # A learned variance is of use to the ancestral sampler alone.
     channels = None if isinstance(scheduler, DDPMScheduler) else noise.shape[1]
     x = noise.to(model.device, model.dtype) * scheduler.init_noise_sigma
@@ -165,11 +168,16 @@ def denoise(
         seen = scheduler.scale_model_input(x, t)
         if watch:
             watch(step, seen)
-        predicted = model.unet(seen, t, **known).sample[:, :channels]
+        predicted = model.unet(seen, t, class_labels=labels).sample[:, :channels]
         x = scheduler.step(predicted, t, x, **extra).prev_sample
     if watch:
         watch(len(scheduler.timesteps), x)
     return x
+
+
+def decoded_at_once(positions: int) -> int:
+    """How many latents of so many positions a first stage gets at a time."""
+    return max(1, DECODED_AT_ONCE // positions)
 
 
 @torch.no_grad()
@@ -179,8 +187,8 @@ def to_images(model: Model, x0: torch.Tensor) -> torch.Tensor:
 
     A decoder's inner values take hundreds of times the memory of its latents, so it gets a few of them at a time."""
     if model.first_stage is not None:
-        x0 = x0 / model.first_stage.config.scaling_factor
-        few = max(1, DECODED_AT_ONCE // x0[0, 0].numel())
+        x0 = x0.to(model.first_stage.dtype) / model.first_stage.config.scaling_factor
+        few = decoded_at_once(x0[0, 0].numel())
         x0 = torch.cat([model.first_stage.decode(part).sample for part in x0.split(few)])
     return ((x0.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 

@@ -63,16 +63,12 @@ class Discriminator(nn.Module):
             stride = 2 if i < layers else 1
             norm = nn.Identity() if i == 0 else nn.GroupNorm(math.gcd(8, wide_out), wide_out)
             blocks.append(nn.Sequential(nn.Conv2d(wide_in, wide_out, 4, stride, 1), norm, nn.LeakyReLU(0.2)))
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.Sequential(*blocks)
         self.verdict = nn.Conv2d(widths[-1], 1, 4, 1, 1)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Images (B, C, H, W) -> a logit a patch (B, 1, h, w), positive for real, and each layer's features."""
-        features = []
-        for block in self.blocks:
-            images = block(images)
-            features.append(images)
-        return self.verdict(images), features
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> a logit a patch (B, 1, h, w), positive for real."""
+        return self.verdict(self.blocks(images))
 
 
 def load_lpips() -> nn.Module:
@@ -178,14 +174,8 @@ class VQTask:
         # One pass through the discriminator serves both players: its gradient at the reconstruction goes on into the
         # autoencoder, its gradient at its own weights comes from the hinge loss below.
         fake = reconstructed.detach().requires_grad_()
-        verdicts, features = self.networks["discriminator"](torch.cat([images, fake]))
-        real_verdict, fake_verdict = verdicts.chunk(2)
-        adversarial_loss = -fake_verdict.mean()
-        if loss.feature_matching_weight:
-            matching = sum(F.l1_loss(both.chunk(2)[1], both.chunk(2)[0].detach()) for both in features) / len(features)
-            numbers["feature_matching"] = matching
-            adversarial_loss = adversarial_loss + loss.feature_matching_weight * matching
-        (adversarial_gradient,) = torch.autograd.grad(adversarial_loss, fake, retain_graph=True)
+        real_verdict, fake_verdict = self.networks["discriminator"](torch.cat([images, fake])).chunk(2)
+        (adversarial_gradient,) = torch.autograd.grad(-fake_verdict.mean(), fake, retain_graph=True)
         (reconstruction_gradient,) = torch.autograd.grad(reconstruction_loss, reconstructed, retain_graph=True)
         numbers["adaptive_weight"] = self._adaptive_weight(reconstructed, reconstruction_gradient, adversarial_gradient)
         ramp = min(1.0, (step - loss.discriminator_start + 1) / max(1, loss.discriminator_ramp_steps))
@@ -211,7 +201,9 @@ class VQTask:
     @torch.no_grad()
     def _watch_codes(self, latents: torch.Tensor, codes: torch.Tensor) -> None:
         model = self.accelerator.unwrap_model(self.networks["autoencoder"])
-        uses = torch.bincount(codes.flatten(), minlength=len(model.uses)).to(model.uses)
+        # bincount would wait for the GPU, to know how large its result is.
+        used = codes.flatten()
+        uses = torch.zeros_like(model.uses).index_add_(0, used, torch.ones_like(used, dtype=model.uses.dtype))
         model.uses += self.accelerator.reduce(uses, "sum") if self.accelerator.num_processes > 1 else uses
         self.latents = latents.detach().movedim(1, -1).flatten(0, -2).float()  # (B h w, C)
 

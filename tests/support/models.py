@@ -73,7 +73,7 @@ class GaussianDenoiser(nn.Module):
         self.alphas_cumprod, self.kind = forward.alphas_cumprod.double(), forward.config.prediction_type
         self.mean, self.std = mean, std
 
-    def forward(self, x: torch.Tensor, timestep: torch.Tensor | float) -> SimpleNamespace:
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor | float, class_labels: None = None) -> SimpleNamespace:
         abar = self.alphas_cumprod[torch.as_tensor(timestep).long()].reshape(-1, 1, 1, 1)
         a, b = abar.sqrt(), (1 - abar).sqrt()
         x0 = self.mean + a * self.std**2 / (abar * self.std**2 + 1 - abar) * (x.double() - a * self.mean)
@@ -101,7 +101,7 @@ class MixtureDenoiser(nn.Module):
         self.alphas_cumprod, self.kind = forward.alphas_cumprod.double(), forward.config.prediction_type
         self.shares, self.means, self.covariances = shares.double(), means.double(), covariances.double()
 
-    def forward(self, x: torch.Tensor, timestep: torch.Tensor | float) -> SimpleNamespace:
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor | float, class_labels: None = None) -> SimpleNamespace:
         abar = self.alphas_cumprod[int(timestep)]
         a, b = abar.sqrt(), (1 - abar).sqrt()
         values = x.double().flatten(1)  # (B, C)

@@ -14,7 +14,7 @@ VQ = [
     *("--vq.block_out_channels", "[8,8,16]", "--vq.layers_per_block", "1", "--vq.norm_num_groups", "4"),
     *("--vq.num_vq_embeddings", "32", "--loss.perceptual", "none", "--loss.gradient_weight", "1"),
     *("--loss.discriminator_start", "2", "--loss.discriminator_channels", "8", "--loss.discriminator_layers", "1"),
-    *("--loss.feature_matching_weight", "1", "--loss.revive_steps", "3", "--train.batch_size", "4"),
+    *("--loss.revive_steps", "3", "--train.batch_size", "4"),
     *("--data.random_flip", "true", "--train.learning_rate", "1e-3"),
 ]
 LDM = [
