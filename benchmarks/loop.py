@@ -5,7 +5,7 @@
 
 The steps are timed in pairs with the bare ones: latents from the store, noise, loss, clipped gradients, averaged weights,
 numbers to log. What happens now and then (a row of metrics.csv, an evaluation, a picture, a checkpoint) is timed by itself
-in the same trainings, and counted at the intervals that are the defaults of `train`.
+in the same trainings, and counted at the intervals that are the defaults of `train`, and at those of the recipe.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import torch
 from jsonargparse import auto_cli
 
 from benchmarks.latents import SMALL, faces64
-from benchmarks.measure import RESULTS, TimedLatents, changed, in_turns, ratio, record, told, use_all_cores
+from benchmarks.measure import RESULTS, ROOT, TimedLatents, changed, in_turns, ratio, record, told, use_all_cores
 from tinyldm.config import TrainConfig, TrainLDM
 from tinyldm.denoiser import make_denoiser
 from tinyldm.parsing import parse
@@ -101,16 +101,22 @@ def main(pairs: int = 8, steps: int = 8, small: bool = False, output: str = str(
             return size / bare_step(config, side // 4, steps)
 
         found = ratio(in_turns(ours, bare, pairs))
-        # What is done now and then, at the default intervals, in seconds a step.
-        defaults = TrainConfig()
-        medians = {key: statistics.median(seconds) for key, seconds in spent.items()}
-        each = {key: seconds / getattr(defaults, key.split(",")[0]) for key, seconds in medians.items()}
-        whole = size / (size / found["ours"] + sum(each.values()))
-        share = found["median"] * whole / found["ours"]
+    medians = {key: statistics.median(seconds) for key, seconds in spent.items()}
+    recipe = parse(TrainLDM, "", ["--config", str(ROOT / "configs/faces64.yaml")]).train
+    each = {name: now_and_then(medians, train) for name, train in (("defaults", TrainConfig()), ("faces64", recipe))}
+    step = size / found["ours"]
+    shares = {name: found["median"] * step / (step + sum(seconds.values())) for name, seconds in each.items()}
     print(told("the loop's steps against bare ones", found))
-    print(f"with rows, evaluations, pictures and checkpoints at the default intervals: {share:.1%} of the bare steps")
-    figures = {"batch_size": size, "steps": found, "whole": whole, "share": share}
+    for name, share in shares.items():
+        print(f"with rows, evaluations, pictures and checkpoints at the intervals of {name}: {share:.1%} of the bare steps")
+    figures = {"batch_size": size, "steps": found, "shares": shares}
     record("loop", {**figures, "now_and_then": medians, "seconds_a_step": each}, output, small)
+
+
+def now_and_then(spent: dict[str, float], train: TrainConfig) -> dict[str, float]:
+    """Seconds a step, at a training's intervals, of what takes so many seconds each time (an evaluation: of HELD_OUT images)."""
+    images = {"eval_steps": train.num_eval_images / HELD_OUT}
+    return {key: images.get(key, 1) * seconds / getattr(train, key.split(",")[0]) for key, seconds in spent.items()}
 
 
 def bare_step(config: TrainLDM, side: int, steps: int) -> float:

@@ -45,12 +45,17 @@ RELIEF = {
 }
 
 
+def digit(value: float) -> str:
+    """To one digit: more would be guesses."""
+    return f"{float(f'{value:.1g}'):,.15g}"
+
+
 def time(seconds: float) -> str:
-    """In the unit that fits."""
+    """In the unit that fits, to one digit."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
+            return f"{digit(seconds / size)} {unit}"
+    return f"{digit(seconds)} s"
 
 
 def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[str, Any] | None) -> str | None:
@@ -66,7 +71,7 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
         "",
         f"**Assumed**: an image file of {FILE / 1e3:.0f} kB; {ENCODER_SHARE:.0%} of a GPU's TF32 peak in the first stage and "
         f"{DENOISER_SHARE:.0%} of its bf16 peak in the denoiser, which are guesses; that the loop takes from a step there "
-        f"what it takes here, {1 - loop['share']:.1%}; and the machines:",
+        f"what it takes here, {1 - loop['shares']['defaults']:.1%}; and the machines:",
         "",
         row("machine", "GPUs", "TF32, bf16 peak, TFLOP/s", "CPU cores", "network, MB/s", "between GPUs, GB/s"),
         row(*["---"] * 6),
@@ -92,12 +97,13 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
         }
         limits[m.name] = least = min(rates, key=rates.get)
         first = IMAGES / rates[least]
-        compute = BATCH * denoiser["step"] / (m.bf16 * DENOISER_SHARE) / loop["share"]  # seconds of a step of BATCH a GPU
+        # Seconds of a step of BATCH a GPU.
+        compute = BATCH * denoiser["step"] / (m.bf16 * DENOISER_SHARE) / loop["shares"]["defaults"]
         # Gradients in float32 through a ring, not overlapped.
         exchange = 2 * 4 * denoiser["parameters"] * (1 - 1 / m.gpus) / m.link if m.link else 0.0
         speed = m.gpus * BATCH / (compute + exchange)
-        after = [f"{speed:,.0f}", time(IMAGES * EPOCHS / speed), f"{(NIGHT - first) * speed / IMAGES:,.0f}"]
-        lines.append(row(m.name, *(f"{rate:,.0f}" for rate in rates.values()), f"{time(first)}, {least}", *after))
+        after = [digit(speed), time(IMAGES * EPOCHS / speed), digit((NIGHT - first) * speed / IMAGES)]
+        lines.append(row(m.name, *(digit(rate) for rate in rates.values()), f"{time(first)}, {least}", *after))
     kept = VIEWS * 2 * 3 * 64 * 64
     lines += [
         "",
