@@ -114,7 +114,8 @@ def main(pairs: int = 8, steps: int = 8, small: bool = False, output: str = str(
 
 
 def now_and_then(spent: dict[str, float], train: TrainConfig) -> dict[str, float]:
-    """Seconds a step, at a training's intervals, of what takes so many seconds each time (an evaluation: of HELD_OUT images)."""
+    """Seconds a step, at a training's intervals, of what takes so many seconds each time; an evaluation takes them for
+    HELD_OUT images."""
     images = {"eval_steps": train.num_eval_images / HELD_OUT}
     return {key: images.get(key, 1) * seconds / getattr(train, key.split(",")[0]) for key, seconds in spent.items()}
 
