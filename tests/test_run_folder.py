@@ -1,5 +1,6 @@
 import contextlib
 import math
+import os
 import random
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from tinyldm.config import TrainConfig, TrainLDM
 from tinyldm.errors import UserError
 from tinyldm.parsing import read_yaml, to_dict
-from tinyldm.run_folder import RunFolder, read_metrics
+from tinyldm.run_folder import RunFolder, read_metrics, replace_text
 
 
 def config(path, **changes) -> TrainLDM:
@@ -174,6 +175,22 @@ def test_no_metrics_yet(tmp_path):
     assert read_metrics(tmp_path / "metrics.csv") == []
     (tmp_path / "metrics.csv").touch()
     assert read_metrics(tmp_path / "metrics.csv") == []
+
+
+def test_two_processes_that_write_one_file_at_once(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def after_another(aside, file):
+        with monkeypatch.context() as other:
+            other.setattr(os, "replace", replace)
+            other.setattr(os, "getpid", lambda: 1)
+            replace_text(file, "theirs")
+        assert file.read_text() == "theirs"
+        replace(aside, file)
+
+    monkeypatch.setattr(os, "replace", after_another)
+    replace_text(tmp_path / "made_of.json", "ours")
+    assert (tmp_path / "made_of.json").read_text() == "ours" and contents(tmp_path) == {"made_of.json"}
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,9 @@ class RunFolder:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a text file so that a kill at any moment leaves the old or the new one."""
-    aside = file.with_name(f".{file.name}")
+    """Write a text file so that a kill at any moment leaves the old or the new one, and two processes at once leave one of
+    theirs."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
     aside.write_text(text, newline="")
     os.replace(aside, file)
 
