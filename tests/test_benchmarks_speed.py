@@ -30,7 +30,7 @@ from tinyldm.config import TrainLDM, TrainVQ
 from tinyldm.denoiser import make_denoiser
 from tinyldm.parsing import parse
 
-MACHINE = dict.fromkeys(("processor", "python", *measure.LIBRARIES), "1") | {"cores": 2, "gpus": []}
+MACHINE = dict.fromkeys(("processor", "python", *measure.LIBRARIES), "1") | {"cores": 2, "load": 2.0, "gpus": []}
 FROM = {"command": "python -m benchmarks.x", "commit": "abc", "date": "2026-01-01", "small": False, "machine": MACHINE}
 PAIR = {"median": 1.5, "min": 1.0, "max": 2.0, "pairs": 3, "ours": 3.0, "other": 2.0}
 
