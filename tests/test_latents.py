@@ -32,7 +32,7 @@ COUNT, SIDE = 21, 16  # more than two shards, and the last one not full
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(latents, "SHARD", 8)
-    monkeypatch.setattr(latents, "BATCH", 3)
+    monkeypatch.setattr(latents, "ENCODED_AT_ONCE", 3)
 
 
 @pytest.fixture(scope="module")

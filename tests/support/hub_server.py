@@ -60,7 +60,7 @@ class Commit(NamedTuple):
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests of this method whose path holds `part`.
+    """What happens to the next `times` requests of this method whose path holds `part`, and whose first byte lies `within`.
 
     status: answered instead of what was asked, with `message` and `headers`. cut: the connection breaks after so many bytes
     of the file that goes up or down. lose: it is done, but the connection breaks before the answer. flip: the bytes that
@@ -77,6 +77,13 @@ class Fault:
     lose: bool = False
     flip: bool = False
     hang: bool = False
+    within: range | None = None
+
+    def meets(self, method: str, path: str, asked_range: str) -> bool:
+        """Whether it is for this request."""
+        first = re.match(r"bytes=(\d+)-", asked_range)
+        there = self.within is None or (first is not None and int(first[1]) in self.within)
+        return bool(self.times) and method == self.method and self.part in path and there
 
 
 class HubServer:
@@ -120,7 +127,7 @@ class HubServer:
         with self.lock:
             self.requests.append((method, path, asked_range))
             for fault in self.faults:
-                if fault.method == method and fault.part in path and fault.times:
+                if fault.meets(method, path, asked_range):
                     fault.times -= 1
                     return fault
         return Fault(method, path)
