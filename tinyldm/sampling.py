@@ -85,7 +85,7 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
         )
     first_stage = parts.get("vqvae") or parts.get("vae")
     if isinstance(first_stage, VQModel):
-        first_stage.float()  # in half precision a fifth of the latents would find another code than their own
+        first_stage.float()  # in half precision some latents would find another code than their own
     try:
         modules = [part.to(device).eval() if part is not None else None for part in (parts["unet"], first_stage)]
     except (RuntimeError, AssertionError) as error:
