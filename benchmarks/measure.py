@@ -201,6 +201,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def commit() -> str:
+    """Of the code: `-dirty` where anything differs from it but the documents, which the benchmarks themselves write into."""
+
+    def git(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    name = git("rev-parse", "--short", "HEAD").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", ".", ":!docs", ":!README.md").returncode
+    return (name or "unknown") + ("-dirty" if changed == 1 else "")
+
+
 def record(name: str, figures: dict[str, Any], output: str, small: bool, script: str | None = None) -> None:
     """Write output/NAME.json.
 
@@ -208,10 +219,9 @@ def record(name: str, figures: dict[str, Any], output: str, small: bool, script:
         small: it was a trial with sizes that say nothing; docs/performance.md takes none of its numbers.
         script: whose numbers they are, if not NAME's.
     """
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
     result = {
         "command": shlex.join(["python", "-m", f"benchmarks.{script or name}", *sys.argv[1:]]),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "small": small,
         "machine": machine(),

@@ -151,14 +151,15 @@ def samplers(r: Result) -> str:
     cells = []
     ranked = sorted(r["rows"], key=lambda row: (row["evaluations"], statistics.mean(row["fds"])))
     for number, row in enumerate(ranked):
-        best = all(max(row["fds"]) < min(other["fds"]) for other in ranked[:number])
+        # Set by set, since all rows have the same seeds: what the seeds do to one they do to all.
+        best = all(fd < other_fd for other in ranked[:number] for fd, other_fd in zip(row["fds"], other["fds"], strict=True))
         spread = f"{min(row['fds']):.2f} to {max(row['fds']):.2f}" if len(row["fds"]) > 1 else ""
         cells.append([row["sampler"], str(row["steps"]), str(row["evaluations"]), f"{row['seconds']:.3f}"])
         cells[-1] += [f"{statistics.mean(row['fds']):.2f}", *([spread] if spread else []), "yes" if best else ""]
     sets = len(r["rows"][0]["fds"])
     head = ["sampler", "steps", "evaluations", "s an image", f"FD, {r['features']}, {r['images']} images"]
     head += [*([f"of {sets} sets of seeds"] if sets > 1 else []), "best so far"]
-    told = "Best so far: its distances are below all of those above it."
+    told = "Best so far: it is below all rows above it" + (", in each set of seeds." if sets > 1 else ".")
     left = f" No time was left for {'; '.join(r['left_out'])}." if r["left_out"] else ""
     return f"{table(head, cells)}\n\n{told}{left}"
 

@@ -68,12 +68,12 @@ def samplers(
     quality = Quality(dataclasses.replace(config, train=train), accelerator)
     loaded = sampling.load_model(model, str(accelerator.device))
     kept, rows, left_out, end = loaded.scheduler, [], [], time.monotonic() + 60 * minutes
-    slowest = 0.0  # seconds of an evaluation of the network, with what else a row takes
+    each = 0.0  # seconds of an evaluation of the network in the row before, with what else that row took
     for name, steps in tqdm(TABLE, unit="row", dynamic_ncols=True):
         loaded.scheduler = sampling.choose_scheduler(kept, name)
         loaded.scheduler.set_timesteps(steps)
         evaluations = len(loaded.scheduler.timesteps)
-        if time.monotonic() + slowest * evaluations > end:
+        if time.monotonic() + each * evaluations > end:
             left_out.append(f"{name}, {steps} steps")
             continue
         started, fds, drawing = time.perf_counter(), [], 0.0
@@ -82,7 +82,7 @@ def samplers(
             drawn = list(sampling.sample(loaded, images, 64, first, steps))
             drawing += time.perf_counter() - before
             fds.append(quality.distance(quality.sums(drawn)))
-        slowest = max(slowest, (time.perf_counter() - started) / evaluations)
+        each = (time.perf_counter() - started) / evaluations
         seconds = drawing / (sets * images)
         rows.append({"sampler": name, "steps": steps, "evaluations": evaluations, "seconds": seconds, "fds": fds})
         tqdm.write(f"{name}, {steps} steps: {seconds:.3f} s an image, distances {', '.join(f'{fd:.2f}' for fd in fds)}")

@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -194,14 +196,19 @@ def test_what_is_there_may_be_looked_at_by_several(tmp_path):
     assert fill(3) == 3
     with FileLock(tmp_path / ".lock"):
         assert (fill(2), fill(3)) == (2, 3)
-        with pytest.raises(UserError, match="another evaluation is at work"):
-            fill(4)
 
 
-def test_two_at_once_in_one_folder_are_refused(network, model, go, tmp_path):
-    go(*model, "--metrics", "fid")
-    with FileLock(tmp_path / "evaluation/drawn/.lock"), pytest.raises(UserError, match="another evaluation is at work"):
-        go(*model, "--metrics", "fid", "--num_images", 30)
+def test_the_second_of_two_at_once_waits_and_makes_nothing_twice(tmp_path, capsys):
+    first = pieces.Pieces(tmp_path, {}, "")
+    with ThreadPoolExecutor(1) as pool:
+        with first.alone():
+            second = pieces.Pieces(tmp_path, {}, "")
+            waiting = pool.submit(pieces.fill, second, 3, lambda *_: pytest.fail("made again"), None, "")
+            while "waiting for another process, which makes the same" not in capsys.readouterr().err:
+                assert not waiting.done()
+                time.sleep(0.01)
+            first.add({"x": np.ones((3, 2))}, 3)
+        assert waiting.result() == 3 and second.read(3)["x"].shape == (3, 2)
 
 
 def test_a_run_that_trains_is_left_alone(network, model, go, tmp_path):

@@ -226,7 +226,7 @@ def test_another_run_that_builds_the_same_latents_is_waited_for(data, source, st
             time.sleep(0.5)
             assert not waiting.done()
         store = waiting.result()
-    assert "waiting for another run that encodes the same images" in capfd.readouterr().err
+    assert "waiting for another process, which encodes the same images" in capfd.readouterr().err
     assert np.array_equal(np.concatenate(store.shards), np.concatenate(whole.shards))
 
 

@@ -28,14 +28,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from tinyldm.config import DataConfig
 from tinyldm.data import TRANSFORM, ImageBatches, Images, collate, mirror_half, read_ahead, to_float
 from tinyldm.errors import UserError
 from tinyldm.first_stage import FirstStage
-from tinyldm.pieces import difference, digest
+from tinyldm.pieces import difference, digest, one_at_a_time
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.run_folder import replace_text
 from tinyldm.sources import Source, commit, hub_id
@@ -149,13 +148,7 @@ def _alone(folder: Path, made_of: dict[str, Any], accelerator: Accelerator) -> I
         if accelerator.is_main_process:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(folder / ".lock")
-                try:
-                    lock.acquire(timeout=0)
-                except Timeout:
-                    print(f"waiting for another run that encodes the same images, in {folder}", file=sys.stderr)
-                    lock.acquire()
-                stack.callback(lock.release)
+                stack.enter_context(one_at_a_time(folder, "encodes the same images"))
                 if not (folder / "made_of.json").exists():
                     _say_why(folder, made_of)
                     replace_text(folder / "made_of.json", json.dumps(made_of, indent=1))

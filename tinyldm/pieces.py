@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -70,13 +71,10 @@ class Pieces:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """While one process adds, another that wants to is refused with a UserError."""
-        try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                self._look()
-                yield
-        except Timeout:
-            raise UserError(f"another evaluation is at work in {self.folder}; wait for it") from None
+        """While one process adds, another that wants to waits for it, and then sees what was added."""
+        with one_at_a_time(self.folder, "makes the same"):
+            self._look()
+            yield
 
     def add(self, arrays: dict[str, np.ndarray], position: int, complete: bool = False) -> None:
         """One more piece: arrays of as many rows each; none where nothing but the source's end is new."""
@@ -143,6 +141,25 @@ def _add_missing(pieces: Pieces, wanted: int | None, batches: Callable, make: Ca
     ended = wanted is None or made < wanted
     if waiting or ended:
         pieces.add(_joined(waiting), after, ended)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path, does: str) -> Iterator[None]:
+    """Keeps other processes out of a folder; they wait, and say for whom.
+
+    Args:
+        does: what the process that is waited for does: `makes the same`.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process, which {does}, in {folder}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def difference(before: Any, now: Any, path: str = "") -> str:
