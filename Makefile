@@ -35,9 +35,9 @@ bench: .venv/.installed
 ifneq ($(and $(wildcard $(FACES)),$(wildcard runs/faces64),$(wildcard runs/faces64-vq)),)
 	$(BIN)/python -m benchmarks.sampling --model runs/faces64
 	$(BIN)/python -m benchmarks.samplers --model runs/faces64
-	for name in same_image training; do $(BIN)/python -m benchmarks.$$name --data $(FACES) || exit 1; done
+	for name in same_image training ema; do $(BIN)/python -m benchmarks.$$name --data $(FACES) || exit 1; done
 else
-	@echo "left as they are without $(FACES), runs/faces64 and runs/faces64-vq: sampling, samplers, same_image, training"
+	@echo "left as they are without $(FACES), runs/faces64 and runs/faces64-vq: sampling, samplers, same_image, training, ema"
 endif
 	$(BIN)/python -m benchmarks.page
 

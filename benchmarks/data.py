@@ -115,7 +115,7 @@ def torchvision_loop(files: list[bytes], side: int, count: int) -> float:
     """Images a second of torchvision's own decoder and transforms, in a loop."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    transform = v2.Compose([v2.Resize(side, antialias=True), v2.CenterCrop(side)])
+    transform = v2.Compose([v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side)])
 
     def images() -> Iterator[torch.Tensor]:
         for content in itertools.cycle(files):

@@ -133,7 +133,10 @@ def test_every_variant_is_a_recipe_of_about_5_million_parameters():
         assert 4.5e6 <= sum(weight.numel() for weight in unet.parameters()) <= 5.5e6, variant
     for variant in sweep_vq.VARIANTS:
         args = ["--config", str(page.ROOT / "configs/faces64-vq.yaml"), "--output_dir", "x", *sweep_vq.BASE_ARGS, *variant.args]
-        parse(TrainVQ, "", args)
+        config = parse(TrainVQ, "", args)
+        # What is counted in steps begins after as many images with any batch size.
+        assert config.loss.quantize_start * config.train.batch_size == 800
+        assert config.loss.revive_steps * config.train.batch_size == 800
 
 
 def test_a_sweep_goes_on_where_it_stopped(folder, monkeypatch):
