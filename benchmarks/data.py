@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from jsonargparse import auto_cli
 from PIL import Image
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from benchmarks.measure import RESULTS, in_turns, ratio, record, told
+from benchmarks.train_unconditional import example_batches
 from tinyldm import toyfaces
 from tinyldm.config import DataConfig
 from tinyldm.data import ImageBatches, Images
@@ -126,26 +126,9 @@ def torchvision_loop(files: list[bytes], side: int, count: int) -> float:
 
 def diffusers_example(folder: Path, side: int, count: int) -> float:
     """Images a second of what examples/unconditional_image_generation/train_unconditional.py does: a mapped data set in Arrow
-    files, transforms of torchvision on PIL images, a shuffling DataLoader (its default: no workers)."""
+    files, transforms of torchvision on PIL images with its bilinear resizing, a shuffling DataLoader."""
     data = datasets.load_dataset(str(folder), split="train", cache_dir=str(folder.parent / "cache"))
-    augmentations = v2.Compose(
-        [
-            v2.Resize(side, interpolation=v2.InterpolationMode.BILINEAR),
-            v2.CenterCrop(side),
-            v2.Identity(),
-            v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]),
-            v2.Normalize([0.5], [0.5]),
-        ]
-    )
-    data.set_transform(lambda examples: {"input": [augmentations(image.convert("RGB")) for image in examples["image"]]})
-    loader = DataLoader(data, BATCH, shuffle=True, num_workers=0)
-
-    def batches() -> Iterator[torch.Tensor]:
-        while True:
-            for batch in loader:
-                yield batch["input"]
-
-    endless = batches()
+    endless = example_batches(data, side, BATCH, False, v2.InterpolationMode.BILINEAR)
     next(endless)
     return speed(endless, count)
 

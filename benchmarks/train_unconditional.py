@@ -25,6 +25,26 @@ from tinyldm.first_stage import FirstStage
 from tinyldm.trainer import averaged
 
 
+def example_batches(
+    data: datasets.Dataset, side: int, batch_size: int, flip: bool, interpolation: v2.InterpolationMode
+) -> Iterator[torch.Tensor]:
+    """The example's loader (its default: no workers): float32 (B, 3, side, side) in [-1, 1], shuffled, endless."""
+    augmentations = v2.Compose(
+        [
+            v2.Resize(side, interpolation=interpolation),
+            v2.CenterCrop(side),
+            v2.RandomHorizontalFlip() if flip else v2.Identity(),
+            v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]),
+            v2.Normalize([0.5], [0.5]),
+        ]
+    )
+    data = data.with_transform(lambda rows: {"input": [augmentations(image.convert("RGB")) for image in rows["image"]]})
+    loader = DataLoader(data, batch_size=batch_size, shuffle=True, num_workers=0)
+    while True:
+        for batch in loader:
+            yield batch["input"]
+
+
 @dataclass
 class Example:
     """A training of `steps` steps.
@@ -56,28 +76,10 @@ class Example:
             model_cls=UNet2DModel, model_config=self.unet.config,
         )  # fmt: skip
 
-    def batches(self) -> Iterator[torch.Tensor]:
-        """float32 (B, 3, H, W) in [-1, 1], endless."""
-        augmentations = v2.Compose(
-            [
-                v2.Resize(self.side, interpolation=v2.InterpolationMode.BICUBIC),
-                v2.CenterCrop(self.side),
-                v2.RandomHorizontalFlip() if self.flip else v2.Identity(),
-                v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]),
-                v2.Normalize([0.5], [0.5]),
-            ]
-        )
-        data = self.data.with_transform(
-            lambda rows: {"input": [augmentations(image.convert("RGB")) for image in rows["image"]]}
-        )
-        loader = DataLoader(data, batch_size=self.batch_size, shuffle=True, num_workers=0)
-        while True:
-            for batch in loader:
-                yield batch["input"]
-
     def train(self) -> Iterator[int]:
         """Step after step; yields their number."""
-        batches, now = self.batches(), clock()
+        bicubic = v2.InterpolationMode.BICUBIC
+        batches, now = example_batches(self.data, self.side, self.batch_size, self.flip, bicubic), clock()
         for step in range(1, self.steps + 1):
             started = now()
             clean = next(batches).to(self.unet.device)
