@@ -42,7 +42,7 @@ def main(only: list[str] | None = None, small: bool = False, output: str = str(R
                 "forward": cost.forward,
                 "step": cost.step if part.trained else None,
                 "bytes": describe.held_bytes(cost, part.trained, config.train.batch_size),
-                "images_a_second": describe.measure(part, config.train, device, notes),
+                "images_a_second": describe.measure(part, cost, config.train, device, notes),
             }
             print(file.stem, part.name, found[part.name])
         recipes[file.stem] = {"batch_size": config.train.batch_size, "parts": found, "notes": notes}

@@ -1,6 +1,8 @@
 """python -m tinyldm.describe: its counts are those of the closed forms, and it says how long each recipe takes."""
 
 import re
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ from torch import nn
 
 from tests.support.runs import ROOT
 from tinyldm import describe
-from tinyldm.config import TrainConfig
-from tinyldm.describe import Part, count, measure
+from tinyldm.config import FirstStageConfig, TrainConfig
+from tinyldm.describe import Part, count, held_bytes, measure
 from tinyldm.errors import UserError
+from tinyldm.first_stage import load_first_stage
 
 SMALL = [*("--unet.block_out_channels", "[32,32]", "--unet.down_block_types", "[DownBlock2D,AttnDownBlock2D]")]
 SMALL += ["--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]", "--unet.attention_head_dim", "32"]
@@ -57,14 +60,65 @@ class FitsUpTo(nn.Conv2d):
         return super().forward(x)
 
 
+def timed(part: Part, batch_size: int) -> tuple[float, list[str]]:
+    """Images a second, and the notes."""
+    notes: list[str] = []
+    return measure(part, count(part), TrainConfig(batch_size=batch_size), torch.device("cpu"), notes), notes
+
+
 def test_a_batch_that_does_not_fit_is_said_and_a_smaller_one_timed(monkeypatch):
     monkeypatch.setattr(describe, "MEASURED_SECONDS", 1.0)
-    part, cpu = Part("net", lambda: FitsUpTo(5), (3, 8, 8)), torch.device("cpu")
-    assert measure(part, TrainConfig(batch_size=64), cpu, notes := []) > 0
-    assert len(notes) == 1 and notes[0].startswith("8 images at once through the net do not fit")
-    assert measure(part, TrainConfig(batch_size=5), cpu, notes := []) > 0 and not notes
+    part = Part("net", lambda: FitsUpTo(5), (3, 8, 8))
+    speed, notes = timed(part, 64)
+    assert speed > 0 and len(notes) == 1 and notes[0].startswith("8 images at once through the net do not fit")
+    speed, notes = timed(part, 5)
+    assert speed > 0 and not notes
     with pytest.raises(UserError, match="one image through the net does not fit"):
-        measure(Part("net", lambda: FitsUpTo(0), (3, 8, 8)), TrainConfig(), cpu, [])
+        measure(Part("net", lambda: FitsUpTo(0), (3, 8, 8)), count(part), TrainConfig(), torch.device("cpu"), [])
+
+
+def test_a_batch_that_would_take_all_of_the_memory_is_not_tried(monkeypatch):
+    part = Part("net", lambda: nn.Conv2d(3, 3, 1), (3, 8, 8))
+    available = held_bytes(count(part), True, 4)
+    monkeypatch.setattr(describe.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    assert timed(part, 4)[1] == []
+    assert timed(part, 64)[1][0].startswith("8 images at once through the net do not fit")
+
+
+class Slow(nn.Conv2d):
+    """A network that takes a millisecond an image; `batches` are those that it has seen."""
+
+    def __init__(self):
+        super().__init__(3, 3, 1)
+        self.batches: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.is_meta:
+            self.batches.append(len(x))
+            time.sleep(len(x) / 1000)
+        return super().forward(x)
+
+
+def test_a_slow_network_is_timed_at_the_recipes_batch_too_if_that_is_possible():
+    seen: list[Slow] = []
+
+    def make() -> Slow:
+        seen.append(Slow())
+        return seen[-1]
+
+    part = Part("net", make, (3, 8, 8))
+    speed, notes = timed(part, 400)
+    assert seen[-1].batches[-1] == 400 and seen[-1].batches[-3] < 200 and 200 < speed < 1000 and not notes
+    _, notes = timed(part, 20_000)
+    assert max(seen[-1].batches) < 400 and "20000 take too long to be tried" in notes[0]
+
+
+def test_the_search_for_codes_belongs_to_the_time_of_encoding(vq_run, ldm_run):
+    (encoder, _) = describe.parts(describe.read([str(ldm_run / "config.yaml")]), [])
+    made, images = encoder.make(), torch.rand(2, *encoder.shape)
+    stage = load_first_stage(FirstStageConfig(path=str(vq_run)))
+    assert torch.equal(made(images), stage.to_half(stage.encode(images)))
+    assert count(encoder).forward > 0
 
 
 def test_what_is_said_of_each_kind_of_recipe(vq_run, ldm_run):

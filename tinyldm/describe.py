@@ -5,8 +5,8 @@ python -m tinyldm.describe configs/faces64.yaml --train.batch_size 128
 
 Parameters, FLOPs and memory are counted on the meta device: nothing is allocated. Memory is what a training must hold at the
 end of a forward pass: weights, gradients, Adam's two averages, the averaged weights, and what the backward pass needs of
-each layer, all in float32; an allocator takes some more. The time is that of a few steps of the networks on random inputs,
-without data, evaluations and pictures.
+each layer, all in float32; an allocator takes some more. The time is that of a few steps of the networks on random inputs, in
+the recipe's batches where one of them takes less than a minute, without data, evaluations and pictures.
 """
 
 import copy
@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from diffusers import VQModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
 
 from tinyldm.bound import learns_variance
 from tinyldm.config import TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
@@ -35,7 +37,8 @@ from tinyldm.report import duration, hardware
 from tinyldm.sources import open_sources
 from tinyldm.vq_task import Autoencoder, Discriminator, make_vq
 
-MEASURED_SECONDS = 8.0
+MEASURED_SECONDS = 8.0  # of each network, in which batches are doubled
+LONGEST_STEP = 6  # times as long may steps of the recipe's batch take, where the time was over before
 RECIPES = Path(__file__).parent.parent / "configs"
 VQ_ONLY = {"vq", "loss"}  # sections of train_vq.py's configs alone
 STATE_BYTES = 4 * 5  # a trained value: itself, its gradient, Adam's two averages, its average
@@ -119,18 +122,28 @@ def first_stage(config: TrainLDM, notes: list[str]) -> FirstStage:
         for file in sorted(RECIPES.glob("*.yaml")):
             if (keys := read_yaml(file)).get("output_dir") == named and keys.keys() & VQ_ONLY:
                 notes.append(f"{named} is not trained yet: its size is that of configs/{file.name}")
-                return FirstStage(make_vq(parse(TrainVQ, "", ["--config", str(file)])))
+                return _untrained(make_vq(parse(TrainVQ, "", ["--config", str(file)])))
         notes.append(f"first stage {named} cannot be loaded here: the VQ-f4 of latent diffusion is taken in its place")
-        return FirstStage(VQModel(**asdict(VQConfig())))
+        return _untrained(VQModel(**asdict(VQConfig())))
+
+
+def _untrained(model: VQModel) -> FirstStage:
+    # Its first codes are all but one, so that float16 latents take others and FirstStage.to_half has to mend them all.
+    nn.init.normal_(model.quantize.embedding.weight)
+    return FirstStage(model)
 
 
 class _Encoder(nn.Module):
+    """What is done once to each image. The search for the nearest codes counts in its time; FLOPs are the network's."""
+
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return FirstStage(self.model).encode(images)
+        stage = FirstStage(self.model)
+        latents = stage.encode(images)
+        return latents if latents.is_meta else stage.to_half(latents)
 
 
 def output(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -168,12 +181,13 @@ def held_bytes(cost: Cost, trained: bool, batch_size: int) -> float:
     return cost.parameters * (STATE_BYTES if trained else 4) + batch_size * cost.activations * trained
 
 
-def measure(part: Part, train: TrainConfig, device: torch.device, notes: list[str]) -> float:
-    """Images a second, of batches as large as they can be tried in a few seconds, as a training runs them but for
-    train.compile, which takes longer than that. A CPU gets no mixed precision: it would be told of hours for a step.
+def measure(part: Part, cost: Cost, train: TrainConfig, device: torch.device, notes: list[str]) -> float:
+    """Images a second in the recipe's batches, as a training runs them but for train.compile, which takes longer than
+    the measurement. A CPU gets no mixed precision: it would be told of hours for a step.
 
     Args:
-        notes: gets one where the batch does not fit into the device's memory.
+        cost: of the part, by `count`.
+        notes: gets one where the batch was too large to be tried, or does not fit into the device's memory.
 
     Raises:
         UserError: where not even one image does.
@@ -186,6 +200,8 @@ def measure(part: Part, train: TrainConfig, device: torch.device, notes: list[st
     optimizer = torch.optim.AdamW(network.parameters(), fused=True) if part.trained else None
 
     def seconds(batch: int) -> float:
+        if device.type == "cpu" and held_bytes(cost, part.trained, batch) > psutil.virtual_memory().available:
+            raise torch.OutOfMemoryError  # else the system kills the process
         inputs, since = part.inputs(batch, device), time.perf_counter()
         with precision:
             made = output(network, inputs)
@@ -196,10 +212,17 @@ def measure(part: Part, train: TrainConfig, device: torch.device, notes: list[st
         made.flatten()[0].item()  # wait for the device
         return time.perf_counter() - since
 
+    # Doubled while there is time, so that a network that is far too slow is found out soon; then the recipe's batch at once.
     batch, larger, took, started = 0, 1, 0.0, time.perf_counter()
-    while batch < most and time.perf_counter() - started < MEASURED_SECONDS / 2:
+    while batch < most:
+        tries = 2
+        if batch and time.perf_counter() - started > MEASURED_SECONDS / 2:
+            larger, tries = most, min(2, int(LONGEST_STEP * MEASURED_SECONDS * batch / (took * most)))
+            if not tries:
+                notes.append(f"the {part.name} was timed with {batch} images at once; {most} take too long to be tried")
+                break
         try:
-            took, batch = min(seconds(larger), seconds(larger)), larger
+            took, batch = min(seconds(larger) for _ in range(tries)), larger
         except torch.OutOfMemoryError as error:
             if not batch:
                 raise UserError(f"one image through the {part.name} does not fit into this device's memory") from error
@@ -233,13 +256,14 @@ def describe(config: Training) -> str:
         notes.append(f"timed in float32: train.mixed_precision {config.train.mixed_precision} is for a GPU")
     table = [("", "parameters", "forward, an image", "forward and backward", f"memory, {batch} images")]
     speeds = {}
-    for part in parts(config, notes):
+    for part in (bar := tqdm(list(parts(config, notes)), "timing", leave=False, unit="network")):
+        bar.set_postfix_str(part.name)
         cost = count(part)
         held = held_bytes(cost, part.trained, batch)
         step = f"{cost.step / 1e9:,.2f} GFLOP" if part.trained else "-"
         memory = f"{held / 2**30:,.2f} GiB" if part.trained else f"{held / 2**30:,.2f} GiB of weights"
         table.append((part.name, f"{cost.parameters:,}", f"{cost.forward / 1e9:,.2f} GFLOP", step, memory))
-        speeds[part.name] = measure(part, config.train, device, notes), part.trained
+        speeds[part.name] = measure(part, cost, config.train, device, notes), part.trained
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
