@@ -116,13 +116,12 @@ def data(r: Result) -> str:
 
 def memory(r: Result) -> str:
     """Memory of a pass over few and over ten times as many images."""
-    rows = [
-        [f"images read from files, {name}", f"{f['images']:,}", f"{f['megabytes']:,.0f}", ""] for name, f in r["read"].items()
-    ]
-    rows += [
-        [f"kept latents, {name}", f"{f['images']:,}", f"{f['own']:,.0f}", f"{f['mapped']:,.0f}"]
-        for name, f in r["kept"].items()
-    ]
+    rows = []
+    for name, f in r["read"].items():
+        range_ = f"{min(f['passes']):,.0f} to {max(f['passes']):,.0f}"
+        rows.append([f"images read from files, {name}", f"{f['images']:,}", f"{f['megabytes']:,.0f}", range_, ""])
+    for name, f in r["kept"].items():
+        rows.append([f"kept latents, {name}", f"{f['images']:,}", f"{f['own']:,.0f}", "", f"{f['mapped']:,.0f}"])
     grown = {name: r["read"][name]["megabytes"] / r["read"]["few"]["megabytes"] for name in r["read"]}
     grown["kept"] = r["kept"]["ten times as many"]["own"] / r["kept"]["few"]["own"]
     aims = [
@@ -133,7 +132,8 @@ def memory(r: Result) -> str:
             ("a store of ten times as many latents", grown["kept"]),
         )
     ]
-    head = ["a pass over", "images", "MB of the process", "MB of mapped files"]
+    passes = len(r["read"]["few"]["passes"])
+    head = ["a pass over", "images", "MB of the process, median", f"min to max of {passes} passes", "MB of mapped files"]
     return f"{table(head, rows)}\n\nThe aim was within 5% for ten times as many images: " + "; ".join(aims) + "."
 
 
