@@ -1,4 +1,4 @@
-"""Memory of a pass over ten times as many images: read from files, and from kept latents. Each is measured in a new process.
+"""Memory of a pass over ten and twenty times as many images: read from files, and from kept latents. Each is measured in a new process.
 What is read from files varies by some percent from pass to pass, so it is measured several times.
 
 python -m benchmarks.memory                  # about 7 minutes on 2 CPU cores
@@ -52,7 +52,7 @@ def shards(folder: Path, images: int) -> Path:
     return folder
 
 
-def main(images: int = 4000, latents: int = 20, repeats: int = 5, small: bool = False, output: str = str(RESULTS)) -> None:
+def main(images: int = 4000, latents: int = 20, repeats: int = 3, small: bool = False, output: str = str(RESULTS)) -> None:
     """Measure.
 
     Args:
@@ -67,7 +67,8 @@ def main(images: int = 4000, latents: int = 20, repeats: int = 5, small: bool = 
     read, kept = {}, {}
     with tempfile.TemporaryDirectory() as temporary:
         files = jpegs(64, 128)
-        sets = {"few": (few, 1), "ten times as many": (10 * few, 10), "in one file": (10 * few, 1)}
+        sets = {f"{name} times as many": (n * few, n) for name, n in (("ten", 10), ("twenty", 20))}
+        sets = {"few": (few, 1), **sets, "ten times as many, in one file": (10 * few, 1)}
         folders = {name: parquet(Path(temporary) / name.replace(" ", "-"), files, *size) for name, size in sets.items()}
         peaks: dict[str, list[float]] = {name: [] for name in sets}
         for _, (name, (count, parts)) in itertools.product(range(repeats), sets.items()):

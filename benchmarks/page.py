@@ -128,7 +128,8 @@ def memory(r: Result) -> str:
         f"{what}: {ratio - 1:+.1%}, {'met' if ratio <= 1.05 else f'missed by {100 * (ratio - 1.05):.1f} points'}"
         for what, ratio in (
             ("ten files in place of one", grown["ten times as many"]),
-            ("one file that is ten times as large", grown["in one file"]),
+            ("twenty files", grown["twenty times as many"]),
+            ("one file that is ten times as large", grown["ten times as many, in one file"]),
             ("a store of ten times as many latents", grown["kept"]),
         )
     ]
