@@ -1,5 +1,6 @@
-"""Memory of a pass over ten and twenty times as many images: read from files, and from kept latents. Each is measured in a new process.
-What is read from files varies by some percent from pass to pass, so it is measured several times.
+"""Memory of a pass over ten and twenty times as many images, read from files, and over ten times as many kept latents.
+
+Each pass has a new process. One over files varies by some percent, so it is made several times.
 
 python -m benchmarks.memory                  # about 7 minutes on 2 CPU cores
 python -m benchmarks.memory --small true     # few images, to see that it runs
