@@ -196,7 +196,8 @@ def measure(part: Part, cost: Cost, train: TrainConfig, device: torch.device, no
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.mixed_precision)
-    precision = torch.autocast(device.type, half, enabled=half is not None and device.type != "cpu")
+    # Latents are made in float32: what is kept of them must not depend on how a denoiser is trained.
+    precision = torch.autocast(device.type, half, enabled=part.trained and half is not None and device.type != "cpu")
     optimizer = torch.optim.AdamW(network.parameters(), fused=True) if part.trained else None
 
     def seconds(batch: int) -> float:
