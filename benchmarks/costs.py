@@ -1,6 +1,6 @@
 """Parameters, FLOPs, memory and speed of each recipe in configs/, as `python -m tinyldm.describe` finds them for one.
 
-python -m benchmarks.costs                    # about 5 minutes on 2 CPU cores
+python -m benchmarks.costs                    # about 6 minutes on 2 CPU cores
 python -m benchmarks.costs --small true       # one recipe, hardly measured
 """
 

@@ -6,7 +6,7 @@ python -m tinyldm.describe configs/faces64.yaml --train.batch_size 128
 Parameters, FLOPs and memory are counted on the meta device: nothing is allocated. Memory is what a training must hold at the
 end of a forward pass: weights, gradients, Adam's two averages, the averaged weights, and what the backward pass needs of
 each layer, all in float32; an allocator takes some more. The time is that of a few steps of the networks on random inputs, in
-the recipe's batches where one of them takes less than a minute, without data, evaluations and pictures.
+the recipe's batches unless one of them takes longer than 48 s, without data, evaluations and pictures.
 """
 
 import copy
@@ -38,7 +38,7 @@ from tinyldm.sources import open_sources
 from tinyldm.vq_task import Autoencoder, Discriminator, make_vq
 
 MEASURED_SECONDS = 8.0  # of each network, in which batches are doubled
-LONGEST_STEP = 6  # times as long may steps of the recipe's batch take, where the time was over before
+LONGEST_STEP = 6  # times MEASURED_SECONDS: what is spent at most on the recipe's batch when they are over
 RECIPES = Path(__file__).parent.parent / "configs"
 VQ_ONLY = {"vq", "loss"}  # sections of train_vq.py's configs alone
 STATE_BYTES = 4 * 5  # a trained value: itself, its gradient, Adam's two averages, its average
@@ -128,7 +128,7 @@ def first_stage(config: TrainLDM, notes: list[str]) -> FirstStage:
 
 
 def _untrained(model: VQModel) -> FirstStage:
-    # Its first codes are all but one, so that float16 latents take others and FirstStage.to_half has to mend them all.
+    # Untrained codes are all but equal: float16 would take most latents to others, and FirstStage.to_half be slow over them.
     nn.init.normal_(model.quantize.embedding.weight)
     return FirstStage(model)
 
