@@ -4,15 +4,15 @@ python evaluate.py --model runs/faces64 --num_images 1000
 python evaluate.py --images pictures/ --data.name path/to/images --data.resolution 64 --features efficientnet-lite0
 """
 
+from tinyldm.config.evaluate import read
 from tinyldm.errors import one_line_errors
-from tinyldm.evaluate_config import read
 
 
 def main() -> None:
     """Draw or read the images, find their features, compare them, say it."""
     config = read(__doc__)
 
-    from tinyldm import evaluation  # after parsing, so that --help need not wait for torch
+    from tinyldm.evaluation import evaluate as evaluation  # after parsing, so that --help need not wait for torch
 
     print(evaluation.evaluate(config))
 

@@ -4,9 +4,9 @@ python sample.py --model runs/demo --output_dir runs/demo/pictures
 python sample.py --model user/faces --num_images 64 --scheduler dpm-solver++ --num_inference_steps 20 --strip true
 """
 
-from tinyldm.config import Sample
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import Sample
 from tinyldm.errors import one_line_errors
-from tinyldm.parsing import parse
 
 
 def main() -> None:
@@ -16,14 +16,15 @@ def main() -> None:
     import torch  # after parsing, so that --help need not wait for it
     from tqdm.auto import tqdm
 
-    from tinyldm import sampling
+    from tinyldm.diffusion import sampling
+    from tinyldm.diffusion.model import choose_scheduler, load_model
     from tinyldm.pictures import OutputFolder
-    from tinyldm.processes import default_device
+    from tinyldm.training.accelerator import default_device
 
     output = OutputFolder(config.output_dir, config.overwrite)
     device = default_device(config.device)
-    model = sampling.load_model(config.model, device, getattr(torch, config.dtype))
-    model.scheduler = sampling.choose_scheduler(model.scheduler, config.scheduler)
+    model = load_model(config.model, device, getattr(torch, config.dtype))
+    model.scheduler = choose_scheduler(model.scheduler, config.scheduler)
     steps, eta, label = config.num_inference_steps, config.eta, config.class_label
 
     with tqdm(total=config.num_images, unit="image", desc="sampling", dynamic_ncols=True) as bar:

@@ -4,17 +4,17 @@ accelerate launch train_ddpm.py --config configs/toyfaces32-ddpm.yaml
 accelerate launch train_ddpm.py --config configs/cifar10-ddpm.yaml
 """
 
-from tinyldm.config import TrainDDPM
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainDDPM
 from tinyldm.errors import one_line_errors
-from tinyldm.parsing import parse
 
 
 def main() -> None:
     """Read the config and train."""
     config = parse(TrainDDPM, __doc__)
 
-    from tinyldm.pixel_task import PixelTask  # after parsing, so that --help need not wait for torch
-    from tinyldm.trainer import run_training
+    from tinyldm.diffusion.pixel_task import PixelTask  # after parsing, so that --help need not wait for torch
+    from tinyldm.training.trainer import run_training
 
     run_training(config, PixelTask)
 

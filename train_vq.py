@@ -4,17 +4,17 @@ python train_vq.py --config configs/demo-vq.yaml
 accelerate launch train_vq.py --config configs/faces64-vq.yaml --data.name path/or/hub-id --output_dir runs/my-vq
 """
 
-from tinyldm.config import TrainVQ
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainVQ
 from tinyldm.errors import one_line_errors
-from tinyldm.parsing import parse
 
 
 def main() -> None:
     """Read the config and train."""
     config = parse(TrainVQ, __doc__)
 
-    from tinyldm.trainer import run_training
-    from tinyldm.vq_task import VQTask  # after parsing, so that --help need not wait for torch
+    from tinyldm.first_stage.task import VQTask  # after parsing, so that --help need not wait for torch
+    from tinyldm.training.trainer import run_training
 
     run_training(config, VQTask)
 

@@ -11,8 +11,9 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from benchmarks.measure import TimedLatents, TimedPixels
-from tinyldm.diffusion_task import DiffusionTask
-from tinyldm.objective import held_out_error, signal_to_noise
+from tinyldm.diffusion.objective import held_out_error
+from tinyldm.diffusion.process import signal_to_noise
+from tinyldm.diffusion.task import DiffusionTask
 
 
 def noise_and_bits(

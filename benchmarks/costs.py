@@ -14,7 +14,7 @@ from jsonargparse import auto_cli
 
 from benchmarks.measure import RESULTS, ROOT, record, use_all_cores
 from tinyldm import describe
-from tinyldm.processes import default_device
+from tinyldm.training.accelerator import default_device
 
 
 def main(only: list[str] | None = None, small: bool = False, output: str = str(RESULTS)) -> None:

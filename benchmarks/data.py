@@ -26,10 +26,10 @@ from torchvision.transforms import v2
 
 from benchmarks.measure import RESULTS, in_turns, ratio, record, told
 from benchmarks.train_unconditional import example_batches
-from tinyldm import toyfaces
-from tinyldm.config import DataConfig
-from tinyldm.data import ImageBatches, Images
-from tinyldm.sources import open_sources
+from tinyldm.config.schema import DataConfig
+from tinyldm.data import toyfaces
+from tinyldm.data.images import ImageBatches, Images
+from tinyldm.data.sources import open_sources
 
 BATCH = 16
 

@@ -13,7 +13,9 @@ from jsonargparse import auto_cli
 
 from benchmarks.latents import first_stage
 from benchmarks.measure import RESULTS, in_new_process, megabytes, record, use_all_cores
-from tinyldm import sampling
+from tinyldm.diffusion import model as model_module
+from tinyldm.diffusion import sampling
+from tinyldm.diffusion.model import Model, to_images
 
 
 def decode(folder: str, images: int, side: int, at_once: int | None) -> float:
@@ -21,15 +23,15 @@ def decode(folder: str, images: int, side: int, at_once: int | None) -> float:
 
     Args:
         side: of the latents.
-        at_once: places of latents, see sampling.DECODED_AT_ONCE; None: as sample.py does.
+        at_once: places of latents, see model_module.DECODED_AT_ONCE; None: as sample.py does.
     """
     use_all_cores()
     stage = first_stage(Path(folder), small=side < 64)
-    model = sampling.Model(unet=torch.nn.Linear(1, 1), scheduler=None, first_stage=stage.model)
-    sampling.DECODED_AT_ONCE = at_once or sampling.DECODED_AT_ONCE
+    model = Model(unet=torch.nn.Linear(1, 1), scheduler=None, first_stage=stage.model)
+    model_module.DECODED_AT_ONCE = at_once or sampling.DECODED_AT_ONCE
     latents = torch.randn(images, stage.channels, side, side)
     before = megabytes("VmHWM")
-    sampling.to_images(model, latents)
+    to_images(model, latents)
     return megabytes("VmHWM") - before
 
 

@@ -18,11 +18,11 @@ from jsonargparse import auto_cli
 
 from benchmarks.latents import faces64_over, small_trial
 from benchmarks.measure import RESULTS, TimedLatents, record, steps_in, train_steps, use_all_cores
-from tinyldm.config import TrainLDM
-from tinyldm.parsing import parse
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainLDM
 from tinyldm.pictures import pyplot
 from tinyldm.randomness import Draw
-from tinyldm.trainer import averaged
+from tinyldm.training.trainer import averaged
 
 LENGTHS = (0.01, 0.03, 0.06, 0.1, 0.2)  # of the training
 NONE, OWN = "no average", "the recipe's"

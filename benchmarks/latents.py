@@ -13,13 +13,13 @@ import torch
 from jsonargparse import auto_cli
 
 from benchmarks.measure import RESULTS, ROOT, TimedLatents, in_turns, quietly, ratio, record, told, use_all_cores
-from tinyldm import toyfaces
-from tinyldm.config import TrainLDM, TrainVQ
-from tinyldm.diffusers_sections import VQConfig
-from tinyldm.first_stage import FirstStage
-from tinyldm.parsing import parse
-from tinyldm.trainer import run_training
-from tinyldm.vq_task import make_vq
+from tinyldm.config.networks import VQConfig
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainLDM, TrainVQ
+from tinyldm.data import toyfaces
+from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.first_stage.networks import make_vq
+from tinyldm.training.trainer import run_training
 
 SMALL_VQ = VQConfig(block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4, num_vq_embeddings=64)
 SMALL = [

@@ -22,12 +22,12 @@ from jsonargparse import auto_cli
 
 from benchmarks.latents import SMALL, faces64
 from benchmarks.measure import RESULTS, ROOT, TimedLatents, changed, in_turns, ratio, record, told, use_all_cores
-from tinyldm.config import TrainConfig, TrainLDM
-from tinyldm.denoiser import make_denoiser
-from tinyldm.parsing import parse
-from tinyldm.processes import make_accelerator
-from tinyldm.run_folder import RunFolder
-from tinyldm.trainer import Trainer
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainConfig, TrainLDM
+from tinyldm.diffusion.denoiser import make_denoiser
+from tinyldm.training.accelerator import make_accelerator
+from tinyldm.training.run_folder import RunFolder
+from tinyldm.training.trainer import Trainer
 
 HELD_OUT = TrainConfig().num_eval_images
 

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from tinyldm.config import Training
-from tinyldm.latent_task import LatentTask
-from tinyldm.pixel_task import PixelTask
-from tinyldm.processes import cores
-from tinyldm.trainer import Trainer, run_training
-from tinyldm.vq_task import VQTask
+from tinyldm.config.schema import Training
+from tinyldm.diffusion.latent_task import LatentTask
+from tinyldm.diffusion.pixel_task import PixelTask
+from tinyldm.first_stage.task import VQTask
+from tinyldm.training.accelerator import cores
+from tinyldm.training.trainer import Trainer, run_training
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "performance"

@@ -18,10 +18,11 @@ from jsonargparse import auto_cli
 
 from benchmarks.data import BATCH, jpegs, parquet
 from benchmarks.measure import RESULTS, in_new_process, megabytes, record
-from tinyldm.config import DataConfig
-from tinyldm.data import ImageBatches, Images
-from tinyldm.latents import SHARD, LatentBatches, LatentStore, mapped
-from tinyldm.sources import open_sources
+from tinyldm.config.schema import DataConfig
+from tinyldm.data.images import ImageBatches, Images
+from tinyldm.data.sources import open_sources
+from tinyldm.first_stage.latent_batches import LatentBatches
+from tinyldm.first_stage.latent_store import SHARD, LatentStore, mapped
 
 
 def of_images(folder: str, side: int, images: int) -> float:

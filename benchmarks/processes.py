@@ -15,9 +15,9 @@ from jsonargparse import auto_cli
 
 from benchmarks.latents import SMALL, faces64
 from benchmarks.measure import RESULTS, ROOT, in_turns, ratio, record, told
-from tinyldm.checkpoint import steps as kept_steps
-from tinyldm.config import TrainLDM
-from tinyldm.parsing import parse, to_yaml
+from tinyldm.config.parsing import parse, to_yaml
+from tinyldm.config.schema import TrainLDM
+from tinyldm.training.checkpoint import steps as kept_steps
 
 
 def images_a_second(processes: int, config: Path, run: Path, batch_size: int, steps: int) -> float:

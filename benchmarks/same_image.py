@@ -19,10 +19,10 @@ from jsonargparse import auto_cli
 
 from benchmarks.latents import drawn_faces, first_stage
 from benchmarks.measure import RESULTS, record, use_all_cores
-from tinyldm.config import DataConfig, FirstStageConfig
-from tinyldm.data import Images, first_images, to_float, to_uint8
-from tinyldm.first_stage import FirstStage, load_first_stage
-from tinyldm.sources import open_sources
+from tinyldm.config.schema import DataConfig, FirstStageConfig
+from tinyldm.data.images import Images, first_images, to_float, to_uint8
+from tinyldm.data.sources import open_sources
+from tinyldm.first_stage.autoencoder import FirstStage, load_first_stage
 
 FORMS: dict[str, Callable[[FirstStage, torch.Tensor], torch.Tensor]] = {
     "float32": lambda stage, latents: latents,

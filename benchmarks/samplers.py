@@ -16,10 +16,11 @@ from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
 from benchmarks.measure import RESULTS, record, use_all_cores
-from tinyldm import sampling
-from tinyldm.config import TrainLDM
-from tinyldm.parsing import parse
-from tinyldm.quality import Quality
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainLDM
+from tinyldm.diffusion import sampling
+from tinyldm.diffusion.model import choose_scheduler, load_model
+from tinyldm.metrics.while_training import Quality
 
 # The sampler and its steps, by what they cost; heun evaluates the network twice a step, but once in the last one.
 TABLE = [
@@ -66,11 +67,11 @@ def samplers(
     train = dataclasses.replace(config.train, metrics_steps=1, metrics_features=features, num_metrics_images=images)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     quality = Quality(dataclasses.replace(config, train=train), accelerator)
-    loaded = sampling.load_model(model, str(accelerator.device))
+    loaded = load_model(model, str(accelerator.device))
     kept, rows, left_out, end = loaded.scheduler, [], [], time.monotonic() + 60 * minutes
     each = 0.0  # seconds of an evaluation of the network in the row before, with what else that row took
     for name, steps in tqdm(TABLE, unit="row", dynamic_ncols=True):
-        loaded.scheduler = sampling.choose_scheduler(kept, name)
+        loaded.scheduler = choose_scheduler(kept, name)
         loaded.scheduler.set_timesteps(steps)
         evaluations = len(loaded.scheduler.timesteps)
         if time.monotonic() + each * evaluations > end:

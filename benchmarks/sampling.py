@@ -12,10 +12,13 @@ from jsonargparse import auto_cli
 
 from benchmarks.latents import SMALL, first_stage
 from benchmarks.measure import RESULTS, clock, in_turns, ratio, record, told, use_all_cores
-from tinyldm import pictures, sampling
-from tinyldm.config import TrainLDM
-from tinyldm.denoiser import make_denoiser, make_scheduler
-from tinyldm.parsing import parse
+from tinyldm import pictures
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainLDM
+from tinyldm.diffusion import sampling
+from tinyldm.diffusion.denoiser import make_denoiser
+from tinyldm.diffusion.model import choose_scheduler, load_model
+from tinyldm.diffusion.process import make_scheduler
 
 
 def main(
@@ -57,8 +60,8 @@ def random_pipeline(folder: Path) -> str:
 
 def against_diffusers(model: str, pairs: int, images: int, steps: int) -> dict[str, float]:
     """Images a second up to PIL images, from the same seeds with DDIM."""
-    ours = sampling.load_model(model)
-    ours.scheduler = sampling.choose_scheduler(ours.scheduler, "ddim")
+    ours = load_model(model)
+    ours.scheduler = choose_scheduler(ours.scheduler, "ddim")
     local = Path(model) / "pipeline" if (Path(model) / "pipeline").is_dir() else Path(model)
     theirs = DiffusionPipeline.from_pretrained(str(local))
     theirs.scheduler = DDIMScheduler.from_config(ours.scheduler.config)

@@ -21,12 +21,12 @@ from jsonargparse import auto_cli
 from benchmarks.data import jpegs, parquet
 from benchmarks.latents import SMALL, first_stage
 from benchmarks.measure import RESULTS, ROOT, record
-from tinyldm.config import TrainLDM, TrainVQ
-from tinyldm.first_stage import FirstStage
-from tinyldm.latent_task import LatentTask
-from tinyldm.parsing import parse, to_yaml
-from tinyldm.trainer import make_accelerator
-from tinyldm.vq_task import make_vq
+from tinyldm.config.parsing import parse, to_yaml
+from tinyldm.config.schema import TrainLDM, TrainVQ
+from tinyldm.diffusion.latent_task import LatentTask
+from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.first_stage.networks import make_vq
+from tinyldm.training.trainer import make_accelerator
 
 SCRIPTS = ("train_ldm.py", "train_vq.py", "train_ddpm.py", "sample.py", "evaluate.py")
 RECIPES = {"faces64": 12_000, "celebahq256": 28_000}  # images

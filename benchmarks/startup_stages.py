@@ -6,8 +6,8 @@ import time
 
 marks = {"Python and accelerate launch": time.time()}
 
-from tinyldm.config import TrainLDM  # noqa: E402
-from tinyldm.parsing import parse  # noqa: E402
+from tinyldm.config.parsing import parse  # noqa: E402
+from tinyldm.config.schema import TrainLDM  # noqa: E402
 
 if __name__ == "__main__":
     *args, _, file = sys.argv[1:]
@@ -18,9 +18,9 @@ if __name__ == "__main__":
 
     marks["importing torch"] = time.time()
 
-    from tinyldm.latent_task import LatentTask
-    from tinyldm.run_folder import RunFolder
-    from tinyldm.trainer import Trainer, make_accelerator
+    from tinyldm.diffusion.latent_task import LatentTask
+    from tinyldm.training.run_folder import RunFolder
+    from tinyldm.training.trainer import Trainer, make_accelerator
 
     marks["importing diffusers, datasets and the rest"] = time.time()
     accelerator = make_accelerator(config.train, config.output_dir)

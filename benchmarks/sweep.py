@@ -25,9 +25,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from benchmarks.measure import Clock, record, steps_in, train_steps
-from tinyldm.config import Training
+from tinyldm.config.schema import Training
 from tinyldm.pictures import pyplot
-from tinyldm.trainer import count_parameters
+from tinyldm.training.trainer import count_parameters
 
 BASE = "base"
 Row = dict[str, Any]

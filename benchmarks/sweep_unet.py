@@ -24,8 +24,8 @@ from benchmarks.compared import ComparedLatents
 from benchmarks.latents import faces64_over, small_trial
 from benchmarks.measure import RESULTS, use_all_cores
 from benchmarks.sweep import BASE, Figure, Variant, chosen_from, run_all, tell
-from tinyldm.config import TrainLDM
-from tinyldm.parsing import parse
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainLDM
 from tinyldm.randomness import Draw
 
 

@@ -19,8 +19,8 @@ from benchmarks.latents import drawn_faces
 from benchmarks.measure import RESULTS, ROOT, TimedVQ, use_all_cores
 from benchmarks.sweep import BASE, Figure, Variant, chosen_from, run_all, tell
 from benchmarks.sweep_unet import values
-from tinyldm.config import TrainVQ
-from tinyldm.parsing import parse
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainVQ
 
 SMALL_VQ = ["--vq.block_out_channels", "[8,8,16]", "--vq.norm_num_groups", "4", "--vq.num_vq_embeddings", "64"]
 WIDTHS = ([16, 48, 128], [24, 48, 96], [24, 64, 128], [32, 64, 128], [48, 48, 96])

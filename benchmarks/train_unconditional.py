@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from benchmarks.measure import clock
-from tinyldm.first_stage import FirstStage
-from tinyldm.trainer import averaged
+from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.training.trainer import averaged
 
 
 def example_batches(

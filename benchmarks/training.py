@@ -26,14 +26,16 @@ from benchmarks.compared import ComparedLatents, ComparedPixels, noise_and_bits
 from benchmarks.latents import small_trial
 from benchmarks.measure import RESULTS, ROOT, changed, record, steps_in, train_steps, use_all_cores
 from benchmarks.train_unconditional import Example
-from tinyldm.config import TrainDDPM, TrainLDM
-from tinyldm.denoiser import make_denoiser, make_scheduler
-from tinyldm.diffusion_task import DiffusionTask
-from tinyldm.first_stage import FirstStage
-from tinyldm.parsing import parse
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainDDPM, TrainLDM
+from tinyldm.diffusion.denoiser import make_denoiser
+from tinyldm.diffusion.model import Model
+from tinyldm.diffusion.process import make_scheduler
+from tinyldm.diffusion.sampling import sample
+from tinyldm.diffusion.task import DiffusionTask
+from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.metrics.while_training import Quality
 from tinyldm.pictures import pyplot
-from tinyldm.quality import Quality
-from tinyldm.sampling import Model, sample
 
 HELD_OUT = 256  # images at each of them
 MARKS = 8  # held-out evaluations of each training

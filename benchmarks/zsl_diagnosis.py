@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from tqdm.auto import tqdm
 
-from tinyldm.parsing import parse
+from tinyldm.config.parsing import parse
 from zsl import baselines, classify, metrics, text
 from zsl import data as datasets
 from zsl.config import Train, parse_method

@@ -23,7 +23,7 @@ from tests.support.runs import DATA, EVERY_STEP, LDM, VQ, run  # noqa: E402
 @pytest.fixture(scope="session")
 def small_faces(tmp_path_factory) -> Path:
     """60 drawn faces in a folder: a data set that is encoded in a second."""
-    from tinyldm import toyfaces
+    from tinyldm.data import toyfaces
 
     folder = tmp_path_factory.mktemp("faces")
     for index in range(60):
@@ -74,7 +74,7 @@ def server(tmp_path, monkeypatch):
     """A Hub on loopback to which this process is pointed; pushes do not pause between their tries."""
     from tests.support.hub_server import HubServer, user
     from tests.support.published import TOKEN, connect
-    from tinyldm import hub
+    from tinyldm.training import hub
 
     with HubServer(tmp_path / "hub", {TOKEN: user("me", "lab")}) as server:
         connect(monkeypatch, server)

@@ -25,10 +25,10 @@ from benchmarks import (
     training,
 )
 from benchmarks.sweep import BASE, Variant
-from tinyldm import processes
-from tinyldm.config import TrainLDM, TrainVQ
-from tinyldm.denoiser import make_denoiser
-from tinyldm.parsing import parse
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainLDM, TrainVQ
+from tinyldm.diffusion.denoiser import make_denoiser
+from tinyldm.training import accelerator as processes
 
 MACHINE = dict.fromkeys(("processor", "python", *measure.LIBRARIES), "1") | {"cores": 2, "load": 2.0, "gpus": []}
 FROM = {"command": "python -m benchmarks.x", "commit": "abc", "date": "2026-01-01", "small": False, "machine": MACHINE}
@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for module in (memory, decoding):
             patch.setattr(module, "in_new_process", lambda function, *args: function(*args))
-        patch.setattr(decoding.sampling, "DECODED_AT_ONCE", decoding.sampling.DECODED_AT_ONCE)  # which it changes
+        patch.setattr(decoding.sampling, "DECODED_AT_ONCE", decoding.model_module.DECODED_AT_ONCE)  # which it changes
         patch.setattr(processes, "cores", lambda: 1)  # tiny networks are slower with more
         patch.setattr(measure, "cores", lambda: 1)
         for module, args in (

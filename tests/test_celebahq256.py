@@ -8,11 +8,11 @@ import torch
 from diffusers import DiffusionPipeline, LDMPipeline, VQModel
 
 import train_ldm
-from tests.test_train import run
-from tinyldm import toyfaces
-from tinyldm.config import TrainLDM
-from tinyldm.diffusers_sections import VQConfig
-from tinyldm.parsing import parse
+from tests.support.runs import run
+from tinyldm.config.networks import VQConfig
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainLDM
+from tinyldm.data import toyfaces
 
 CONFIG = Path(__file__).parent.parent / "configs" / "celebahq256.yaml"
 

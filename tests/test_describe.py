@@ -10,10 +10,10 @@ from torch import nn
 
 from tests.support.runs import ROOT
 from tinyldm import describe
-from tinyldm.config import FirstStageConfig, TrainConfig
+from tinyldm.config.schema import FirstStageConfig, TrainConfig
 from tinyldm.describe import Part, count, held_bytes, measure
 from tinyldm.errors import UserError
-from tinyldm.first_stage import load_first_stage
+from tinyldm.first_stage.autoencoder import load_first_stage
 
 SMALL = [*("--unet.block_out_channels", "[32,32]", "--unet.down_block_types", "[DownBlock2D,AttnDownBlock2D]")]
 SMALL += ["--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]", "--unet.attention_head_dim", "32"]

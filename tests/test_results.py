@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs import ROOT
-from tinyldm.evaluation_report import headline, rows
+from tinyldm.evaluation.report import headline, rows
 
 EVALUATIONS = sorted((ROOT / "docs/results").glob("*/evaluation*.json"))
 

@@ -24,18 +24,19 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from tinyldm.bound import learns_variance
-from tinyldm.config import TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
-from tinyldm.denoiser import make_denoiser, make_scheduler, switch_on
-from tinyldm.diffusers_sections import VQConfig
+from tinyldm.config.networks import VQConfig
+from tinyldm.config.parsing import parse, read_yaml
+from tinyldm.config.schema import TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
+from tinyldm.data.sources import open_sources
+from tinyldm.diffusion.bound import learns_variance
+from tinyldm.diffusion.denoiser import make_denoiser, switch_on
+from tinyldm.diffusion.process import make_scheduler
 from tinyldm.errors import UserError, one_line_errors
-from tinyldm.first_stage import FirstStage, load_first_stage
-from tinyldm.latents import ENCODED_AT_ONCE
-from tinyldm.parsing import parse, read_yaml
-from tinyldm.processes import default_device
-from tinyldm.report import duration, hardware
-from tinyldm.sources import open_sources
-from tinyldm.vq_task import Autoencoder, Discriminator, make_vq
+from tinyldm.first_stage.autoencoder import FirstStage, load_first_stage
+from tinyldm.first_stage.latent_store import ENCODED_AT_ONCE
+from tinyldm.first_stage.networks import Autoencoder, Discriminator, make_vq
+from tinyldm.training.accelerator import default_device
+from tinyldm.training.model_card import duration, hardware
 
 MEASURED_SECONDS = 8.0  # of each network, in which batches are doubled
 LONGEST_STEP = 6  # times MEASURED_SECONDS: what is spent at most on the recipe's batch when they are over

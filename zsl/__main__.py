@@ -12,8 +12,8 @@ Each explains its keys: python -m zsl train --help
 import importlib
 import sys
 
+from tinyldm.config.parsing import parse
 from tinyldm.errors import UserError, one_line_errors
-from tinyldm.parsing import parse
 from zsl import config
 
 COMMANDS = {

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tinyldm import parsing
+from tinyldm.config import parsing
+from tinyldm.config.parsing import parse
 from tinyldm.errors import UserError
-from tinyldm.parsing import parse
+from tinyldm.files import replace_text
 from tinyldm.randomness import derive_seed
-from tinyldm.run_folder import replace_text
 from zsl import classify, data, pictures, text
 from zsl.config import Evaluate, Train
 from zsl.data import ClassTexts, Dataset

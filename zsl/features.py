@@ -1,6 +1,6 @@
 """`python -m zsl features --images FOLDER --backbone NAME --out features.npz`: FOLDER/CLASS/image -> features and labels.
 
-The networks are those of tinyldm/features.py. Images are oriented and cropped to their central square first.
+The networks are those of tinyldm/metrics/features.py. Images are oriented and cropped to their central square first.
 """
 
 import sys
@@ -12,10 +12,10 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm.auto import tqdm
 
-from tinyldm import features as networks
-from tinyldm.data import MAX_CORRUPT, to_square
+from tinyldm.data.images import MAX_CORRUPT, to_square
 from tinyldm.errors import UserError
-from tinyldm.processes import default_device
+from tinyldm.metrics import features as networks
+from tinyldm.training.accelerator import default_device
 from zsl.config import Features
 from zsl.data import write_npz
 

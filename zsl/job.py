@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from tinyldm import checkpoint
 from tinyldm.errors import UserError
+from tinyldm.files import replace_text
 from tinyldm.randomness import derive_seed
-from tinyldm.run_folder import replace_text
+from tinyldm.training import checkpoint
 from zsl import classify, text
 from zsl.config import Method, Train
 from zsl.data import Dataset

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyldm.files import replace_text
 from tinyldm.pictures import pyplot
-from tinyldm.run_folder import replace_text
 from zsl.metrics import Curve
 
 CLASSES = 10  # unseen ones in a picture of features: as many as there are colours that one can tell apart

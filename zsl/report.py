@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from tinyldm import parsing
-from tinyldm.processes import default_device
-from tinyldm.run_folder import replace_text
+from tinyldm.config import parsing
+from tinyldm.files import replace_text
+from tinyldm.training.accelerator import default_device
 from zsl.baselines import BASELINES
 from zsl.config import Train
 from zsl.data import Dataset
@@ -128,7 +128,7 @@ def write(folder: Path, config: Train, data: Dataset, vectors: np.ndarray, resul
     Args:
         pictures: file names in the folder.
     """
-    from tinyldm.report import hardware  # it loads `datasets`, which --help need not wait for
+    from tinyldm.training.model_card import hardware  # it loads `datasets`, which --help need not wait for
 
     name = (config.hub.repo_id or folder.resolve().name).split("/")[-1]
     figures = [

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinyldm import hub, parsing
-from tinyldm.config import HubConfig
+from tinyldm.config import parsing
+from tinyldm.config.schema import HubConfig
 from tinyldm.errors import UserError
-from tinyldm.processes import default_device
-from tinyldm.run_folder import RunFolder, replace_text
+from tinyldm.files import replace_text
+from tinyldm.training import hub
+from tinyldm.training.accelerator import default_device
+from tinyldm.training.run_folder import RunFolder
 from zsl import baselines, classify, pictures, report
 from zsl import data as datasets
 from zsl import text as texts

@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from tinyldm.bound import step_bits
+from tinyldm.diffusion.bound import step_bits
 
 DIM, BOTTOM, TOP, STEPS, BATCH = 8, 4, 2, 1000, 256
 record = Record("2-hierarchical-vae")

@@ -14,7 +14,7 @@ from labkit import Record
 from torch import nn
 from torch.nn import functional as F
 
-from tinyldm import toyfaces
+from tinyldm.data import toyfaces
 
 SMALL, LARGE, TRAIN, COUNT, BATCH, WIDTH, BLOCKS = 16, 32, 4000, 400, 32, 64, 4
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)

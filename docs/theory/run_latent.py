@@ -93,7 +93,8 @@ def main(options: argparse.Namespace) -> None:
     """All four, one after the other; results.json grows, so that what is done is not lost."""
     import torch
 
-    from tinyldm import pictures, toyfaces
+    from tinyldm import pictures
+    from tinyldm.data import toyfaces
 
     out, work = options.out, options.work
     out.mkdir(parents=True, exist_ok=True)

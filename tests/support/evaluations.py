@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from tinyldm.errors import UserError
-from tinyldm.features import FeatureNetwork
+from tinyldm.metrics.features import FeatureNetwork
 
 
 class FakeNetwork:

@@ -12,8 +12,9 @@ from pytest import MonkeyPatch
 
 from tests.support import models
 from tests.support.hub_server import HubServer
-from tinyldm import parsing, report
-from tinyldm.config import HubConfig, TrainConfig, TrainLDM
+from tinyldm.config import parsing
+from tinyldm.config.schema import HubConfig, TrainConfig, TrainLDM
+from tinyldm.training import model_card as report
 
 TOKEN = "hf_sEcReTtOkEnOfTeStS"
 HUB = HubConfig(push=True, repo_id="me/faces")

@@ -11,9 +11,9 @@ import datasets
 import torch
 from PIL import Image
 
-from tinyldm.config import DataConfig
-from tinyldm.data import Images, one_pass
-from tinyldm.sources import Source, open_sources
+from tinyldm.config.schema import DataConfig
+from tinyldm.data.images import Images, one_pass
+from tinyldm.data.sources import Source, open_sources
 
 LABELS = ("cat", "dog")
 

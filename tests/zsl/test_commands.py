@@ -12,9 +12,9 @@ from PIL import Image
 
 from tests.support import zsl as support
 from tests.support.runs import ROOT
-from tinyldm import features as networks
+from tinyldm.config.parsing import parse
 from tinyldm.errors import UserError
-from tinyldm.parsing import parse
+from tinyldm.metrics import features as networks
 from zsl import config, features
 from zsl.__main__ import COMMANDS, main
 from zsl.config import parse_method

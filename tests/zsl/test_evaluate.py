@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard
 
 from tests.support import zsl as support
 from tests.support.published import TOKEN
-from tinyldm import hub
-from tinyldm.config import HubConfig
+from tinyldm.config.schema import HubConfig
 from tinyldm.errors import UserError
+from tinyldm.training import hub
 from zsl import data
 from zsl.__main__ import main
 from zsl.division import divide
@@ -80,7 +80,7 @@ def test_a_run_without_generators_and_a_damaged_one(tiny_run, tmp_path):
 
 
 def test_a_generator_comes_with_its_scaling(tiny_run):
-    from tinyldm.parsing import parse
+    from tinyldm.config.parsing import parse
     from zsl.config import Train
 
     config = parse(Train, "", ["--config", str(tiny_run / "config.yaml")])

@@ -1,0 +1,55 @@
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.runs import ROOT
+from tinyldm.config import evaluate as evaluate_config
+from tinyldm.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "--model RUN"),
+        (["--model", "a", "--images", "b"], "--model RUN"),
+        (["--images", "a", "--metrics", "fid,psnr"], "name some of fid, kid"),
+        (["--images", "a", "--metrics", ","], "name some of fid, kid"),
+        (["--images", "a", "--metrics", "is", "--features", "dinov2"], "Inception's classes"),
+        (["--images", "a", "--num_images", "0"], "num_images is 0"),
+        (["--images", "a", "--num_reference", "-1"], "num_reference is -1"),
+        (["--images", "a", "--data.resolution", "0"], "data.resolution is 0"),
+        (["--images", "a", "--data.eval_split", "train"], "both 'train'"),
+        (["--images", "a", "--data.eval_fraction", "1"], "data.eval_fraction is 1"),
+        (["--images", "a", "--batch_size", "0"], "batch_size is 0"),
+        (["--images", "a", "--eta", "2"], "eta is 2"),
+        (["--images", "a", "--seed", "-1"], "seed is -1"),
+        (["--images", "a", "--features", "vgg"], "features"),
+    ],
+)
+def test_settings_that_make_no_sense(args, words):
+    with pytest.raises(UserError, match=words) as caught:
+        evaluate_config.read("", args)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_brings_its_data_and_its_seed(ldm_run, vq_run, tmp_path):
+    config = evaluate_config.read("", ["--model", str(ldm_run), "--data.num_workers", "1"])
+    assert config.data.resolution == 16 and config.data.eval_fraction == 0.2 and config.data.num_workers == 1
+    copy = tmp_path / "run"
+    copy.mkdir()
+    (copy / "config.yaml").write_text("seed: 7\ndata: {name: x, eval_split: test, data_files: {train: [a, b]}}\n")
+    config = evaluate_config.read("", ["--model", str(copy), "--data.eval_split", "null"])
+    assert (config.split_seed, config.data.name, config.data.eval_split) == (7, "x", None)
+    assert config.data.data_files == {"train": ["a", "b"]}
+    (copy / "config.yaml").write_text("[")
+    with pytest.raises(UserError, match="is not YAML"):
+        evaluate_config.read("", ["--model", str(copy)])
+
+
+def test_help_is_quick_and_names_every_key():
+    command = [sys.executable, "-X", "importtime", "evaluate.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and all(f"--{key}" in done.stdout for key in ("metrics", "reference", "data.name"))
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert not imported & {"torch", "diffusers", "datasets", "numpy"}

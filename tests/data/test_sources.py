@@ -1,0 +1,188 @@
+"""Data sets of every kind, and what of them is held out."""
+
+import contextlib
+import sys
+from dataclasses import replace
+
+import datasets
+import pytest
+import torch
+
+from tests.support.sources import (
+    LABELS,
+    config,
+    folder,
+    in_order,
+    joined,
+    numbers,
+    parquet,
+    picture,
+    table,
+    tars,
+    whole,
+)
+from tinyldm.config.schema import DataConfig
+from tinyldm.data.images import ImageBatches, Images, first_images, one_pass
+from tinyldm.data.sources import open_sources
+from tinyldm.errors import UserError
+
+
+def make_source(kind: str, path) -> DataConfig:
+    """Pictures 0 to 10 as a user may have them."""
+    shards = [[picture(i) for i in part] for part in ([0, 1, 2], [3, 4, 5, 6, 7, 8], [9, 10])]
+    flat = joined(shards)
+    if kind == "folder":  # what else lies in it does not matter
+        files = {f"{i:02d}.PNG": content for i, content in enumerate(flat)}
+        return config(folder(path, files | {".DS_Store": b"x", "notes.txt": b"hello", "deep/.DS_Store": b"x"}))
+    if kind == "class folders":
+        return config(folder(path, {f"{LABELS[i % 2]}/{i:02d}.png": content for i, content in enumerate(flat)}))
+    if kind == "folder with metadata":
+        rows = "".join(f"{i:02d}.png,face {i}\n" for i in range(11))
+        files = {f"{i:02d}.png": content for i, content in enumerate(flat)}
+        return config(folder(path, files | {"metadata.csv": b"file_name,text\n" + rows.encode()}))
+    if kind == "parquet":
+        return config(parquet(path, shards))
+    if kind == "odd column":
+        return config(parquet(path, shards, column="the picture"))
+    if kind == "tars":
+        return config(tars(path, shards))
+    if kind == "data_files":
+        parquet(path, shards)
+        parquet(path, [[picture(99)]], split="other")
+        return config(path, data_files="train-*.parquet")
+    if kind == "saved":
+        table(flat).save_to_disk(path / "saved")
+        return config("arrow", data_files=str(path / "saved" / "*.arrow"))
+    raise AssertionError(kind)
+
+
+KINDS = ["folder", "class folders", "folder with metadata", "parquet", "odd column", "tars", "data_files", "saved"]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_pictures_from_every_kind_of_source(kind, streaming, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset", None)  # tars are read without that package: it is no requirement
+    data = replace(make_source(kind, tmp_path), streaming=streaming)
+    source = open_sources(replace(data, eval_split="train"), 0)[0]
+    assert source.image_column == {"odd column": "the picture", "tars": "png"}.get(kind, "image")
+    assert source.streamed == streaming and source.length() == 11
+    found = in_order(source)
+    assert sorted(found) == list(range(11))
+    # The last path: shuffled batches of what is not held out, beside what is.
+    train, held_out = open_sources(replace(data, eval_fraction=0.4), 1)
+    assert held_out.length() and sorted(in_order(train) + in_order(held_out)) == list(range(11))
+    stream = ImageBatches(Images(train, 8, 2), 0, train.length())
+    with contextlib.closing(stream()) as batches:
+        assert sorted(numbers(next(batches).images)) == sorted(in_order(train))
+        next(batches)
+    assert stream.length == train.length()  # counted on the way
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_columns(streaming, tmp_path):
+    cells = {"id": [0, 1], "file": [picture(0), picture(1)], "nested": [{"bytes": picture(i), "path": None} for i in (0, 1)]}
+    (tmp_path / "plain").mkdir()
+    datasets.Dataset.from_dict(cells).to_parquet(tmp_path / "plain" / "x.parquet")
+    for column in ("file", "nested"):  # without the type Image, but named by the user
+        assert in_order(whole(tmp_path / "plain", streaming=streaming, image_column=column)) == [0, 1]
+    for column, words in (
+        (None, "no column of the type Image.*id, file, nested.*data.image_column"),
+        ("files", "no column 'files'.*id, file, nested"),
+        ("id", "'id'.*int64.*not encoded images"),
+    ):
+        with pytest.raises(UserError, match=words):
+            whole(tmp_path / "plain", streaming=streaming, image_column=column)
+    folder(tmp_path, {"a.png": picture(3), "list/list.csv": f"y,path\n1,{tmp_path}/a.png\n".encode()})
+    assert in_order(whole(tmp_path / "list", streaming=streaming, image_column="path")) == [3]
+
+
+def test_a_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder(tmp_path / "faces", {"a.png": picture(3)})
+    assert in_order(whole("~/faces")) == [3]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_cannot_be_opened_is_said_in_one_line(streaming, tmp_path):
+    good = parquet(tmp_path / "good", [[picture(0)]])
+    (tmp_path / "empty").mkdir()
+    folder(tmp_path / "texts", {"a.txt": b"no picture"})
+    folder(tmp_path / "damaged", {"0.parquet": (good / "train-00000-of-00001.parquet").read_bytes()[:-9]})
+    folder(tmp_path / "tar", {"0.tar": b"no tar at all" * 100})
+    table([picture(0)]).save_to_disk(tmp_path / "saved")
+    for name, words in {
+        "missing": "Couldn't find any data.*a folder with images",
+        "empty": "doesn't contain any data files.*a folder with images",
+        "texts": "no column of the type Image",
+        "damaged": "cannot be read",
+        "tar": "cannot be read",
+        "saved": "data.name to arrow and data.data_files",
+    }.items():
+        with pytest.raises(UserError, match=words) as caught:
+            whole(tmp_path / name, streaming=streaming)
+        assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"test.*\['train'\].*data.split"):
+        open_sources(config(good, split="test", streaming=streaming), 0)
+    with pytest.raises(UserError, match=r"valid.*\['train'\].*data.eval_split"):
+        open_sources(config(good, eval_split="valid", streaming=streaming), 0)
+    with pytest.raises(UserError, match=r"'someone/faces' cannot be reached .*: check the network"):
+        whole("someone/faces", streaming=streaming)  # conftest.py takes the network away
+
+
+def test_toyfaces():
+    with pytest.raises(UserError, match=r"unknown split 'test'.*train and validation.*data.split"):
+        open_sources(config("toyfaces", split="test"), 0)
+    with pytest.raises(UserError, match=r"data.streaming"):
+        open_sources(config("toyfaces", streaming=False), 0)
+    train, held_out = open_sources(DataConfig(resolution=16, eval_split="validation"), 0)
+    assert first_images(Images(train, 16, 2), 3).shape == first_images(Images(held_out, 16, 2), 3).shape == (3, 3, 16, 16)
+
+
+def held_out_numbers(path, seed: int = 0, **changes) -> set[int]:
+    train, held_out = open_sources(config(path, **changes), seed)
+    parts = [numbers(torch.cat(list(one_pass(Images(part, 8, 2), 64)))) for part in (train, held_out)]
+    assert not set(parts[0]) & set(parts[1])
+    assert len(parts[0]) + len(parts[1]) == whole(path).length()
+    return set(parts[1])
+
+
+def test_the_held_out_part_depends_on_contents_and_seed_alone(tmp_path):
+    contents = [picture(i) for i in range(400)]
+    one = parquet(tmp_path / "one", [contents])
+    held_out = held_out_numbers(one, eval_fraction=0.2)
+    assert abs(len(held_out) - 80) < 4 * 8  # four standard deviations of a binomial
+    uneven = parquet(tmp_path / "uneven", [contents[300:], contents[:7], contents[7:300]])
+    files = folder(tmp_path / "folder", {f"{i:03d}.png": content for i, content in enumerate(contents[::-1])})
+    tar = tars(tmp_path / "tars", [contents[:100], contents[100:]])
+    for path, streaming in ((one, False), (uneven, True), (uneven, False), (files, True), (files, False), (tar, True)):
+        assert held_out_numbers(path, eval_fraction=0.2, streaming=streaming) == held_out
+    assert held_out < held_out_numbers(one, eval_fraction=0.4)
+    other = held_out_numbers(one, seed=1, eval_fraction=0.2)
+    assert other != held_out and abs(len(other & held_out) - 16) < 4 * 4  # independent: a fifth of a fifth
+
+
+def test_copies_stay_together(tmp_path):
+    contents = [picture(i // 3) for i in range(60)]
+    held_out = held_out_numbers(
+        parquet(tmp_path, [contents[::2], contents[1::2]]), eval_fraction=0.3
+    )  # disjoint is checked there
+    assert 0 < len(held_out) < 20
+
+
+def test_an_eval_split_is_taken_as_it_is(tmp_path):
+    parquet(tmp_path, [[picture(0), picture(1)]])
+    parquet(tmp_path, [[picture(1), picture(2)]], split="validation")
+    train, held_out = open_sources(config(tmp_path, eval_split="validation"), 0)
+    assert (in_order(train), in_order(held_out)) == ([0, 1], [1, 2])
+    assert first_images(Images(held_out, 8, 2), 99).shape[0] == 2
+
+
+def test_file_names_do_not_make_splits_of_a_plain_folder(tmp_path):
+    """Of these, datasets alone would read train_01.png only, as the split train, and lose the others without a word."""
+    names = ["a.png", "train_01.png", "my-test-photo.png", "deep/er/validation 2.png"]
+    contents = {name: picture(i) for i, name in enumerate(names)}
+    for streaming in (True, False):
+        assert whole(folder(tmp_path / "plain", contents), streaming=streaming).length() == 4
+    split = {"train/a.png": picture(0), "test/b.png": picture(1), "test/train_2.png": picture(2)}
+    assert whole(folder(tmp_path / "split", split)).length() == 1

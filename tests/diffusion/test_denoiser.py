@@ -1,0 +1,100 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.support.models import scheduler
+from tinyldm.config.networks import SchedulerConfig, UNetConfig
+from tinyldm.config.schema import TrainConfig
+from tinyldm.diffusion.denoiser import make_denoiser, switch_on
+from tinyldm.diffusion.process import make_scheduler
+from tinyldm.errors import UserError
+
+SMALL = UNetConfig(
+    block_out_channels=(8, 16),
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    norm_num_groups=4,
+    attention_head_dim=8,
+)
+
+
+def test_the_defaults_have_five_million_parameters():
+    with torch.device("meta"):  # counted without being drawn
+        network = make_denoiser(UNetConfig(), 64, 3)
+    assert 4.5e6 <= sum(weight.numel() for weight in network.parameters()) <= 5.5e6
+
+
+def test_nulls_are_filled_from_the_data():
+    network = make_denoiser(SMALL, 8, 4)
+    assert (network.config.sample_size, network.config.in_channels, network.config.out_channels) == (8, 4, 4)
+    assert network(torch.zeros(2, 4, 8, 8), torch.tensor([0, 999])).sample.shape == (2, 4, 8, 8)
+    given = replace(SMALL, sample_size=8, in_channels=4, out_channels=4)
+    assert make_denoiser(given, 8, 4).config == network.config
+
+
+@pytest.mark.parametrize("key", ["sample_size", "in_channels", "out_channels"])
+def test_a_shape_that_is_not_the_datas(key):
+    with pytest.raises(UserError, match=f"unet.{key} is 5, but the data and first stage give"):
+        make_denoiser(replace(SMALL, **{key: 5}), 8, 4)
+
+
+def test_what_diffusers_cannot_build():
+    with pytest.raises(UserError, match="halves its input of side 9 1 times"):
+        make_denoiser(SMALL, 9, 3)
+    with pytest.raises(UserError, match="section unet"):
+        make_denoiser(replace(SMALL, down_block_types=("DownBlock2D", "NoSuchBlock")), 8, 3)
+    with pytest.raises(UserError, match="attention_head_dim 32 is wider"):
+        make_denoiser(replace(SMALL, attention_head_dim=32), 8, 3)
+
+
+def test_the_default_forward_process_is_latent_diffusions():
+    made, wanted = make_scheduler(SchedulerConfig()), scheduler()
+    assert torch.equal(made.alphas_cumprod, wanted.alphas_cumprod)
+    assert not made.config.clip_sample and made.config.timestep_spacing == "trailing"
+    zero = make_scheduler(replace(SchedulerConfig(), rescale_betas_zero_snr=True))
+    assert zero.alphas_cumprod[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"beta_schedule": "none such"}, "none such"),
+        ({"trained_betas": [0.1, 0.2]}, "trained_betas has 2 entries"),
+    ],
+)
+def test_forward_processes_that_cannot_be_used(changes, said):
+    with pytest.raises(UserError, match=said):
+        make_scheduler(replace(SchedulerConfig(), **changes))
+
+
+def test_xformers_without_cuda_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    switch_on(make_denoiser(SMALL, 8, 3), TrainConfig())  # false: nothing to do
+    with pytest.raises(UserError, match=r"train.xformers needs CUDA .*set it to false"):
+        switch_on(make_denoiser(SMALL, 8, 3), TrainConfig(xformers=True))
+
+
+def test_xformers_without_the_package_says_what_to_install(monkeypatch):
+    network = make_denoiser(SMALL, 8, 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def missing() -> None:
+        raise ModuleNotFoundError("xformers is not installed")
+
+    monkeypatch.setattr(network, "enable_xformers_memory_efficient_attention", missing)
+    with pytest.raises(UserError, match="pip install xformers"):
+        switch_on(network, TrainConfig(xformers=True))
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    x, t, found = torch.randn(2, 3, 8, 8), torch.tensor([3, 500]), []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        network = make_denoiser(SMALL, 8, 3).train()
+        switch_on(network, TrainConfig(gradient_checkpointing=checkpointing))
+        assert network.is_gradient_checkpointing == checkpointing
+        network(x, t).sample.square().sum().backward()
+        found.append([weight.grad for weight in network.parameters()])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)

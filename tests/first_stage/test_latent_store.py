@@ -1,0 +1,363 @@
+import contextlib
+import errno
+import itertools
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from filelock import FileLock
+from PIL import Image
+
+from tests.support import models
+from tinyldm.config.schema import DataConfig
+from tinyldm.data.images import ImageBatches, Images, to_float
+from tinyldm.data.sources import Source
+from tinyldm.errors import UserError
+from tinyldm.first_stage import latent_store as latents
+from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.first_stage.latent_batches import EncodedBatches, LatentBatches
+from tinyldm.first_stage.latent_store import LatentStore, open_store
+
+COUNT, SIDE = 21, 16  # more than two shards, and the last one not full
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(latents, "SHARD", 8)
+    monkeypatch.setattr(latents, "ENCODED_AT_ONCE", 3)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def source(pixels) -> Source:
+    images = {"image": [Image.fromarray(image) for image in pixels]}
+    dataset = datasets.Dataset.from_dict(images, features=datasets.Features({"image": datasets.Image()}))
+    return Source(dataset.cast_column("image", datasets.Image(decode=False)), "image", "noise", 8)
+
+
+@pytest.fixture
+def data(tmp_path) -> DataConfig:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"a")  # stands for the files; the pixels come from `source`
+    return DataConfig(name=str(tmp_path / "images"), resolution=SIDE, num_workers=1, cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def stage(monkeypatch) -> FirstStage:
+    stage, encode = FirstStage(models.vq_model()), FirstStage.encode
+    stage.calls = 0
+
+    def counted(self: FirstStage, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return encode(self, images)
+
+    monkeypatch.setattr(FirstStage, "encode", counted)
+    return stage
+
+
+def open_it(data, source, stage, part="train", seed=0, mirrored=False) -> LatentStore:
+    return open_store(data, source, part, seed, stage, Accelerator(cpu=True), mirrored)
+
+
+def folders(data: DataConfig) -> list[Path]:
+    return sorted((Path(data.cache_dir) / "latents").glob("*")) + sorted((Path(data.cache_dir) / "latents").glob(".*"))
+
+
+def test_the_store_holds_what_encoding_gives(data, source, stage, pixels):
+    store = open_it(data, source, stage, mirrored=True)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    indices = np.array([20, 0, 7, 7])
+    for view, wanted in enumerate((images, images.flip(-1))):
+        with torch.no_grad():
+            encoded = stage.model.encode(wanted).latents
+        assert store.get(indices, view).dtype == torch.float32
+        torch.testing.assert_close(store.get(indices, view), encoded[indices], rtol=2e-3, atol=1e-3)  # float16
+    both = store.get(indices, np.array([0, 1, 0, 1]))
+    assert torch.equal(both[1], store.get(indices, 1)[1]) and torch.equal(both[2], store.get(indices, 0)[2])
+    assert len(store) == COUNT and store.corrupt == 0
+    assert [len(shard) for shard in store.shards] == [8, 8, 5]
+    assert store.std == pytest.approx(float(np.concatenate(store.shards).astype(np.float64).std()), rel=1e-6)
+
+
+def test_a_second_run_does_not_encode_again(data, source, stage):
+    first = open_it(data, source, stage)
+    calls = stage.calls
+    assert calls == 3 + 3 + 2
+    second = open_it(data, source, stage)
+    assert stage.calls == calls
+    assert np.array_equal(*(np.concatenate(store.shards) for store in (first, second))) and first.std == second.std
+    stage.scaling_factor = 3.0  # the store is unscaled
+    open_it(data, source, stage)
+    assert stage.calls == calls and len(folders(data)) == 1
+
+
+def test_what_changes_the_latents_makes_another_store(data, source, stage):
+    def count_after(**changes) -> int:
+        given = {"data": data, "source": source, "stage": stage, **changes}
+        open_it(**given)
+        return len(folders(data))
+
+    assert count_after() == 1
+    assert count_after(part="held-out") == 2
+    assert count_after(seed=1) == 3  # another part is held out
+    split = replace(data, eval_split="validation")
+    assert count_after(data=split) == 4
+    assert count_after(data=split, seed=1) == 4  # the seed holds nothing out here
+    assert count_after(data=replace(data, split="other")) == 5
+    assert count_after(data=replace(data, resolution=8)) == 6
+    assert count_after(mirrored=True) == 7
+    with torch.no_grad():
+        stage.model.quant_conv.bias[0] += 1e-3
+    assert count_after() == 8
+    stage.model.register_to_config(norm_num_groups=2)  # the same weights, another function
+    assert count_after() == 9
+    (Path(data.name) / "a.png").write_bytes(b"ab")
+    assert count_after() == 10
+    elsewhere = Path(data.cache_dir) / "b.parquet"
+    elsewhere.write_bytes(b"b")
+    files = replace(data, name="parquet", data_files={"train": str(elsewhere)})
+    assert count_after(data=files) == 11
+    elsewhere.write_bytes(b"bc")
+    assert count_after(data=files) == 12
+
+
+# ------------------------------------------------------------------------------------------------------ what goes wrong
+
+
+@pytest.mark.parametrize("name", ["shard-00001.npy", "store.json", "made_of.json"])
+def test_a_damaged_store_is_named(data, source, stage, name):
+    open_it(data, source, stage)
+    file = folders(data)[0] / name
+    whole = file.read_bytes()
+    nonsense = [whole[:-1], b"", b"\xff\xfe"]
+    if name == "store.json":
+        about = json.loads(whole)
+        nonsense += [b"[]", b"null", b"{}", json.dumps({**about, "std": None}).encode()]
+        nonsense += [json.dumps({**about, "std": 0}).encode(), json.dumps({**about, "shards": 4}).encode()]
+    if name == "made_of.json":
+        nonsense += [b"null", whole.replace(b'"resolution"', b'"revolution"')]
+    for damaged in nonsense:
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=f"latent store {file.parent} is damaged"):
+            open_it(data, source, stage)
+    if name == "shard-00001.npy":
+        np.save(file, np.zeros((8, 1, 3, 8, 8)))
+        with pytest.raises(UserError, match="must be float16"):
+            open_it(data, source, stage)
+        file.unlink()
+        with pytest.raises(UserError, match="is damaged"):
+            open_it(data, source, stage)
+    file.write_bytes(whole)
+    open_it(data, source, stage)
+
+
+@pytest.mark.parametrize("kills", [[1], [4], [7], [1, 1, 1, 1], [3, 2, 1]])
+def test_a_build_that_is_killed_goes_on_with_the_missing_shards(data, source, stage, monkeypatch, kills):
+    """It dies at the k-th call of the encoder; a shard takes three."""
+    whole = open_it(replace(data, cache_dir=data.cache_dir + "-whole"), source, stage)
+    encode, needed, stage.calls = FirstStage.encode, 0, 0
+    for kill in kills:
+        with monkeypatch.context() as patched:
+            stage.calls, last = 0, kill
+
+            def dies(self, images, last=last):
+                if self.calls == last - 1:
+                    raise KeyboardInterrupt
+                return encode(self, images)
+
+            patched.setattr(FirstStage, "encode", dies)
+            with pytest.raises(KeyboardInterrupt):
+                open_it(data, source, stage)
+            needed += (kill - 1) // 3  # whole shards
+    stage.calls = 0
+    store = open_it(data, source, stage)
+    assert stage.calls == [8, 5, 2][needed]
+    assert np.array_equal(np.concatenate(store.shards), np.concatenate(whole.shards)) and store.std == whole.std
+
+
+def test_processes_encode_every_other_shard(data, source, stage, tmp_path):
+    whole, alone = open_it(data, source, stage), Accelerator(cpu=True)
+    for rank in (0, 1):
+        stage.calls = 0
+        share = SimpleNamespace(process_index=rank, num_processes=2, is_main_process=rank == 0, device=alone.device)
+        latents._Builder(tmp_path, Images(source, SIDE, 1), stage, share, False).build("")
+        assert stage.calls == (5, 3)[rank]
+    latents._finish(tmp_path, "train", Images(source, SIDE, 1))
+    made = [np.load(tmp_path / f"shard-0000{number}.npy") for number in range(3)]
+    assert np.array_equal(np.concatenate(made), np.concatenate(whole.shards))
+    assert json.loads((tmp_path / "store.json").read_text())["std"] == whole.std
+
+
+def test_unreadable_images_are_left_out_and_counted(data, source, stage):
+    rows, features = source.dataset.to_list() * 3, datasets.Features({"image": datasets.Image(decode=False)})
+    for index in (0, 9):
+        rows[index] = {"image": {"bytes": b"no picture", "path": None}}
+    store = open_it(data, replace(source, dataset=datasets.Dataset.from_list(rows, features=features)), stage)
+    whole = open_it(replace(data, cache_dir=data.cache_dir + "-whole"), source, stage)
+    kept = np.array([index for index in range(3 * COUNT) if index not in (0, 9)])
+    assert (len(store), store.corrupt) == (len(kept), 2)
+    assert torch.equal(store.get(np.arange(len(kept))), whole.get(kept % COUNT))
+
+    rows[10:12] = [rows[0]] * 2
+    with pytest.raises(UserError, match="4 of 63 images of 'noise' cannot be read, more than 5%"):
+        open_it(data, replace(source, dataset=datasets.Dataset.from_list(rows, features=features)), stage, seed=1)
+
+
+def test_another_run_that_builds_the_same_latents_is_waited_for(data, source, stage, capfd):
+    whole = open_it(data, source, stage)
+    folder = folders(data)[0]
+    (folder / "store.json").unlink()
+    (folder / "shard-00001.json").unlink()
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(folder / ".lock"):
+            waiting = pool.submit(open_it, data, source, stage)
+            time.sleep(0.5)
+            assert not waiting.done()
+        store = waiting.result()
+    assert "waiting for another process, which encodes the same images" in capfd.readouterr().err
+    assert np.array_equal(np.concatenate(store.shards), np.concatenate(whole.shards))
+
+
+def test_why_kept_latents_will_not_do_is_said(data, source, stage, capfd):
+    open_it(data, source, stage)
+    open_it(data, source, stage, part="held-out")
+    assert "encoding anew" not in capfd.readouterr().err
+    with torch.no_grad():
+        stage.model.quant_conv.bias[0] += 1e-3
+    open_it(data, source, stage)
+    assert "are of something else (first stage: " in capfd.readouterr().err
+    open_it(replace(data, resolution=8), source, stage)
+    assert "are of something else (resolution: [16, 3] there, [8, 3] now): encoding anew" in capfd.readouterr().err
+    open_it(replace(data, split="all"), source, stage)
+    assert "are of something else (parts: " in capfd.readouterr().err
+
+
+def test_a_shard_keeps_no_file_open(data, source, stage):
+    first = open_it(data, source, stage).shards[0]
+    held = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    shards = [latents.mapped(folders(data)[0] / "shard-00000.npy") for _ in range(20)]
+    assert all(np.array_equal(shard, first) for shard in shards)
+    assert held is None or len(os.listdir("/proc/self/fd")) == held
+
+
+def test_a_full_disk_keeps_the_shards_that_are_done(data, source, stage, monkeypatch):
+    save, shards = np.save, itertools.count()
+
+    def full(file, array):
+        if next(shards) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(file, array)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "save", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            open_it(data, source, stage)
+    assert caught.value.errno == errno.ENOSPC  # one_line_errors makes one line of it
+    stage.calls = 0
+    assert len(open_it(data, source, stage)) == COUNT and stage.calls == 5
+
+
+def test_latents_that_are_not_numbers_are_refused(data, source, stage):
+    with torch.no_grad():
+        stage.model.quant_conv.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="are its weights whole"):
+        open_it(data, source, stage)
+    with torch.no_grad():
+        stage.model.quant_conv.weight.fill_(0)  # each latent is the bias
+        stage.model.quant_conv.bias.fill_(0.1)
+    with pytest.raises(UserError, match="are its weights whole"):
+        open_it(data, source, stage)
+    with torch.no_grad():
+        stage.model.quant_conv.weight.normal_(std=1e6)  # beyond float16
+    with pytest.raises(UserError, match="are its weights whole"):
+        open_it(data, source, stage)
+    with torch.no_grad():
+        stage.model.quant_conv.weight.normal_()
+    assert len(open_it(data, source, stage)) == COUNT  # and what was not is not kept
+
+
+def test_an_empty_part_and_a_cache_that_cannot_be_written(data, source, stage, tmp_path):
+    empty = replace(source, dataset=source.dataset.select([]))
+    with pytest.raises(UserError, match="train part of 'noise' is empty"):
+        open_it(data, empty, stage)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"data.cache_dir .*file/latents cannot be written"):
+        open_it(replace(data, cache_dir=str(tmp_path / "file")), source, stage)
+
+
+# --------------------------------------------------------------------------------------------------------- the batches
+
+
+def numbered(count: int, views: int = 1) -> LatentStore:
+    """Latent i is i + 1000 view."""
+    values = np.arange(count)[:, None] + 1000 * np.arange(views)
+    whole = values.astype(np.float16)[:, :, None, None, None]
+    return LatentStore([whole[:4], whole[4:]], 1.0, 0)
+
+
+def take(batches: LatentBatches, count: int, start: int = 0) -> list[int]:
+    return torch.cat(list(itertools.islice(batches(start), count))).flatten().int().tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 10, 25])
+def test_each_epoch_is_another_permutation(batch_size):
+    sequence = take(LatentBatches(numbered(10), 0, batch_size), -(-30 // batch_size))
+    epochs = [sequence[i : i + 10] for i in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert epochs[0] != take(LatentBatches(numbered(10), 1, 10), 1)  # another seed
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_what_one_sees(processes):
+    alone = take(LatentBatches(numbered(10, 2), 5, 3 * processes), 7)
+    shares = [take(LatentBatches(numbered(10, 2), 5, 3, (rank, processes)), 7) for rank in range(processes)]
+    together = [share[3 * k : 3 * k + 3] for k in range(7) for share in shares]
+    assert list(itertools.chain(*together)) == alone
+
+
+@pytest.mark.parametrize("start", [1, 3, 4, 11])
+def test_starting_late_is_dropping_the_first(start):
+    batches = LatentBatches(numbered(10, 2), 0, 3, (1, 2))
+    assert take(batches, 5, start) == take(batches, 5 + start)[3 * start :]
+
+
+def test_half_of_the_views_are_mirrored_and_change_per_epoch():
+    sequence = np.array(take(LatentBatches(numbered(1000, 2), 0, 100), 20)).reshape(2, 1000)
+    mirrored = [dict(zip((epoch % 1000).tolist(), (epoch >= 1000).tolist(), strict=True)) for epoch in sequence]
+    assert all(420 < sum(views.values()) < 580 for views in mirrored)  # five standard deviations of 16
+    assert 420 < sum(mirrored[0][i] != mirrored[1][i] for i in range(1000)) < 580
+    assert max(take(LatentBatches(numbered(10), 0, 10), 3)) < 10  # no second view: none is drawn
+
+
+# ------------------------------------------------------------------------------------------------------ nothing is kept
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_encoding_at_each_step_gives_the_latents_of_the_images(source, stage, mirrored, rank):
+    images = ImageBatches(Images(source, SIDE, 1), 3, 4, (rank, 2))
+    with contextlib.closing(EncodedBatches(images, stage, torch.device("cpu"), mirrored, 3)(2)) as batches:
+        encoded = [next(batches) for _ in range(4)]
+    with contextlib.closing(ImageBatches(Images(source, SIDE, 1), 3, 4, (rank, 2))(2)) as plain:
+        pixels = [to_float(next(plain).images) for _ in range(4)]
+    flipped = 0
+    for latent, image in zip(torch.cat(encoded), torch.cat(pixels), strict=True):
+        views = [stage.encode(view[None])[0] for view in (image, image.flip(-1))]
+        errors = [(latent - view).abs().max() for view in views]
+        assert min(errors) < 1e-5
+        flipped += errors[1] < errors[0]
+    assert 3 <= flipped <= 13 if mirrored else not flipped

@@ -1,0 +1,99 @@
+"""Several processes, with gloo on this CPU: they train like one, stop like one, and save what one process can go on from."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.support.processes import Training, together
+from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, ROOT, VQ, rows
+from tinyldm.config.schema import TrainConfig
+from tinyldm.training.accelerator import make_accelerator
+
+# Sums in another order. That begins at 1e-7 and grows with the steps, fastest in the ratio of two gradients' norms: after six
+# steps 3e-3 on one of two processors that were tried, 1e-4 on the other.
+TOLERANCE, OF_RATIO = 1e-3, 1e-2
+GLOBAL_BATCH = 8
+
+
+@pytest.fixture(params=["vq", "ldm"])
+def kind(request) -> tuple[str, list]:
+    """(script, arguments) of a short training."""
+    args = (
+        [*DATA, *EVERY_STEP, *VQ, "--loss.quantize_start", 1] if request.param == "vq" else request.getfixturevalue("ldm_args")
+    )
+    each = ["--train.eval_steps", 3, "--train.checkpointing_steps", 3, "--train.gradient_accumulation_steps", 2]
+    return f"train_{request.param}", [*args, *each, "--train.max_steps", 6]
+
+
+def train(processes: int, script: str, args: list, output_dir: Path) -> None:
+    args = [*args, "--output_dir", output_dir, "--train.batch_size", GLOBAL_BATCH // processes]
+    for training in together(processes, script, args, output_dir.with_suffix(".txt")):
+        assert training.wait() == 0, training.text()
+
+
+def assert_same(one: list[dict], other: list[dict]) -> None:
+    assert [row["step"] for row in one] == [row["step"] for row in other]
+    for a, b in zip(one, other, strict=True):
+        for key in a:
+            if a[key]:
+                tolerance = OF_RATIO if key == "adaptive_weight" else TOLERANCE
+                assert float(a[key]) == pytest.approx(float(b[key]), rel=tolerance), (a["step"], key)
+
+
+def test_two_processes_train_like_one_and_either_goes_on_with_the_others_run(kind, tmp_path):
+    """At the same global batch: the same images, noise, timesteps and revived codes, gradients exchanged, sums reduced."""
+    for processes in (1, 2):
+        train(processes, *kind, tmp_path / str(processes))
+    alone = rows(tmp_path / "1")
+    assert_same(alone, rows(tmp_path / "2"))
+    for before, after in ((1, 2), (2, 1)):
+        resumed = tmp_path / f"{before}-{after}"
+        shutil.copytree(tmp_path / str(before), resumed)
+        shutil.rmtree(resumed / "checkpoints" / "step-6")
+        train(after, kind[0], [*kind[1], "--resume", "latest"], resumed)
+        assert_same(alone, rows(resumed))
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(ldm_args, tmp_path):
+    args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.max_steps", 100000, "--train.eval_steps", 100000]
+    both = together(2, "train_ldm", args, tmp_path / "printed")
+    while not (tmp_path / "run" / "metrics.csv").exists():
+        assert both[1].wait(0.05) is None, both[1].text()
+    both[1].send(signal.SIGUSR1)  # not the one that writes
+    assert [training.wait() for training in both] == [128 + signal.SIGUSR1] * 2, both[0].text()
+    [saved] = (tmp_path / "run" / "checkpoints").iterdir()
+    assert load_file(saved / "ema.safetensors")
+    assert f"stopped by SIGUSR1: {saved.name.replace('-', ' ')} is saved" in both[0].text()
+
+
+def test_the_launcher_that_the_readme_names(tmp_path):
+    """Two processes of accelerate launch, with classes: one stream between them, and the main process alone writes."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
+    args = [*DIGITS, *DDPM, *EVERY_STEP, "--data.label_column", "label", "--train.max_steps", 2]
+    command = [*launch, "train_ddpm.py", "--output_dir", tmp_path / "run", *args]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [row["images"] for row in rows(tmp_path / "run")] == ["16", "32"]
+    assert "10 classes" in (tmp_path / "run" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_what_accelerate_config_says_of_compiling_is_left_to_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    assert make_accelerator(TrainConfig(), str(tmp_path)).state.dynamo_plugin.backend == "NO"
+
+
+@pytest.mark.parametrize("plan", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_plans_for_networks_that_do_not_fit_are_refused(plan, ldm_args, tmp_path):
+    environment = {plan: "true", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment["MASTER_PORT"] = "29577"
+    args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.max_steps", 2]
+    training = Training("train_ldm", args, tmp_path / "printed", environment=environment)
+    assert training.wait() == 2, training.text()
+    [told] = [line for line in training.text().splitlines() if line.startswith("error")]
+    assert "a network of 5M parameters fits on each GPU" in told

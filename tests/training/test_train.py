@@ -1,0 +1,362 @@
+"""The whole chain at a tiny size: what it leaves, what it refuses, what it repeats."""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, LDMPipeline, UNet2DModel, VQModel
+from PIL import Image
+from safetensors.torch import load_file
+
+import sample
+import train_ldm
+import train_vq
+from tests.support.runs import DATA, EVERY_STEP, ROOT, VQ, files, rows, run, same_weights
+from tinyldm.data.images import ImageBatches
+from tinyldm.errors import UserError
+
+# ------------------------------------------------------------------------------------------------- what a run leaves
+
+
+def test_a_first_stage_run_leaves_exactly_this(vq_run):
+    assert files(vq_run) == {
+        ".lock",
+        "README.md",
+        "config.yaml",
+        "metrics.csv",
+        "loss.png",
+        "samples/step-0000004.png",
+        "vqvae/config.json",
+        "vqvae/diffusion_pytorch_model.safetensors",
+        *(f"checkpoints/step-4/{name}.safetensors" for name in ("autoencoder", "discriminator", "ema")),
+        *(f"checkpoints/step-4/{name}" for name in ("optimizers.pt", "state.json", "checksums.json")),
+    }
+    assert [row["step"] for row in rows(vq_run)] == ["1", "2", "3", "4"]
+    assert not rows(vq_run)[1]["discriminator"]  # it sets in after two steps
+    assert float(rows(vq_run)[2]["discriminator"]) > 0
+
+
+def test_a_first_stage_run_is_a_diffusers_model_with_a_measured_scale(vq_run):
+    vq = VQModel.from_pretrained(vq_run, subfolder="vqvae")
+    from tinyldm.data import toyfaces
+
+    held_out = [np.asarray(toyfaces.draw(0, 10**9 + i, 16)) for i in range(12)]
+    images = torch.from_numpy(np.stack(held_out)).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        std = vq.encode(images).latents.std(correction=0)
+    assert vq.config.scaling_factor == pytest.approx(1 / std.item(), rel=1e-3)
+
+
+def test_a_diffusion_run_leaves_exactly_this(ldm_run):
+    assert files(ldm_run) == {
+        ".lock",
+        "README.md",
+        "config.yaml",
+        "metrics.csv",
+        "loss.png",
+        "samples/step-0000006.png",
+        "pipeline/model_index.json",
+        "pipeline/scheduler/scheduler_config.json",
+        *(f"pipeline/{part}/config.json" for part in ("unet", "vqvae")),
+        *(f"pipeline/{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vqvae")),
+        *(f"checkpoints/step-{n}/{name}.safetensors" for n in (4, 6) for name in ("unet", "ema")),
+        *(f"checkpoints/step-{n}/{name}" for n in (4, 6) for name in ("optimizers.pt", "state.json", "checksums.json")),
+    }
+
+
+def test_the_report_says_what_the_run_says(ldm_run):
+    text = (ldm_run / "README.md").read_text()
+    pipeline = LDMPipeline.from_pretrained(ldm_run / "pipeline")
+    parameters = sum(weight.numel() for weight in pipeline.unet.parameters())
+    assert f"{parameters:,} parameters" in text
+    assert "6 of 8 images: 48 images seen" in text
+    held_out = float(rows(ldm_run)[-1]["eval_loss"])
+    assert f"| held-out loss | {held_out:.4g} |" in text
+    assert f"value: {round(held_out, 5)}" in text  # the model-index of its card
+
+
+def test_the_shipped_weights_are_the_averaged_ones(ldm_run):
+    shipped = UNet2DModel.from_pretrained(ldm_run / "pipeline", subfolder="unet").state_dict()
+    averaged = load_file(ldm_run / "checkpoints/step-6/ema.safetensors")
+    raw = load_file(ldm_run / "checkpoints/step-6/unet.safetensors")
+    assert all(torch.equal(shipped[name], averaged[name]) for name in averaged)
+    assert any(not torch.equal(raw[name], averaged[name]) for name in averaged)
+
+
+def test_the_pipeline_draws_what_sample_draws(ldm_run, tmp_path, monkeypatch):
+    """Also without any code of ours in the process that loads it."""
+    run(monkeypatch, sample, "--model", ldm_run, "--num_images", 3, "--num_inference_steps", 4, "--output_dir", tmp_path / "a")
+    code = (
+        "import sys, torch\n"
+        "from diffusers import DiffusionPipeline\n"
+        "pipe = DiffusionPipeline.from_pretrained(sys.argv[1])\n"
+        "for seed in range(3):\n"
+        "    image = pipe(generator=torch.Generator().manual_seed(seed), num_inference_steps=4).images[0]\n"
+        "    image.save(f'{sys.argv[2]}/{seed}.png')\n"
+        "assert not any(name.startswith('tinyldm') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, ldm_run / "pipeline", tmp_path], check=True, cwd=tmp_path, capture_output=True)
+    for seed in range(3):
+        ours = np.asarray(Image.open(tmp_path / "a" / "images" / f"seed-{seed:06d}.png")).astype(int)
+        theirs = np.asarray(Image.open(tmp_path / f"{seed}.png")).astype(int)
+        assert np.abs(ours - theirs).max() <= 1  # batches of 3 and of 1 may round differently
+
+
+def test_sample_leaves_every_kind_of_picture(ldm_run, tmp_path, monkeypatch):
+    out = tmp_path / "pictures"
+    args = [
+        "--model",
+        ldm_run / "pipeline",
+        "--output_dir",
+        out,
+        "--num_images",
+        5,
+        "--batch_size",
+        2,
+        "--num_inference_steps",
+        3,
+    ]
+    run(monkeypatch, sample, *args, "--scheduler", "dpm-solver++", "--strip", "true", "--interpolate", "[0,4]")
+    expected = {"grid.png", "samples.npz", "denoising.png", "denoising.gif", "interpolation.png", "interpolation.gif"}
+    assert files(out) == expected | {f"images/seed-{seed:06d}.png" for seed in range(5)}
+    images = np.load(out / "samples.npz")["arr_0"]
+    assert images.shape == (5, 16, 16, 3)
+    assert images.dtype == np.uint8
+    with pytest.raises(UserError, match="holds pictures already"):
+        run(monkeypatch, sample, *args)
+
+
+# ------------------------------------------------------------------------------------------------------- it is exact
+
+
+@pytest.mark.parametrize("kind", ["vq", "ldm"])
+def test_a_resumed_run_equals_an_unbroken_one(kind, request, tmp_path, monkeypatch):
+    """Bit for bit: weights, averaged weights, optimizers (by the weights after them) and metrics, with flips, accumulation,
+    dropout and, for the first stage, both optimizers and the revival of codes."""
+    if kind == "vq":
+        script, network, args = train_vq, "autoencoder", [*DATA, *EVERY_STEP, *VQ]
+    else:
+        script, network = train_ldm, "unet"
+        args = [*request.getfixturevalue("ldm_args"), "--unet.dropout", 0.2]
+    args = [*args, "--train.gradient_accumulation_steps", 2, "--train.checkpointing_steps", 4, "--train.eval_steps", 3]
+    run(monkeypatch, script, "--output_dir", tmp_path / "whole", *args, "--train.max_steps", 7)
+    run(monkeypatch, script, "--output_dir", tmp_path / "broken", *args, "--train.max_steps", 7)
+    # What a kill after the checkpoint of step 4 leaves: rows that go further than the checkpoint.
+    broken = tmp_path / "broken"
+    for entry in (broken / "checkpoints" / "step-7").iterdir():
+        entry.unlink()
+    (broken / "checkpoints" / "step-7").rmdir()
+    run(monkeypatch, script, "--output_dir", broken, *args, "--train.max_steps", 7, "--resume", "latest")
+    for name in (network, "ema"):
+        file = f"checkpoints/step-7/{name}.safetensors"
+        assert same_weights(tmp_path / "whole" / file, broken / file), name
+    assert (tmp_path / "whole" / "metrics.csv").read_bytes() == (broken / "metrics.csv").read_bytes()
+
+
+def test_previews_and_evaluations_do_not_change_the_training(ldm_args, tmp_path, monkeypatch):
+    for name, every in (("often", 1), ("seldom", 5)):
+        cadence = ["--train.sample_steps", every, "--train.eval_steps", every]
+        run(monkeypatch, train_ldm, "--output_dir", tmp_path / name, *ldm_args, *cadence, "--train.max_steps", 5)
+    file = "checkpoints/step-5/unet.safetensors"
+    assert same_weights(tmp_path / "often" / file, tmp_path / "seldom" / file)
+    assert rows(tmp_path / "often")[-1]["eval_loss"] == rows(tmp_path / "seldom")[-1]["eval_loss"]
+
+
+def test_it_learns(ldm_args, tmp_path, monkeypatch):
+    """Latents of unit variance make v one of unit variance: predicting nothing costs 1."""
+    steps = ["--train.max_steps", 100, "--train.eval_steps", 50, "--train.ema_decay", "0.9", "--train.sample_steps", 1000]
+    run(monkeypatch, train_ldm, "--output_dir", tmp_path / "run", *ldm_args, *steps, "--train.learning_rate", "3e-3")
+    halfway, end = (float(row["eval_loss"]) for row in rows(tmp_path / "run") if row["eval_loss"])
+    assert end < halfway < 0.8
+
+
+# ------------------------------------------------------------------------------------------------- one line, exit code 2
+
+
+def script(name: str, *args: str | Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, ROOT / name, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+
+
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(vq_run, tmp_path):
+    done = script("train_vq.py", "--output_dir", vq_run, *DATA, *VQ, "--train.max_steps", 1)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "is in use already; continue with --resume latest, or --overwrite true" in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_encoding_at_each_step_trains_and_resumes(ldm_args, tmp_path, monkeypatch):
+    args = [*ldm_args, "--first_stage.keep_latents", "false", "--data.random_flip", "true", "--output_dir"]
+    run(monkeypatch, train_ldm, *args, tmp_path / "whole", "--train.max_steps", 4)
+    run(monkeypatch, train_ldm, *args, tmp_path / "run", "--train.max_steps", 2)
+    run(monkeypatch, train_ldm, *args, tmp_path / "run", "--train.max_steps", 4, "--resume", "latest")
+    file = "checkpoints/step-4/unet.safetensors"
+    assert same_weights(tmp_path / "whole" / file, tmp_path / "run" / file)
+
+
+def test_a_diverging_loss_stops_and_names_the_last_good_checkpoint(ldm_args, tmp_path, monkeypatch):
+    args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.checkpointing_steps", 1, "--train.checkpoints_total_limit", 1]
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 2)
+    diverge = ["--train.learning_rate", "1e30", "--train.max_grad_norm", "null"]
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+: the last checkpoint is step-\d, the best .* step-2;"):
+        run(monkeypatch, train_ldm, *args, *diverge, "--train.max_steps", 9, "--resume", "latest")
+    from tinyldm.training import checkpoint
+
+    good = checkpoint.find(tmp_path / "run", str(tmp_path / "run/checkpoints/step-2"))
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(good / "ema.safetensors").values())
+
+
+def test_resuming_with_another_model_is_refused_and_names_the_key(ldm_run, ldm_args, monkeypatch):
+    with pytest.raises(UserError, match=r"unet.layers_per_block changed"):
+        args = ["--output_dir", ldm_run, *ldm_args, "--train.max_steps", 9, "--resume", "latest"]
+        run(monkeypatch, train_ldm, *args, "--unet.layers_per_block", 2)
+
+
+def test_a_first_stage_may_move_but_not_change(ldm_args, vq_run, tmp_path, monkeypatch):
+    """A run goes on elsewhere, where its first stage has another path; over another first stage it does not."""
+    args = ["--output_dir", tmp_path / "run", *ldm_args]
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
+    moved = shutil.copytree(vq_run, tmp_path / "moved")
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 2, "--resume", "latest", "--first_stage.path", moved)
+    run(monkeypatch, train_vq, "--output_dir", tmp_path / "vq", *DATA, *EVERY_STEP, *VQ, "--train.max_steps", 1)
+    with pytest.raises(UserError, match="the first stage is not the one of"):
+        run(monkeypatch, train_ldm, *args, "--train.max_steps", 3, "--resume", "latest", "--first_stage.path", tmp_path / "vq")
+
+
+def test_a_checkpoint_edited_to_nonsense_is_refused_in_one_line(ldm_args, tmp_path, monkeypatch):
+    """Even where its checksums were made anew."""
+    args = ["--output_dir", tmp_path / "run", *ldm_args]
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
+    folder = tmp_path / "run" / "checkpoints" / "step-1"
+    sums = json.loads((folder / "checksums.json").read_text())
+    for nonsense in ('{"step": 1}', "[]", "null", '{"config": 7, "step": "many"}'):
+        (folder / "state.json").write_text(nonsense)
+        sums["state.json"] = hashlib.sha256(nonsense.encode()).hexdigest()
+        (folder / "checksums.json").write_text(json.dumps(sums))
+        with pytest.raises(UserError, match="step-1 does not fit this config"):
+            run(monkeypatch, train_ldm, *args, "--train.max_steps", 2, "--resume", "latest")
+
+
+def test_changed_keys_are_named_and_harmless_ones_accepted(ldm_args, tmp_path, monkeypatch, capsys):
+    args = ["--output_dir", tmp_path / "run", *ldm_args]
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 2, "--train.batch_size", 4, "--resume", "latest")
+    told = capsys.readouterr().err
+    assert "changed since step-1: train.max_steps 1 -> 2, train.batch_size 8 -> 4\n" in told
+    assert "images per step 8 -> 4: the order of the images goes on from another place" in told
+    assert [row["images"] for row in rows(tmp_path / "run")] == ["8", "12"]
+    assert "12 images seen" in (tmp_path / "run" / "README.md").read_text()
+    adam = ["--train.adam_beta1", 0.8, "--train.adam_weight_decay", 0.5]
+    run(monkeypatch, train_ldm, *args, *adam, "--train.max_steps", 3, "--resume", "latest")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "step-3" / "optimizers.pt", weights_only=True)
+    assert [(group["betas"][0], group["weight_decay"]) for group in saved["unet"]["param_groups"]] == [(0.8, 0.5)]
+    # 3 steps had 8, 4 and 8 images; the others of the two epochs are seen 4 in a step.
+    saved = json.loads((tmp_path / "run" / "checkpoints" / "step-3" / "state.json").read_text())
+    steps = 3 + round((2 * saved["examples_per_epoch"] - 20) / 4)
+    with pytest.raises(UserError, match=f"a step has 4 images now and had 8, .* give --train.max_steps {steps} for the 2 ep"):
+        run(monkeypatch, train_ldm, *args, "--train.num_epochs", 2, "--train.batch_size", 4, "--resume", "latest")
+
+
+def test_a_first_stage_that_does_not_fit_is_refused(ldm_args, vq_run, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="18 is not a multiple of the first stage's factor 4"):
+        run(monkeypatch, train_ldm, "--output_dir", tmp_path / "a", *ldm_args, "--train.max_steps", 1, "--data.resolution", 18)
+    with pytest.raises(UserError, match=r"unet.in_channels is 4, but the data and first stage give 3"):
+        run(monkeypatch, train_ldm, "--output_dir", tmp_path / "b", *ldm_args, "--train.max_steps", 1, "--unet.in_channels", 4)
+
+
+def test_a_missing_logger_compiler_or_gpu_is_refused(ldm_args, tmp_path, monkeypatch):
+    base = ["--output_dir", tmp_path / "a", *ldm_args, "--train.max_steps", 1]
+    with pytest.raises(UserError, match="pip install trackio"):
+        run(monkeypatch, train_ldm, *base, "--train.log_with", "trackio")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="compile needs a C compiler"):
+        patch.setattr(shutil, "which", lambda name: None)
+        run(patch, train_ldm, *base, "--train.compile", "true")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="xformers needs CUDA"):
+            run(monkeypatch, train_ldm, *base, "--train.xformers", "true")
+        with pytest.raises(UserError, match="fp16 needs a GPU"):
+            run(monkeypatch, train_ldm, *base, "--train.mixed_precision", "fp16")
+
+
+def test_a_full_disk_while_saving_loses_nothing(ldm_args, tmp_path, monkeypatch):
+    """Files may not grow beyond 100 kB: the second checkpoint fails, the first one is whole, exit code 2 and one line."""
+    args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.checkpointing_steps", 1]
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
+    code = (
+        "import resource, signal, runpy, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", code, "train_ldm.py", *map(str, args), "--train.max_steps", "2", "--resume", "latest"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: no space left")]
+    from tinyldm.training import checkpoint
+
+    assert checkpoint.find(tmp_path / "run", "latest").name == "step-1"
+    assert not list((tmp_path / "run" / "checkpoints").glob(".saving*"))
+
+
+def test_loaded_by_diffusers_alone(ldm_run):
+    pipeline = DiffusionPipeline.from_pretrained(ldm_run / "pipeline")
+    assert type(pipeline) is LDMPipeline
+    assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
+    assert not pipeline.scheduler.config.clip_sample
+
+
+@pytest.mark.usefixtures("forgetful", "traced")
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_mixed_precision_keeps_losses_and_weights_in_full_precision(compiled, ldm_args, ldm_run, tmp_path, monkeypatch):
+    """As configs/celebahq256.yaml has it on a GPU: compiled too, with a held-out batch that is not full."""
+    args = ["--train.mixed_precision", "bf16", "--train.compile", compiled, "--train.max_steps", 2]
+    small = ["--train.batch_size", 2, "--train.num_eval_images", 3]
+    run(monkeypatch, train_ldm, "--output_dir", tmp_path / "run", *ldm_args, *args, *small)
+    assert all(0 < float(row["loss"]) < 10 for row in rows(tmp_path / "run"))
+    assert 0 < float(rows(tmp_path / "run")[-1]["eval_loss"]) < 100
+    weights = load_file(tmp_path / "run/checkpoints/step-2/unet.safetensors")
+    assert weights.keys() == load_file(ldm_run / "checkpoints/step-6/unet.safetensors").keys()
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+
+
+def test_when_the_data_end_the_last_step_is_saved_and_the_run_goes_on_from_there(tmp_path, monkeypatch):
+    """A shard that is lost in the middle of a training: an error, but no step is."""
+    args = [*DATA, *EVERY_STEP, *VQ, "--train.max_steps", 6, "--train.gradient_accumulation_steps", 2]
+    run(monkeypatch, train_vq, "--output_dir", tmp_path / "whole", *args)
+    with monkeypatch.context() as patch:
+        whole = ImageBatches._batches
+
+        def ends(self, start):
+            yield from itertools.islice(whole(self, start), 7)
+            raise UserError("a shard is lost")
+
+        patch.setattr(ImageBatches, "_batches", ends)
+        with pytest.raises(UserError, match=r"a shard is lost \(step 3 is saved: continue with --resume latest\)"):
+            run(patch, train_vq, "--output_dir", tmp_path / "broken", *args)
+    run(monkeypatch, train_vq, "--output_dir", tmp_path / "broken", *args, "--resume", "latest")
+    file = "checkpoints/step-6/ema.safetensors"
+    assert same_weights(tmp_path / "whole" / file, tmp_path / "broken" / file)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
+
+
+def test_a_finished_run_that_is_resumed_is_whole_and_finished(ldm_args, tmp_path, monkeypatch, capsys):
+    """As a run is that was killed between its last checkpoint and its export."""
+    args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.max_steps", 2]
+    run(monkeypatch, train_ldm, *args)
+    left = {name: (tmp_path / "run" / name).read_bytes() for name in files(tmp_path / "run") if name.startswith("pipeline")}
+    shutil.rmtree(tmp_path / "run" / "pipeline")
+    run(monkeypatch, train_ldm, *args, "--resume", "latest")
+    assert "all 2 steps are done; give a larger train.max_steps to go on" in capsys.readouterr().err
+    assert left and all((tmp_path / "run" / name).read_bytes() == content for name, content in left.items())

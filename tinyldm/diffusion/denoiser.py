@@ -1,0 +1,72 @@
+"""The network that removes noise: diffusers' UNet2DModel from a config, its size and its cost."""
+
+import math
+from dataclasses import asdict, replace
+
+import torch
+from diffusers import UNet2DModel
+
+from tinyldm.config.networks import UNetConfig
+from tinyldm.config.schema import TrainConfig
+from tinyldm.errors import UserError
+
+
+def make_denoiser(
+    config: UNetConfig, side: int, channels: int, classes: int | None = None, learns_variance: bool = False
+) -> UNet2DModel:
+    """A UNet2DModel for inputs (B, channels, side, side); arguments left null are filled from these.
+
+    Args:
+        classes: how many the data have, for a network that is told them.
+        learns_variance: the output has twice the channels, the second half for the variance.
+
+    Raises:
+        UserError: when the config says another shape, or arguments that diffusers refuses.
+    """
+    out_channels = 2 * channels if learns_variance else channels
+    for key, given, needed in (
+        ("sample_size", config.sample_size, side),
+        ("in_channels", config.in_channels, channels),
+        ("out_channels", config.out_channels, out_channels),
+        ("num_class_embeds", config.num_class_embeds, classes),
+    ):
+        if given not in (None, needed):
+            raise UserError(f"unet.{key} is {given}, but the data and first stage give {needed}; leave it at null")
+    halvings = len(config.block_out_channels) - 1
+    if side % 2**halvings:
+        raise UserError(
+            f"the denoiser halves its input of side {side} {halvings} times, which leaves a fraction; "
+            "change data.resolution, or use fewer blocks in unet.block_out_channels"
+        )
+    pairs = zip(config.down_block_types, config.block_out_channels, strict=True)
+    attended = [width for kind, width in pairs if "Attn" in kind] + [config.block_out_channels[-1]] * config.add_attention
+    if config.attention_head_dim and config.attention_head_dim > min(attended, default=math.inf):  # no head would be left
+        raise UserError(f"unet.attention_head_dim {config.attention_head_dim} is wider than a block with attention")
+    filled = replace(config, sample_size=side, in_channels=channels, out_channels=out_channels, num_class_embeds=classes)
+    try:
+        return UNet2DModel(**asdict(filled))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the section unet does not make a UNet2DModel: {error}") from error
+
+
+def switch_on(network: UNet2DModel, train: TrainConfig) -> None:
+    """What the config asks of the network beyond its shape: gradient checkpointing; xformers' attention, where PyTorch's own
+    needs nothing.
+
+    Raises:
+        UserError: for xformers without CUDA or the package.
+    """
+    if train.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if not train.xformers:
+        return
+    if not torch.cuda.is_available():
+        raise UserError(
+            "train.xformers needs CUDA (and pip install xformers); set it to false: PyTorch's own attention is used then"
+        )
+    try:
+        network.enable_xformers_memory_efficient_attention()
+    except (ImportError, ModuleNotFoundError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"train.xformers: {error}; pip install xformers (a build for this torch), or set it to false"
+        ) from error

@@ -1,0 +1,101 @@
+"""The model that evaluate.py measures, and its samples."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyldm.config.evaluate import Evaluate, run_folder
+from tinyldm.config.parsing import read_yaml
+from tinyldm.config.schema import FirstStageConfig
+from tinyldm.diffusion import sampling
+from tinyldm.diffusion.model import Model, choose_scheduler, load_model
+from tinyldm.errors import UserError
+from tinyldm.files import digest
+from tinyldm.first_stage.autoencoder import SUBFOLDERS, FirstStage, load_first_stage
+from tinyldm.metrics.chunks import Batches, Pieces, fill
+from tinyldm.metrics.image_sets import ImageSet
+
+
+def open_model(config: Evaluate, device: str) -> Model | FirstStage:
+    """What config.model names: something that draws, or a first stage.
+
+    Raises:
+        UserError: when it is neither, or is not made for images of data.resolution.
+    """
+    name = config.model
+    local = Path(name).expanduser()
+    if local.is_dir() and not any((local / inside).exists() for inside in ("pipeline", "model_index.json")):
+        if not any((local / inside).exists() for inside in ("config.json", *SUBFOLDERS)):
+            raise UserError(f"{name} is not a model folder: it has neither pipeline/, model_index.json, vqvae/ nor config.json")
+        model = load_first_stage(FirstStageConfig(path=name))
+    else:
+        try:
+            model = load_model(name, device, getattr(torch, config.dtype))
+        except UserError as error:
+            if local.exists() or local.is_absolute() or name.startswith("."):
+                raise
+            try:  # on the Hub, a first stage has no model_index.json either
+                model = load_first_stage(FirstStageConfig(path=name))
+            except UserError:
+                raise error from None
+    if isinstance(model, FirstStage):
+        model.model.to(device)
+        model.check_resolution(config.data.resolution)
+        return model
+    side = model.unet.config.sample_size * (FirstStage(model.first_stage).downscale if model.first_stage else 1)
+    if side != config.data.resolution:
+        raise UserError(
+            f"{name} draws {side} px images, the reference has {config.data.resolution} (data.resolution): "
+            f"set --data.resolution {side}"
+        )
+    model.scheduler = choose_scheduler(model.scheduler, config.scheduler)
+    return model
+
+
+def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[str, Any]:
+    """Which weights: whose, averaged or raw, and their hash."""
+    run = run_folder(config.model)
+    kind = "as published"
+    if run:
+        decay = read_yaml(run / "config.yaml").get("train", {}).get("ema_decay")
+        kind = f"EMA, decay {decay}" if decay else "raw"
+    prints = [FirstStage(module).fingerprint() for module in modules if module is not None]
+    return {"model": str(run.resolve()) if run else config.model, "weights": kind, "weights_hash": digest(prints)}
+
+
+def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) -> ImageSet:
+    """Samples of the seeds config.seed, config.seed + 1, ..., kept in `folder`; those that are there are not drawn again."""
+    scheduler = model.scheduler
+    made_of = {
+        **weights_stamp(config, model.unet, model.first_stage),
+        "latent_scale": model.first_stage.config.scaling_factor if model.first_stage is not None else None,
+        "sampler": type(scheduler).__name__,
+        "num_inference_steps": config.num_inference_steps,
+        "eta": config.eta,
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "format": "8 bits, as drawn",
+        "scheduler_config": {key: value for key, value in sorted(scheduler.config.items()) if not key.startswith("_")},
+    }
+    pieces = Pieces(folder, made_of, mend)
+
+    def drawing(position: int, wanted: int | None) -> Batches:
+        steps, eta = config.num_inference_steps, config.eta
+        for batch in sampling.sample(model, wanted, config.batch_size, config.seed + position, steps, eta):
+            position += len(batch)
+            yield batch.expand(-1, 3, -1, -1), position  # grey ones as well: the networks of features look at colours
+
+    fill(pieces, count, drawing, lambda batch: {"images": batch.numpy()}, "drawing")
+
+    def batches(position: int, wanted: int | None) -> Batches:
+        end = count if wanted is None else min(count, position + wanted)
+        for array, after in pieces.each("images", position):
+            first = after - len(array)
+            for start in range(0, min(len(array), end - first), config.batch_size):
+                batch = array[start : min(start + config.batch_size, end - first)]
+                yield torch.from_numpy(batch), first + start + len(batch)
+            if after >= end:
+                return
+
+    return ImageSet(made_of, batches, count)

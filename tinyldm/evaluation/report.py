@@ -1,0 +1,204 @@
+"""Where the figures of evaluate.py go: evaluation.json, a table on the screen, and the run's metrics, report and model card."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from huggingface_hub import EvalResult, ModelCard
+
+from tinyldm import __version__
+from tinyldm.config import parsing
+from tinyldm.config.evaluate import Evaluate, run_folder
+from tinyldm.data.identity import hub_id
+from tinyldm.files import replace_text
+from tinyldm.training.run_folder import read_metrics
+
+SECTION = "## Evaluation"
+HIGHER = ("precision", "recall", "density", "coverage", "Inception score", "PSNR", "SSIM")  # is better
+NEARER = "nearer to the training part than held-out images"
+OF_FEATURES = ("precision", "recall", "density", "coverage", NEARER)  # whose names do not say of which features they are
+INTERVALS = "In brackets: the 95% interval over other sets of as many images, the reference held fixed."
+ANCHORS = (
+    "`real images` are as many that the reference does not hold: a perfect model would get this. `reconstructions` are the "
+    "same after the model's first stage: the denoiser cannot get better."
+)
+
+
+def publish(config: Evaluate, output: Path, images: dict[str, Any], result: dict[str, Any]) -> str:
+    """Write evaluation.json, and what the run gets, where a run was evaluated.
+
+    Args:
+        images: the recipe of what was evaluated, with its `count`.
+        result: `features`, `reference`, `figures`, ... as evaluation.Evaluation makes them. It takes the place of an older one
+            of the same features and reference; others of the same images stay.
+
+    Returns:
+        What to print.
+    """
+    file = output / "evaluation.json"
+    try:
+        old = json.loads(file.read_text())
+        same = {**old["images"], "count": 0} == json.loads(json.dumps({**images, "count": 0}, default=str))
+        kept = [other for other in old["results"] if same and _key(other) != _key(result)]
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = []
+    whole = {"tinyldm": __version__, "images": images, "results": [*kept, result]}
+    text = json.dumps(whole, indent=1, default=str)
+    replace_text(file, text)
+    where = str(file)
+    if run := run_folder(config.model):
+        try:
+            with FileLock(run / ".lock", timeout=0):
+                replace_text(run / "evaluation.json", text)
+                add_to_metrics(run, whole["results"])
+                add_to_report(run, images, whole["results"])
+            where += f"; the table is in {run / 'README.md'} too"
+        except Timeout:
+            where += f"; {run} has not got it, since a training is at work there"
+        except OSError as error:
+            where += f"; {run} has not got it ({error.strerror})"
+    return f"\n{screen(images, result)}\n\nin {where}"
+
+
+def _key(result: dict[str, Any]) -> tuple[str, str]:
+    return result["features"]["name"], result["reference"]["part"]
+
+
+# ------------------------------------------------------------------------------------------------------------------ tables
+
+
+def headline(images: dict[str, Any], result: dict[str, Any]) -> str:
+    """What was compared with what, in a line or two."""
+    reference, features = result["reference"], result["features"]
+    if "sampler" in images:
+        last = images["seed"] + images["count"] - 1
+        eta = f", eta {images['eta']:g}" if images["eta"] else ""
+        what = f"{images['count']:,} samples of {images['model']} ({images['sampler']}, {images['num_inference_steps']} steps"
+        what += f"{eta}, seeds {images['seed']} to {last}; weights: {images['weights']}, {images['weights_hash'][:8]})"
+    elif "weights" in images:
+        what = f"{images['count']:,} reconstructions by {images['model']} (weights: {images['weights']}, "
+        what += f"{images['weights_hash'][:8]})"
+    else:
+        what = f"{images['count']:,} images of {images['images']} ({images['format']})"
+    part = reference["part"].replace("_", "-")
+    revision = f" at {reference['revision']}" if reference["revision"] else ""
+    against = (
+        f"{reference['images']:,} images of the {part} part of {reference['data']}{revision}, {reference['resolution']} px"
+    )
+    return f"{what} against {against}; features: {features['name']}, {features['resize']}."
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """The table of a result, its heading first: figure, then a column for each set of images."""
+    columns = list(next(iter(result["figures"].values()), {}))
+    table = [["", *columns]]
+    for name, measured in result["figures"].items():
+        cells = [f"{m['value']:.4g} [{m['low']:.4g}, {m['high']:.4g}]" for m in measured.values()]
+        table.append([f"{name} {'↑' if name in HIGHER else '↓'}", *cells])
+    counts = [max(measured[column]["images"] for measured in result["figures"].values()) for column in columns]
+    return [*table, ["images", *(f"{count:,}" for count in counts)]] if columns else []
+
+
+def remarks(result: dict[str, Any]) -> list[str]:
+    """What there is to say beside the table: memorisation, codebook, notes."""
+    lines = []
+    if found := result.get("memorisation"):
+        near, one = ("{value:.1%} [{low:.1%}, {high:.1%}]".format(**found[key]) for key in ("nearer", "as_near_as_1_percent"))
+        lines.append(
+            f"Memorisation: a sample is nearer to the {found['train_images']:,} training images than a held-out image is in "
+            f"{near} of comparisons (50%: as new images are; towards 100%: copies), and {one} of the samples are as near as "
+            f"the nearest 1% of the {found['held_out_images']:,} held-out images."
+        )
+    if book := result.get("codebook"):
+        lines.append(f"Codebook: {book['used']:.1%} of {book['codes']:,} codes in use, perplexity {book['perplexity']:,.0f}.")
+    return [*lines, *(f"Note: {note}." for note in result["notes"])]
+
+
+def screen(images: dict[str, Any], result: dict[str, Any]) -> str:
+    """The table in columns of equal width."""
+    table = rows(result)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([headline(images, result), "", *lines, "", *remarks(result)]).rstrip()
+
+
+def markdown(images: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """The section of the run's README.md."""
+    parts = [SECTION, ""]
+    for result in results:
+        cells = rows(result)
+        cells[1:1] = [["---"] * len(cells[0])] if cells else []
+        table = [f"| {' | '.join(row)} |" for row in cells]
+        parts += [headline(images, result), "", *table, "", *(f"{line}\n" for line in remarks(result))]
+    anchors = any("real images" in measured for result in results for measured in result["figures"].values())
+    return "\n".join([*parts, INTERVALS, *([ANCHORS] if anchors else []), ""])
+
+
+# ------------------------------------------------------------------------------------------------------------ the run's own
+
+
+def slug(name: str) -> str:
+    """`FD (efficientnet-lite0)` -> `fd_efficientnet-lite0`."""
+    return re.sub(r"[^a-z0-9-]+", "_", name.lower()).strip("_")
+
+
+def main_figures(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What was measured of the samples or reconstructions themselves, without the anchors: full names and figures."""
+    name = result["features"]["name"]
+    figures = {key: next(iter(measured.values())) for key, measured in result["figures"].items()}
+    figures |= {NEARER: result["memorisation"]["nearer"]} if "memorisation" in result else {}
+    return [(f"{key} ({name})" if key in OF_FEATURES else key, measured) for key, measured in figures.items()]
+
+
+def add_to_metrics(run: Path, results: list[dict[str, Any]]) -> None:
+    """The figures as columns evaluation_... of the last row of metrics.csv, which is the step of the weights."""
+    table = read_metrics(run / "metrics.csv")
+    if not table:
+        return
+    table[-1].update(
+        {f"evaluation_{slug(name)}": figure["value"] for result in results for name, figure in main_figures(result)}
+    )
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in table for key in row)))
+    writer.writeheader()
+    writer.writerows(table)
+    replace_text(run / "metrics.csv", text.getvalue())
+
+
+def add_to_report(run: Path, images: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """The section Evaluation of README.md, and the figures as results of the model card; those of an earlier evaluation go."""
+    file = run / "README.md"
+    if not file.exists():
+        return
+    card = ModelCard(file.read_text())
+    section = markdown(images, results)
+    text = re.sub(rf"\n{SECTION}\n.*?(?=\n## |\Z)", "", card.text, flags=re.DOTALL).rstrip() + "\n"
+    before, heading, after = text.partition("\n## Limits and licence")
+    card.text = f"{before.rstrip()}\n\n{section}{heading}{after}"
+    data = parsing.read_yaml(run / "config.yaml")["data"]
+    ours = [_eval_result(name, measured, images, result, data) for result in results for name, measured in main_figures(result)]
+    others = [entry for entry in card.data.eval_results or [] if "reference_images" not in (entry.metric_args or {})]
+    card.data.eval_results = [*others, *ours]
+    card.data.model_name = card.data.model_name or run.resolve().name
+    replace_text(file, str(card))
+
+
+def _eval_result(
+    name: str, measured: dict[str, Any], images: dict[str, Any], result: dict[str, Any], data: dict[str, Any]
+) -> EvalResult:
+    recipe = {key: images[key] for key in ("sampler", "num_inference_steps", "eta", "seed", "weights") if key in images}
+    return EvalResult(
+        task_type="unconditional-image-generation",
+        dataset_type=hub_id(data["name"]) or Path(data["name"]).name,
+        dataset_name=Path(data["name"]).name,
+        dataset_split=result["reference"]["part"].replace("_", "-"),
+        dataset_revision=data.get("revision"),
+        metric_type=slug(name),
+        metric_name=f"{name}, {measured['images']:,} images",
+        metric_value=round(measured["value"], 5),
+        metric_args={**recipe, "reference_images": result["reference"]["images"], "features": result["features"]["name"]},
+    )

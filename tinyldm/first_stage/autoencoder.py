@@ -1,0 +1,171 @@
+"""The autoencoder between images and latents: loading one, encoding, decoding, the scale of its latents."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from huggingface_hub.errors import EntryNotFoundError, HTTPError
+from torch import nn
+
+from tinyldm.config.schema import FirstStageConfig
+from tinyldm.errors import UserError, why
+
+SUBFOLDERS = ("vqvae", "vae")  # where a run of train_vq.py and a pipeline have it
+KINDS = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+SCALE_TOLERANCE = 0.05  # a carried scaling_factor further than this from the measured one is replaced
+
+
+@dataclass
+class FirstStage:
+    """A diffusers autoencoder, frozen, with one interface for the three kinds.
+
+    Latents are in the autoencoder's own units in `encode` and `decode`; diffusion works on them times `scaling_factor`.
+    """
+
+    model: nn.Module
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        config = self.model.config
+        return config.get("vq_embed_dim") or config.latent_channels  # a VQModel may map them to narrower codes
+
+    @property
+    def downscale(self) -> int:
+        """The factor f between the sides of an image and of its latents."""
+        config = self.model.config
+        widths = config.encoder_block_out_channels if isinstance(self.model, AutoencoderTiny) else config.block_out_channels
+        return 2 ** (len(widths) - 1)
+
+    @property
+    def scaling_factor(self) -> float:
+        """Latents times this have unit variance; what LDMPipeline divides by before it decodes."""
+        return self.model.config.scaling_factor
+
+    @scaling_factor.setter
+    def scaling_factor(self, value: float) -> None:
+        self.model.register_to_config(scaling_factor=value)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> latents (B, C, H/f, W/f): a VQModel's before quantisation, a KL's mean."""
+        encoded = self.model.encode(images)
+        return encoded.latent_dist.mode() if isinstance(self.model, AutoencoderKL) else encoded.latents
+
+    @torch.no_grad()
+    def codes(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) of a VQModel -> indices (B, h, w) of the codes that its decoder takes for them."""
+        return torch.stack([self._nearest(image.permute(1, 2, 0)) for image in latents])  # all at once need much memory
+
+    def _nearest(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(latents.flatten(0, -2), self.model.quantize.embedding.weight).argmin(1).view(latents.shape[:-1])
+
+    @torch.no_grad()
+    def to_half(self, latents: torch.Tensor) -> torch.Tensor:
+        """float32 latents (B, C, h, w) -> float16 ones of the same codes, so of the same image.
+
+        One latent in some hundred lies so near to the border between two codes that rounding takes it across. It is moved
+        towards its own code by as little as helps: what is nearest to a code is so on the whole way to it."""
+        half = latents.half()
+        if not isinstance(self.model, VQModel):
+            return half
+        right = self.codes(latents)
+        wrong = self.codes(half.float()) != right
+        exact, own = latents.permute(0, 2, 3, 1)[wrong], self.model.quantize.embedding(right[wrong])
+        moved = exact.half()
+        for share in (2**-10, 2**-8, 2**-6, 2**-4, 2**-2, 1):
+            left = self._nearest(moved.float()) != right[wrong]
+            moved[left] = exact[left].lerp(own[left], share).half()
+        half.permute(0, 2, 3, 1)[wrong] = moved
+        return half
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) -> images (B, 3, f h, f w), about in [-1, 1]; a VQModel quantises first."""
+        return self.model.decode(latents).sample
+
+    def fingerprint(self) -> str:
+        """Hash of the weights and of the config without the scale: the same first stage gives the same latents."""
+        config = {k: v for k, v in self.model.config.items() if not k.startswith("_") and k != "scaling_factor"}
+        digest = hashlib.sha256(json.dumps([type(self.model).__name__, config], sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def check_resolution(self, resolution: int) -> int:
+        """Side of the latents of images of this side.
+
+        Raises:
+            UserError: when the factor does not divide it.
+        """
+        if resolution % self.downscale:
+            raise UserError(
+                f"data.resolution {resolution} is not a multiple of the first stage's factor {self.downscale}; "
+                f"the nearest is {max(1, round(resolution / self.downscale)) * self.downscale}"
+            )
+        return resolution // self.downscale
+
+    def choose_scale(self, measured: float) -> str | None:
+        """Keep the carried scaling_factor when it makes these latents' variance about one, else take the measured one.
+
+        Args:
+            measured: 1 / standard deviation of the latents of the data.
+
+        Returns:
+            What there is to say about it, or None.
+        """
+        carried = self.scaling_factor
+        if abs(carried / measured - 1) <= SCALE_TOLERANCE:
+            return None
+        self.scaling_factor = measured
+        default = isinstance(self.model, VQModel) and carried == 0.18215
+        why = " (VQModel's default, which is Stable Diffusion's and wrong for a VQ-f4)" if default else ""
+        return f"the first stage carries scaling_factor {carried:g}{why}; measured on the data: {measured:.4f}, which is used"
+
+
+def load_first_stage(config: FirstStageConfig) -> FirstStage:
+    """Load a run of train_vq.py, a folder or a Hub id.
+
+    Raises:
+        UserError: when it is missing, or is not an autoencoder that this project can use.
+    """
+    path, subfolder = config.path, config.subfolder
+    local = Path(path).expanduser()
+    if local.is_dir():
+        if subfolder is None and not (local / "config.json").exists():
+            subfolder = next((name for name in SUBFOLDERS if (local / name / "config.json").exists()), None)
+        folder = local / subfolder if subfolder else local
+        if not (folder / "config.json").exists():
+            raise UserError(f"first_stage.path {folder} is not a model folder: it has no config.json")
+        path = str(local)
+    try:
+        if not local.is_dir() and subfolder is None:
+            subfolder = _subfolder_on_hub(path, config.revision)
+        found = VQModel.load_config(path, subfolder=subfolder, revision=config.revision)
+        kind = KINDS.get(found.get("_class_name"))
+        if kind is None:
+            raise UserError(
+                f"first_stage.path {config.path} holds a {found.get('_class_name')}; it must be one of {', '.join(KINDS)}"
+            )
+        model, info = kind.from_pretrained(path, subfolder=subfolder, revision=config.revision, output_loading_info=True)
+        if missing := info["missing_keys"]:  # diffusers would go on with random ones
+            raise ValueError(f"{len(missing)} weights are missing, {missing[0]} for one")
+    except (OSError, HTTPError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:  # nonsense in it too
+        where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded: check the name and the network"
+        raise UserError(f"first_stage.path {config.path} {where} ({why(error)})") from error
+    return FirstStage(model.eval().requires_grad_(False))
+
+
+def _subfolder_on_hub(repo_id: str, revision: str | None) -> str | None:
+    for name in (None, *SUBFOLDERS):
+        try:
+            VQModel.load_config(repo_id, subfolder=name, revision=revision)
+            return name
+        except OSError as error:
+            if not isinstance(error.__context__, EntryNotFoundError):
+                raise
+    return None

@@ -1,0 +1,308 @@
+"""Latents are encoded once and kept: the first stage never runs again, in this run or the next one over the same data.
+
+A store is a folder:
+
+    made_of.json       data set, commit, files, first stage ...: what its latents depend on. The folder is named by its hash
+    shard-00000.npy    float16 (n, V, C, h, w): the readable images among SHARD positions of the data, V = 2 where mirrored
+                       images are kept too
+    shard-00000.json   how many positions and unreadable images that were, sums for the standard deviation; written after it
+    store.json         written last, when all shards are there
+
+A build that is killed goes on with the shards that are missing. Several processes build every so many-th shard each. The
+shards are memory-mapped: in memory as far as they fit, on the disk otherwise.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+
+from tinyldm.config.schema import DataConfig
+from tinyldm.data.identity import commit, hub_id, local_files
+from tinyldm.data.images import TRANSFORM, Images, collate, to_float
+from tinyldm.data.prefetch import read_ahead
+from tinyldm.data.sources import Source
+from tinyldm.errors import UserError
+from tinyldm.files import difference, digest, one_at_a_time, replace_text
+from tinyldm.first_stage.autoencoder import FirstStage
+
+VERSION = 3
+SHARD = 256  # positions: seconds of work on a GPU, minutes for a large first stage on a CPU
+ENCODED_AT_ONCE = 16
+ABOUT = ("positions", "corrupt", "values", "sum", "squares")  # what a shard's json tells
+
+
+@dataclass
+class LatentStore:
+    """Latents by number.
+
+    Attributes:
+        shards: float16 (n, V, C, h, w) each, unscaled.
+        std: standard deviation over all values.
+        corrupt: how many images were left out because they could not be read.
+    """
+
+    shards: list[np.ndarray]
+    std: float
+    corrupt: int
+
+    def __post_init__(self):
+        self.ends = np.cumsum([len(shard) for shard in self.shards])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def views(self) -> int:
+        """2 where mirrored images are kept too, else 1."""
+        return self.shards[0].shape[1]
+
+    def get(self, indices: np.ndarray, views: np.ndarray | int = 0) -> torch.Tensor:
+        """float32 (B, C, h, w), unscaled.
+
+        Args:
+            indices: (B,) numbers of images.
+            views: (B,) or one for all; 1 is the mirrored image.
+        """
+        latents = np.empty((len(indices), *self.shards[0].shape[2:]), np.float32)
+        numbers = np.searchsorted(self.ends, indices, "right")
+        for row, (number, index, view) in enumerate(zip(numbers, indices, np.broadcast_to(views, len(indices)), strict=True)):
+            latents[row] = self.shards[number][index - self.ends[number], view]  # a negative index counts from the end
+        return torch.from_numpy(latents)
+
+
+def open_store(
+    data: DataConfig, source: Source, part: str, seed: int, first_stage: FirstStage, accelerator: Accelerator, mirrored: bool
+) -> LatentStore:
+    """The latents of one part of the data, encoded now if no store of the same data and first stage is there.
+
+    Args:
+        part: `train` or `held-out`.
+        seed: which images are held out depends on it when the data set has no split for that.
+        mirrored: keep the latents of the mirrored images too.
+    """
+    found: list[Any] = [None, None, None]
+    if accelerator.is_main_process:
+        made_of = {
+            "version": VERSION,
+            "data": data.name,
+            "revision": data.revision,
+            "commit": commit(data),
+            "parts": [data.data_files, data.split, data.eval_split, source.image_column],
+            "files": digest(local_files(data)),
+            "held out": None if data.eval_split else [data.eval_fraction, seed],
+            "part": part,
+            "resolution": [data.resolution, data.channels],
+            "transform": TRANSFORM,
+            "mirrored": mirrored,
+            "factor": first_stage.downscale,
+            "first stage": first_stage.fingerprint(),
+        }
+        stores = Path(data.cache_dir).expanduser() / "latents"
+        if made_of["commit"] is None and hub_id(data.name):
+            made_of = _of_last_commit(stores, made_of)
+        folder = stores / digest(made_of)
+        found = [folder, made_of, (folder / "store.json").exists()]
+    broadcast_object_list(found)  # all processes must go the same way, whatever the Hub or another run does meanwhile
+    folder, made_of, there = found
+    if not there:
+        with _alone(folder, made_of, accelerator):
+            images = Images(source, data.resolution, data.num_workers, data.channels)
+            _Builder(folder, images, first_stage, accelerator, mirrored).build(f"encoding the {part} part")
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                _finish(folder, part, images)
+        accelerator.wait_for_everyone()
+    return _read(folder, made_of)
+
+
+# ---------------------------------------------------------------------------------------------------------------- building
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, made_of: dict[str, Any], accelerator: Accelerator) -> Iterator[None]:
+    """The main process makes the folder and keeps other runs out of it, which wait for these latents."""
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(one_at_a_time(folder, "encodes the same images"))
+                if not (folder / "made_of.json").exists():
+                    _say_why(folder, made_of)
+                    replace_text(folder / "made_of.json", json.dumps(made_of, indent=1))
+            except OSError as error:
+                raise UserError(
+                    f"data.cache_dir {folder.parent} cannot be written ({error.strerror}); choose another"
+                ) from error
+        accelerator.wait_for_everyone()
+        yield
+
+
+def _newest(stores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folders of stores that can be read, and what they are made of."""
+    for file in sorted(stores.glob("*/made_of.json"), key=os.path.getmtime, reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(made_of := json.loads(file.read_text()), dict):
+                yield file.parent, made_of
+
+
+def _of_last_commit(stores: Path, made_of: dict[str, Any]) -> dict[str, Any]:
+    """Where the Hub cannot say which commit is the last one: what the newest store is made of that differs in it only."""
+    for folder, old in _newest(stores):
+        if {**old, "commit": None} == json.loads(json.dumps(made_of)) and (folder / "store.json").exists():
+            print(f"the Hub cannot be asked for the last commit of {old['data']!r}: taking the latents of {old['commit']}")
+            return old
+    return made_of
+
+
+def _say_why(folder: Path, made_of: dict[str, Any]) -> None:
+    """Of the stores of the same data and part, why none will do: the newest one's difference."""
+    for other, old in _newest(folder.parent):
+        if (old.get("data"), old.get("part")) == (made_of["data"], made_of["part"]):
+            why = difference(old, json.loads(json.dumps(made_of)))
+            print(f"the latents in {other} are of something else ({why}): encoding anew", file=sys.stderr)
+            return
+
+
+@dataclass
+class _Builder:
+    """One process's share of the shards: number k where k mod processes is its rank."""
+
+    folder: Path
+    images: Images
+    first_stage: FirstStage
+    accelerator: Accelerator
+    mirrored: bool
+
+    def build(self, doing: str) -> None:
+        """Encode what is missing."""
+        kept = sum(
+            about["positions"] for file in self.folder.glob("shard-*.json") if (about := _about(self.folder, _number(file)))
+        )
+        main = self.accelerator.is_main_process
+        total = self.images.source.known_length()
+        with tqdm(unit="image", desc=doing, initial=kept, total=total, dynamic_ncols=True, disable=not main) as bar:
+            latents: list[np.ndarray] = []
+            for number, batch in read_ahead(self._batches(), read=lambda: self.images.source.read):
+                if isinstance(batch, torch.Tensor):
+                    latents.append(self._encode(batch))
+                    bar.update(len(batch) * self.accelerator.num_processes)
+                else:
+                    self._write(number, latents, batch)
+                    latents = []
+
+    def _batches(self) -> Iterator[tuple[int, torch.Tensor | dict[str, int]]]:
+        """(shard, uint8 images (B, C, H, W)) of each shard that is missing, then (shard, how many positions and corrupt images
+        it has)."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        examples = self.images.source.epoch(None, 0)
+        for number in itertools.count():
+            shard = list(itertools.islice(examples, SHARD))
+            if not shard:
+                break
+            if number % processes != rank or _about(self.folder, number):
+                continue
+            corrupt_before = self.images.corrupt
+            decoded = self.images(shard)
+            while batch := list(itertools.islice(decoded, ENCODED_AT_ONCE)):
+                yield number, collate(batch).images
+            yield number, {"positions": len(shard), "corrupt": self.images.corrupt - corrupt_before}
+
+    def _encode(self, batch: torch.Tensor) -> np.ndarray:
+        pixels = to_float(batch.to(self.accelerator.device))
+        views = [pixels, pixels.flip(-1)] if self.mirrored else [pixels]
+        return (
+            torch.stack([self.first_stage.to_half(self.first_stage.encode(view)) for view in views], 1).cpu().numpy()
+        )  # (B, V, C, h, w)
+
+    def _write(self, number: int, parts: list[np.ndarray], counts: dict[str, int]) -> None:
+        latents = np.concatenate(parts) if parts else np.empty(0, np.float16)  # none of them could be read
+        values = latents.astype(np.float64)
+        aside = self.folder / f".shard-{number:05d}.npy"
+        with aside.open("wb") as file:
+            np.save(file, latents)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(_shard(self.folder, number))
+        with np.errstate(invalid="ignore"):  # nan and inf are told of at the end
+            sums = {"sum": values.sum(), "squares": np.square(values).sum(), "values": values.size}
+        replace_text(_shard(self.folder, number).with_suffix(".json"), json.dumps({**counts, **sums}))
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.npy"
+
+
+def _number(file: Path) -> int:
+    return int(file.stem.removeprefix("shard-"))
+
+
+def _about(folder: Path, number: int) -> dict[str, Any] | None:
+    """What is known of a shard; None where it is missing or damaged."""
+    try:
+        about = json.loads(_shard(folder, number).with_suffix(".json").read_text())
+        _shard(folder, number).stat()
+        return {key: about[key] for key in ABOUT}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _finish(folder: Path, part: str, images: Images) -> None:
+    """Write store.json over all shards."""
+    shards: list[dict[str, Any]] = []
+    while shard := _about(folder, len(shards)):
+        shards.append(shard)
+    total = {key: sum(shard[key] for shard in shards) for key in ABOUT}
+    images.seen, images.corrupt = total["positions"], total["corrupt"]  # of all processes, and of earlier builds
+    images.check()
+    if not total["values"]:
+        raise UserError(f"the {part} part of {images.source.name!r} is empty: see data.split and data.eval_fraction")
+    std = math.sqrt(max(total["squares"] / total["values"] - (total["sum"] / total["values"]) ** 2, 0.0))
+    if not 0 < std < float("inf"):
+        for number in range(len(shards)):
+            _shard(folder, number).with_suffix(".json").unlink()  # they are to be encoded again
+        raise UserError(f"the first stage gives latents of standard deviation {std}: are its weights whole?")
+    about = {"shards": len(shards), "std": std, "corrupt": total["corrupt"]}
+    replace_text(folder / "store.json", json.dumps(about, indent=1))
+
+
+def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
+    try:
+        if other := difference(json.loads((folder / "made_of.json").read_text()), json.loads(json.dumps(made_of))):
+            raise ValueError(f"it is of something else: {other}")
+        about = json.loads((folder / "store.json").read_text())
+        shards = [mapped(_shard(folder, number)) for number in range(about["shards"])]
+        shards = [shard for shard in shards if len(shard)]
+        if not 0 < about["std"] < float("inf") or any(shard.dtype != np.float16 for shard in shards):
+            raise ValueError(f"store.json says standard deviation {about['std']}, and the shards must be float16")
+        return LatentStore(shards, about["std"], about["corrupt"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise UserError(f"latent store {folder} is damaged ({error}); delete that folder and start again") from error
+
+
+def mapped(file: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped. Unlike numpy's own it keeps no file open, of which a process may often have
+    1,024: a large store has more shards."""
+    with file.open("rb") as opened:
+        np.lib.format.read_magic(opened)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
+        begin = opened.tell()
+    if dtype.hasobject:
+        raise ValueError("objects")
+    content = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8).numpy()
+    return content[begin:].view(dtype).reshape(shape)
+
+
+# ------------------------------------------------------------------------------------------------------------ the batches

@@ -1,0 +1,71 @@
+"""The networks of a first stage: the autoencoder and its discriminator."""
+
+import itertools
+import math
+from dataclasses import asdict
+
+import torch
+from diffusers import VQModel
+from torch import nn
+
+from tinyldm.config.schema import TrainVQ
+from tinyldm.errors import UserError
+
+
+class Autoencoder(nn.Module):
+    """A VQModel whose forward pass also tells which codes it used."""
+
+    def __init__(self, vq: VQModel):
+        super().__init__()
+        self.vq = vq
+        vq.quantize.legacy = False  # diffusers' default swaps the weights of the codebook and the commitment loss
+        self.register_buffer("uses", torch.zeros(vq.config.num_vq_embeddings))  # of each code, since the last revival
+
+    def forward(
+        self, images: torch.Tensor, quantize: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images (B, C, H, W) in [-1, 1] -> reconstructions, codebook loss (), latents (B, C, h, w), codes (B h w).
+
+        Args:
+            quantize: decode the latents' nearest codes; else the latents themselves, and the codebook loss is 0.
+        """
+        latents = self.vq.encode(images).latents
+        quantized, codebook_loss, (_, _, codes) = self.vq.quantize(latents)
+        if not quantize:
+            quantized, codebook_loss = latents, 0 * codebook_loss  # times 0: each weight keeps a gradient, as DDP wants
+        return self.vq.decode(quantized, force_not_quantize=True).sample, codebook_loss, latents, codes
+
+
+class Discriminator(nn.Module):
+    """Tells real patches from reconstructed ones (Isola et al. 2017): a small receptive field judges texture, not faces."""
+
+    def __init__(self, channels: int, layers: int, in_channels: int = 3):
+        super().__init__()
+        widths = [in_channels, *(min(2**i, 8) * channels for i in range(layers)), min(2**layers, 8) * channels]
+        blocks = []
+        for i, (wide_in, wide_out) in enumerate(itertools.pairwise(widths)):
+            stride = 2 if i < layers else 1
+            norm = nn.Identity() if i == 0 else nn.GroupNorm(math.gcd(8, wide_out), wide_out)
+            blocks.append(nn.Sequential(nn.Conv2d(wide_in, wide_out, 4, stride, 1), norm, nn.LeakyReLU(0.2)))
+        self.blocks = nn.Sequential(*blocks)
+        self.verdict = nn.Conv2d(widths[-1], 1, 4, 1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W) -> a logit a patch (B, 1, h, w), positive for real."""
+        return self.verdict(self.blocks(images))
+
+
+def make_vq(config: TrainVQ) -> VQModel:
+    """A VQModel with random weights.
+
+    Raises:
+        UserError: for arguments that diffusers refuses.
+    """
+    try:
+        vq = VQModel(**asdict(config.vq))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"the section vq does not make a VQModel: {error}") from error
+    if config.train.gradient_checkpointing:
+        vq._supports_gradient_checkpointing = True  # its encoder and decoder do, the class does not say so
+        vq.enable_gradient_checkpointing()
+    return vq

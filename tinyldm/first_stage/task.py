@@ -1,0 +1,230 @@
+"""Training a first stage: a VQ autoencoder against L1, perceptual, codebook and adversarial losses (Esser et al. 2021,
+"Taming Transformers", equations 4 to 7), with codes that nobody uses revived."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import nn
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from tinyldm import pictures
+from tinyldm.config.schema import TrainVQ
+from tinyldm.data.images import Examples, ImageBatches, Images, first_images, mirror_half, to_float, to_uint8
+from tinyldm.data.sources import open_sources
+from tinyldm.first_stage.networks import Autoencoder, Discriminator, make_vq
+from tinyldm.metrics.lpips import load_lpips
+from tinyldm.randomness import Draw
+from tinyldm.training.trainer import Losses
+
+PICTURE_IMAGES = 8
+
+
+def gradient_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """L1 distance of the horizontal and the vertical differences of neighbouring pixels."""
+    difference = a - b
+    return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
+
+
+class VQTask:
+    """See trainer.Task."""
+
+    card, built_on = "vq", ""
+
+    def __init__(self, config: TrainVQ, accelerator: Accelerator):
+        self.config, self.loss, self.accelerator = config, config.loss, accelerator
+        torch.manual_seed(config.seed)
+        vq = make_vq(config)
+        self.networks: dict[str, nn.Module] = {"autoencoder": Autoencoder(vq)}
+        self.learning_rates = {"autoencoder": config.train.learning_rate}
+        if self.loss.adversarial_weight > 0:
+            shape = self.loss.discriminator_channels, self.loss.discriminator_layers, config.data.channels
+            self.networks["discriminator"] = Discriminator(*shape)
+            if config.train.compile:
+                # A compiled backward pass would give its buffers away, and this one is passed more than once.
+                torch._functorch.config.donated_buffer = False
+            self.learning_rates["discriminator"] = self.loss.discriminator_learning_rate
+        self.buffers: dict[str, torch.Tensor] = {}
+        self.lpips = load_lpips().to(accelerator.device) if self.loss.perceptual == "lpips" else None
+
+        process = (accelerator.process_index, accelerator.num_processes)
+        train, held_out = open_sources(config.data, config.seed)
+        self.images, held_out = (
+            Images(part, config.data.resolution, config.data.num_workers, config.data.channels) for part in (train, held_out)
+        )
+        self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, process)
+        # Counting a stream means reading it.
+        self.examples_per_epoch = self.stream.length = train.length() if config.train.max_steps is None else None
+        self.held_out = first_images(held_out, config.train.num_eval_images)
+
+    def batches(self, start: int) -> Iterator[Examples]:
+        """uint8 images (B, C, H, W) and labels."""
+        return self.stream(start)
+
+    # ------------------------------------------------------------------------------------------------------ learning
+
+    def losses(self, batch: Examples, step: int, draw: Draw) -> Losses:
+        """First the autoencoder's loss, then, once it has set in, the discriminator's."""
+        loss = self.loss
+        images = to_float(batch.images)
+        if self.config.data.random_flip:
+            images = mirror_half(images, draw)
+        quantize = step >= loss.quantize_start
+        reconstructed, codebook_loss, latents, codes = self.networks["autoencoder"](images, quantize)
+        self._watch_codes(latents, codes)
+
+        numbers = {"l1": (reconstructed - images).abs().mean()}
+        reconstruction_loss = numbers["l1"]
+        if loss.gradient_weight:
+            numbers["gradient"] = gradient_l1(reconstructed, images)
+            reconstruction_loss = reconstruction_loss + loss.gradient_weight * numbers["gradient"]
+        if self.lpips is not None:
+            numbers["lpips"] = self.lpips(reconstructed.clamp(-1, 1), images).mean()
+            reconstruction_loss = reconstruction_loss + loss.perceptual_weight * numbers["lpips"]
+        numbers["codebook"] = codebook_loss
+        numbers["loss"] = reconstruction_loss + loss.codebook_weight * codebook_loss
+        if loss.adversarial_weight == 0 or step < loss.discriminator_start:
+            yield "autoencoder", numbers["loss"], numbers
+            return
+
+        # One pass through the discriminator serves both players: its gradient at the reconstruction goes on into the
+        # autoencoder, its gradient at its own weights comes from the hinge loss below.
+        fake = reconstructed.detach().requires_grad_()
+        real_verdict, fake_verdict = self.networks["discriminator"](torch.cat([images, fake])).chunk(2)
+        (adversarial_gradient,) = torch.autograd.grad(-fake_verdict.mean(), fake, retain_graph=True)
+        (reconstruction_gradient,) = torch.autograd.grad(reconstruction_loss, reconstructed, retain_graph=True)
+        numbers["adaptive_weight"] = self._adaptive_weight(reconstructed, reconstruction_gradient, adversarial_gradient)
+        ramp = min(1.0, (step - loss.discriminator_start + 1) / max(1, loss.discriminator_ramp_steps))
+        weight = ramp * loss.adversarial_weight * numbers["adaptive_weight"]
+        # The product has the gradient that the sum of the weighted losses would have, and each network is passed once.
+        surrogate = (reconstructed * (reconstruction_gradient + weight * adversarial_gradient)).sum()
+        yield "autoencoder", surrogate + loss.codebook_weight * codebook_loss, numbers
+
+        hinge = 0.5 * (F.relu(1 - real_verdict).mean() + F.relu(1 + fake_verdict).mean())
+        yield "discriminator", hinge, {"discriminator": hinge}
+
+    def _adaptive_weight(
+        self, reconstructed: torch.Tensor, reconstruction_gradient: torch.Tensor, adversarial_gradient: torch.Tensor
+    ) -> torch.Tensor:
+        """Ratio of the two losses' gradients at the decoder's last layer (Esser et al. 2021, equation 7)."""
+        last = self.accelerator.unwrap_model(self.networks["autoencoder"]).vq.decoder.conv_out.weight
+        ours, theirs = (
+            self.accelerator.reduce(torch.autograd.grad(reconstructed, last, gradient, retain_graph=True)[0], "mean").norm()
+            for gradient in (reconstruction_gradient, adversarial_gradient)
+        )
+        return (ours / (theirs + 1e-4)).clamp(0, 1e4).detach()
+
+    @torch.no_grad()
+    def _watch_codes(self, latents: torch.Tensor, codes: torch.Tensor) -> None:
+        model = self.accelerator.unwrap_model(self.networks["autoencoder"])
+        # bincount would wait for the GPU, to know how large its result is.
+        used = codes.flatten()
+        uses = torch.zeros_like(model.uses).index_add_(0, used, torch.ones_like(used, dtype=model.uses.dtype))
+        model.uses += self.accelerator.reduce(uses, "sum") if self.accelerator.num_processes > 1 else uses
+        self.latents = latents.detach().movedim(1, -1).flatten(0, -2).float()  # (B h w, C)
+
+    @torch.no_grad()
+    def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
+        """Move unused codes onto latents of the current batch; and all of them once, when quantisation begins, since the
+        latents are not where the codes were drawn."""
+        loss, model = self.loss, self.accelerator.unwrap_model(self.networks["autoencoder"])
+        begins = step == max(1, loss.quantize_start)
+        revives = loss.revive_steps and step % loss.revive_steps == 0 and step > loss.quantize_start
+        if not begins and not revives:
+            return
+        dead = torch.ones_like(model.uses, dtype=torch.bool) if begins else model.uses == 0
+        latents = self.accelerator.gather(self.latents)  # all processes move them to the same places
+        fresh = latents[(draw.common(len(dead)) * len(latents)).long()]
+        codebook = model.vq.quantize.embedding.weight
+        averaged = next(
+            shadow for shadow, weight in zip(ema.shadow_params, model.parameters(), strict=True) if weight is codebook
+        )
+        for weights in (codebook, averaged):
+            weights.data[dead] = fresh[dead].to(weights)
+        model.uses.zero_()
+
+    # ---------------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, process: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Sums of L1, PSNR and SSIM over held-out images, and how often each code was used."""
+        rank, processes = process
+        model = self.accelerator.unwrap_model(self.networks["autoencoder"])
+        device = self.accelerator.device
+        sums = {key: torch.zeros((), device=device) for key in ("loss", "psnr", "ssim", "count")}
+        sums["uses"] = torch.zeros(len(model.uses), device=device)
+        mine = self.held_out[rank::processes]
+        for batch in mine.split(self.config.train.batch_size) if len(mine) else ():
+            images = to_float(batch.to(device))
+            reconstructed, _, _, codes = model(images)
+            loss = (reconstructed - images).abs().mean((1, 2, 3))
+            if self.lpips is not None:
+                loss = loss + self.loss.perceptual_weight * self.lpips(reconstructed.clamp(-1, 1), images).flatten()
+            pair = to_uint8(reconstructed).float(), batch.to(device).float()
+            sums["loss"] += loss.sum()
+            sums["psnr"] += peak_signal_noise_ratio(*pair, data_range=255.0, dim=(1, 2, 3), reduction="none").sum()
+            sums["ssim"] += structural_similarity_index_measure(*pair, data_range=255.0, reduction="none").sum()
+            sums["count"] += len(images)
+            sums["uses"] += torch.bincount(codes.flatten(), minlength=len(model.uses))
+        return sums
+
+    def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Means; the codebook's perplexity (exp of the entropy of code use) and the share of codes in use."""
+        share = sums["uses"] / sums["uses"].sum()
+        return {
+            "eval_loss": float(sums["loss"] / sums["count"]),
+            "eval_psnr": float(sums["psnr"] / sums["count"]),
+            "eval_ssim": float(sums["ssim"] / sums["count"]),
+            "eval_perplexity": float(torch.special.entr(share).sum().exp()),
+            "eval_codes_used": float((sums["uses"] > 0).float().mean()),
+        }
+
+    @torch.no_grad()
+    def picture(self, path: Path) -> None:
+        """Held-out images above their reconstructions."""
+        images = self.held_out[: 2 * PICTURE_IMAGES]
+        model = self.accelerator.unwrap_model(self.networks["autoencoder"])
+        reconstructed = to_uint8(model(to_float(images.to(self.accelerator.device)))[0]).cpu()
+        rows = [
+            part
+            for pair in zip(images.split(PICTURE_IMAGES), reconstructed.split(PICTURE_IMAGES), strict=True)
+            for part in pair
+        ]
+        pictures.grid(torch.cat(rows), PICTURE_IMAGES).save(path)
+
+    @torch.no_grad()
+    def make_images(self, count: int, process: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """Reconstructions of this process's share of the first held-out images; no more than there are."""
+        model = self.accelerator.unwrap_model(self.networks["autoencoder"])
+        for batch in self.held_out[:count][process[0] :: process[1]].split(self.config.train.batch_size):
+            yield to_uint8(model(to_float(batch.to(self.accelerator.device)))[0]).expand(-1, 3, -1, -1)
+
+    def export(self, folder: Path) -> None:
+        """vqvae/, a diffusers VQModel folder, with a scaling_factor that gives held-out latents unit variance."""
+        vq = self.accelerator.unwrap_model(self.networks["autoencoder"]).vq
+        with torch.no_grad():
+            batches = self.held_out.split(self.config.train.batch_size)
+            latents = torch.cat([vq.encode(to_float(batch.to(vq.device))).latents for batch in batches])
+        if std := latents.std(correction=0).item():
+            vq.register_to_config(scaling_factor=1 / std)
+        vq.save_pretrained(folder / "vqvae")
+
+    def facts(self) -> dict[str, Any]:
+        """For model_cards/vq.md."""
+        loss, vq = self.loss, self.config.vq
+        side = self.config.data.resolution // vq.downscale
+        parts = ["L1", f"codebook x {loss.codebook_weight:g}"]
+        parts += [f"LPIPS (VGG16) x {loss.perceptual_weight:g}"] if self.lpips is not None else []
+        parts += [f"L1 of image gradients x {loss.gradient_weight:g}"] if loss.gradient_weight else []
+        if loss.adversarial_weight:
+            parts.append(f"patch discriminator x {loss.adversarial_weight:g} (adaptive) from step {loss.discriminator_start}")
+        return {
+            "latent_shape": f"{vq.latent_channels} x {side} x {side}, {vq.num_vq_embeddings} codes",
+            "losses": ", ".join(parts),
+            "corrupt": self.images.corrupt,
+            "scaling_factor": self.accelerator.unwrap_model(self.networks["autoencoder"]).vq.config.scaling_factor,
+            "eval_images": len(self.held_out),
+        }

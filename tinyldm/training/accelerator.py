@@ -1,0 +1,107 @@
+"""The processes of a training: what each may use, and how all of them stop together."""
+
+import os
+import shutil
+import signal
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, set_seed
+
+from tinyldm.config.schema import TrainConfig
+from tinyldm.errors import UserError
+
+PATIENCE = timedelta(hours=12)  # of processes for one that waits until another run has encoded the same images
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # no USR1 on Windows
+
+
+def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
+    """Accelerate, with what this loop cannot do refused in one line."""
+    for plan in ("FSDP", "DeepSpeed", "Megatron_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{plan.upper()}", "false").lower() in ("1", "true"):
+            raise UserError(
+                f"accelerate's config asks for {plan}: a network of 5M parameters fits on each GPU, so plain data "
+                "parallelism (accelerate launch --multi_gpu) is both simpler and faster"
+            )
+    if train.log_with not in ("none", "tensorboard"):
+        try:
+            __import__(train.log_with)
+        except ImportError as error:
+            raise UserError(f"train.log_with {train.log_with} needs the package: pip install {train.log_with}") from error
+    if train.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.mixed_precision fp16 needs a GPU; leave it at no on a CPU")
+    if train.compile and not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang", "cl"))):
+        raise UserError(
+            "train.compile needs a C compiler and Python's headers (Debian, Ubuntu: apt install build-essential python3-dev); "
+            "set it to false to go without"
+        )
+    accelerator = Accelerator(
+        # Said, or several processes on a CPU would not find each other; and Apple's GPUs have no float64.
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=train.mixed_precision,
+        log_with=None if train.log_with == "none" else train.log_with,
+        dynamo_backend="no",  # train.compile decides: what accelerate's own config asks for would rename the weights
+        project_dir=str(Path(output_dir) / "logs"),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    if accelerator.device.type == "cpu":
+        # accelerate launch sets OMP_NUM_THREADS to 1 where nothing is said: a laptop would train on one of its cores.
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(max(1, cores() // local))
+    set_seed(0)  # libraries' own use of global generators; ours are all explicit
+    return accelerator
+
+
+def default_device(named: str | None = None) -> str:
+    """What was asked for, else the GPU where there is one."""
+    return named or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class StopRequest:
+    """Inside `with`, a first Ctrl-C, SIGTERM or SIGUSR1 (what clusters send before they take the machine away) asks for a
+    stop at the end of a step. A second one does what it always does.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.received = 0
+        self._told: torch.Tensor | None = None
+        self._arrived = torch.cuda.Event() if accelerator.device.type == "cuda" else None
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self.__exit__()
+
+    def __call__(self) -> signal.Signals | None:
+        """The signal that asks for a stop; to be called once a step by every process.
+
+        Several processes must stop at the same step, so they tell each other. What is read is what they told at the step
+        before: that has arrived by now, and the GPU need not be waited for.
+        """
+        number = self.received
+        if self.accelerator.num_processes > 1:
+            told = self.accelerator.gather(torch.full((1,), number, device=self.accelerator.device)).max()
+            if self._arrived:
+                self._arrived.synchronize()
+            number = 0 if self._told is None else int(self._told)
+            self._told = told.to("cpu", non_blocking=True)  # into pinned memory
+            if self._arrived:
+                self._arrived.record()
+        return signal.Signals(number) if number else None
