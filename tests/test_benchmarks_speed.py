@@ -42,7 +42,7 @@ def folder(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for module in (memory, decoding):
             patch.setattr(module, "in_new_process", lambda function, *args: function(*args))
-        patch.setattr(decoding.sampling, "DECODED_AT_ONCE", decoding.model_module.DECODED_AT_ONCE)  # which it changes
+        patch.setattr(decoding.model_module, "DECODED_AT_ONCE", decoding.model_module.DECODED_AT_ONCE)  # which it changes
         patch.setattr(processes, "cores", lambda: 1)  # tiny networks are slower with more
         patch.setattr(measure, "cores", lambda: 1)
         for module, args in (

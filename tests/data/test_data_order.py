@@ -95,9 +95,9 @@ def test_a_script_may_end_in_the_middle_of_a_stream(tmp_path):
     parquet(tmp_path, [[picture(i) for i in range(23)]])
     script = f"""
 import itertools
-from tinyldm.config import DataConfig
-from tinyldm.data import read_ahead
-from tinyldm.sources import open_sources
+from tinyldm.config.schema import DataConfig
+from tinyldm.data.prefetch import read_ahead
+from tinyldm.data.sources import open_sources
 source, _ = open_sources(DataConfig(name={str(tmp_path)!r}, resolution=8), 0)
 busy = read_ahead((example for epoch in itertools.count() for example in source.epoch(0, epoch)), depth=1000000)
 print(len(list(itertools.islice(busy, 40))))

@@ -91,8 +91,8 @@ def test_overwrite_deletes_nothing_but_runs(files, tmp_path):
 
 def test_a_second_process_is_refused(tmp_path):
     script = f"""
-from tinyldm.config import TrainConfig, TrainLDM
-from tinyldm.run_folder import RunFolder
+from tinyldm.config.schema import TrainConfig, TrainLDM
+from tinyldm.training.run_folder import RunFolder
 run = RunFolder(TrainLDM(output_dir={str(tmp_path)!r}, train=TrainConfig(max_steps=1)))
 print("ready", flush=True)
 input()

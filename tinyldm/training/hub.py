@@ -1,6 +1,6 @@
 """Publishing a run: what a user loads at the root of the repository, and what shows where it comes from beside it.
 
-    python -m tinyldm.training.hub push runs/faces   # what a training with hub.push does at its end, again or for the first time
+    python -m tinyldm.training.hub push runs/faces   # what a training with hub.push does at its end, again
 
 A push is one commit, so that nobody ever sees half of one. Its files are taken aside first, since a training writes on.
 """
