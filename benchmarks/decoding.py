@@ -14,7 +14,6 @@ from jsonargparse import auto_cli
 from benchmarks.latents import first_stage
 from benchmarks.measure import RESULTS, in_new_process, megabytes, record, use_all_cores
 from tinyldm.diffusion import model as model_module
-from tinyldm.diffusion import sampling
 from tinyldm.diffusion.model import Model, to_images
 
 
@@ -28,7 +27,7 @@ def decode(folder: str, images: int, side: int, at_once: int | None) -> float:
     use_all_cores()
     stage = first_stage(Path(folder), small=side < 64)
     model = Model(unet=torch.nn.Linear(1, 1), scheduler=None, first_stage=stage.model)
-    model_module.DECODED_AT_ONCE = at_once or sampling.DECODED_AT_ONCE
+    model_module.DECODED_AT_ONCE = at_once or model_module.DECODED_AT_ONCE
     latents = torch.randn(images, stage.channels, side, side)
     before = megabytes("VmHWM")
     to_images(model, latents)
