@@ -16,26 +16,27 @@ def main() -> None:
     import torch  # after parsing, so that --help need not wait for it
     from tqdm.auto import tqdm
 
+    from tinyldm.config.schema import SamplerSettings
     from tinyldm.diffusion import sampling
-    from tinyldm.diffusion.model import choose_scheduler, load_model
+    from tinyldm.diffusion.model import load_model
     from tinyldm.pictures import OutputFolder
     from tinyldm.training.accelerator import default_device
 
     output = OutputFolder(config.output_dir, config.overwrite)
     device = default_device(config.device)
     model = load_model(config.model, device, getattr(torch, config.dtype))
-    model.scheduler = choose_scheduler(model.scheduler, config.scheduler)
-    steps, eta, label = config.num_inference_steps, config.eta, config.class_label
+    settings = SamplerSettings(config.scheduler, config.num_inference_steps, config.eta, config.class_label)
+    model.sampler(settings)  # refuses what does not fit before a file is written
 
     with tqdm(total=config.num_images, unit="image", desc="sampling", dynamic_ncols=True) as bar:
-        for batch in sampling.sample(model, config.num_images, config.batch_size, config.seed, steps, eta, label):
+        for batch in sampling.sample(model, config.num_images, config.batch_size, config.seed, settings):
             output.add(batch, config.seed)
             bar.update(len(batch))
     output.finish()
     if config.strip:
-        output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, steps, eta, label))
+        output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, settings))
     if config.interpolate:
-        output.interpolation(sampling.interpolate(model, *config.interpolate, steps, label))
+        output.interpolation(sampling.interpolate(model, *config.interpolate, settings))
     print(f"{config.num_images} images are in {output.path}; all on one page: {output.path / 'grid.png'}")
 
 

@@ -28,9 +28,8 @@ from tinyldm.config.networks import VQConfig
 from tinyldm.config.parsing import parse, read_yaml
 from tinyldm.config.schema import TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
 from tinyldm.data.sources import open_sources
-from tinyldm.diffusion.bound import learns_variance
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
-from tinyldm.diffusion.process import make_scheduler
+from tinyldm.diffusion.process import make_process
 from tinyldm.errors import UserError, one_line_errors
 from tinyldm.first_stage.autoencoder import FirstStage, load_first_stage
 from tinyldm.first_stage.latent_store import ENCODED_AT_ONCE
@@ -104,7 +103,7 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         except UserError:
             classes = 10
             notes.append(f"the labels of {config.data.name} cannot be read here: {classes} classes are counted")
-    learned = learns_variance(make_scheduler(config.scheduler))
+    learned = make_process(config.scheduler).learns_variance
 
     def denoiser() -> nn.Module:
         network = make_denoiser(config.unet, shape[1], shape[0], classes, learned)

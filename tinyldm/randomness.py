@@ -2,8 +2,19 @@
 would have drawn (the idea is EDM2's)."""
 
 import hashlib
+from typing import NamedTuple
 
 import torch
+
+
+class Rank(NamedTuple):
+    """One of `count` processes that train together, in the sense of torch.distributed."""
+
+    index: int = 0
+    count: int = 1
+
+
+ALONE = Rank()
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -20,22 +31,24 @@ class Draw:
 
     Args:
         seed, step, micro: of the run, the optimizer step, and the accumulation step in it.
-        process: (rank, number of processes).
+        rank: whose part of the numbers is drawn.
         device: where the numbers are drawn.
     """
 
-    def __init__(self, seed: int, step: int, micro: int, process: tuple[int, int], device: torch.device | str = "cpu"):
-        self.rank, self.processes = process
+    def __init__(
+        self, seed: int, step: int, micro: int, rank: Rank | tuple[int, int] = ALONE, device: torch.device | str = "cpu"
+    ):
+        self.rank, self.count = rank
         self.device = device
         self.generator = torch.Generator(device).manual_seed(derive_seed("step", seed, step, micro))
 
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Standard normal numbers (B, ...) in float32."""
-        return self._mine(torch.randn((shape[0] * self.processes, *shape[1:]), **self._where), shape[0])
+        return self._mine(torch.randn((shape[0] * self.count, *shape[1:]), **self._where), shape[0])
 
     def uniform(self, count: int) -> torch.Tensor:
         """`count` numbers in [0, 1)."""
-        return self._mine(torch.rand(count * self.processes, **self._where), count)
+        return self._mine(torch.rand(count * self.count, **self._where), count)
 
     def common(self, count: int) -> torch.Tensor:
         """`count` numbers in [0, 1), the same in all processes."""
@@ -44,7 +57,7 @@ class Draw:
     def stratified(self, count: int) -> torch.Tensor:
         """`count` numbers in [0, 1), each uniform, that together cover the interval evenly: one common offset and equal
         distances over the batches of all processes (Kingma et al. 2021, appendix I.1)."""
-        total = count * self.processes
+        total = count * self.count
         offset = torch.rand(1, **self._where)
         spread = (offset + torch.randperm(total, **self._where) / total) % 1
         return self._mine(spread, count)

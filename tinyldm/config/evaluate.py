@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from tinyldm.config.parsing import parse, read_yaml
-from tinyldm.config.schema import DataConfig, Features, Sample, Sampler
+from tinyldm.config.schema import DataConfig, Features, Sample, Sampler, SamplerSettings
 from tinyldm.errors import UserError
 
 METRICS = ("fid", "kid", "prdc", "is", "memorisation")
@@ -64,6 +64,11 @@ class Evaluate:
     """Precision of the model that draws; a VQ first stage and the features are in float32 always. On a CPU leave it at
     float32."""
     data: DataConfig = field(default_factory=DataConfig)
+
+    @property
+    def sampler_settings(self) -> SamplerSettings:
+        """How samples are drawn."""
+        return SamplerSettings(self.scheduler, self.num_inference_steps, self.eta)
 
     @property
     def chosen(self) -> list[str]:

@@ -4,7 +4,7 @@ Each dataclass lists what UNet2DModel, VQModel or DDPMScheduler takes (tests/tes
 installed signatures), so that `--help` explains them and a mistyped key is refused without importing diffusers.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from tinyldm.errors import UserError
@@ -176,6 +176,10 @@ class SchedulerConfig:
     """Added to the timesteps of the leading spacing."""
     rescale_betas_zero_snr: bool = False
     """Rescale the betas so that nothing of the image is left at T (Lin et al. 2023)."""
+
+    def arguments(self) -> dict:
+        """Keyword arguments of DDPMScheduler."""
+        return asdict(self)
 
     def check(self) -> None:
         """Raise UserError for a schedule that is none."""

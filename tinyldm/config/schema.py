@@ -355,6 +355,20 @@ class TrainDDPM(Training):
 
 
 @dataclass
+class SamplerSettings:
+    """How images are drawn from a trained model."""
+
+    scheduler: Sampler | None = None
+    """The sampler. null: the one that the model was saved with."""
+    num_inference_steps: int = 50
+    """Denoising steps."""
+    eta: float = 0.0
+    """DDIM's noise, from 0 (none, deterministic) to 1 (as much as DDPM)."""
+    class_label: int | None = None
+    """The class to draw, for a model that was trained with labels. null: seed s has class s mod their number."""
+
+
+@dataclass
 class Sample:
     """Draw pictures with a trained model."""
 

@@ -3,27 +3,30 @@
 Undecoded examples -> this process's share -> decode, orient, crop, resize (in threads) -> batches.
 
 The order has no state to save. Position p of the endless stream is example `p - epoch * length` of the shuffle of
-(seed, epoch). Micro-batch k of process r out of R is the positions [(k R + r) B, (k R + r + 1) B): nobody sees another's
-examples, uneven shards do not matter, and one process with batch 2 B sees what two with batch B see.
+(seed, epoch). From position P on, micro-batch k of rank r out of R is the positions P + [(k R + r) B, (k R + r + 1) B): no two
+ranks see the same examples, uneven shards do not matter, one rank with batch 2 B sees what two with batch B see, and a
+training may continue from any position with other batches.
 """
 
 import io
 import itertools
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from tinyldm.config.schema import DataConfig
+from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.prefetch import Stalled, read_ahead
 from tinyldm.data.sources import Source, image_bytes
 from tinyldm.errors import UserError
-from tinyldm.randomness import Draw
+from tinyldm.randomness import ALONE, Draw, Rank
 
 TRANSFORM = "oriented, central square, Pillow bicubic with antialiasing, 8 bits"  # to_square, for what is kept of its images
 MAX_CORRUPT = 0.05  # more than this share of unreadable images means that something else is wrong
@@ -65,13 +68,6 @@ def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndar
     return np.asarray(square).reshape(resolution, resolution, channels)
 
 
-class Examples(NamedTuple):
-    """A batch: images uint8 (B, C, H, W), and the numbers of their classes int64 (B,), all 0 where there are none."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-
-
 class Images:
     """Decodes examples in threads and yields (image, label) in the examples' order.
 
@@ -88,7 +84,12 @@ class Images:
         self.source, self.resolution, self.num_workers, self.channels = source, resolution, num_workers, channels
         self.seen = self.corrupt = 0
 
-    def decode(self, fetch: Callable[[], dict[str, Any]]) -> tuple[np.ndarray, int] | str:
+    @classmethod
+    def of(cls, source: Source, data: DataConfig) -> "Images":
+        """The images of a source, as a recipe's data section wants them."""
+        return cls(source, data.resolution, data.num_workers, data.channels)
+
+    def decode(self, fetch: Callable[[], dict[str, Any]]) -> tuple[np.ndarray, int | None] | str:
         """uint8 array (resolution, resolution, channels) and label, or why there is none."""
         try:
             example = fetch()
@@ -97,12 +98,12 @@ class Images:
         except Exception as error:  # Pillow's readers raise what they like: SyntaxError (PNG), RuntimeError (AVIF) ...
             return f"{type(error).__name__}: {error}"
 
-    def _decode_all(self, group: list[Callable[[], dict[str, Any]]]) -> list[tuple[np.ndarray, int] | str]:
+    def _decode_all(self, group: list[Callable[[], dict[str, Any]]]) -> list[tuple[np.ndarray, int | None] | str]:
         return [self.decode(fetch) for fetch in group]
 
     def __call__(
         self, examples: Iterable[Callable[[], dict[str, Any]]], fill: bool = False
-    ) -> Iterator[tuple[np.ndarray, int]]:
+    ) -> Iterator[tuple[np.ndarray, int | None]]:
         """Decode `examples`, leaving corrupt images out.
 
         Args:
@@ -152,7 +153,7 @@ class ImageBatches:
         images: source and decoder.
         seed: of the order.
         batch_size: images a batch.
-        process: (rank, number of processes).
+        rank: whose batches these are.
         length: images in a pass; known after one, or counted when it is needed before.
         timeout: seconds without an example after which the stream counts as stalled.
     """
@@ -160,12 +161,15 @@ class ImageBatches:
     images: Images
     seed: int
     batch_size: int
-    process: tuple[int, int] = (0, 1)
+    rank: Rank = ALONE
     length: int | None = None
     timeout: float = 600.0
 
-    def __call__(self, start: int = 0) -> Iterator[Examples]:
-        """Batches from micro-batch number `start` on, read ahead in a thread.
+    def __call__(self, position: int = 0) -> Generator[Batch, None, None]:
+        """Batches from a position on, read ahead in a thread.
+
+        Args:
+            position: how many images all ranks have seen before.
 
         A stream that stalls is opened anew, where it stopped, RETRIES times.
 
@@ -174,33 +178,32 @@ class ImageBatches:
         """
         for left in reversed(range(RETRIES + 1)):
             try:
-                for batch in read_ahead(self._batches(start), timeout=self.timeout, read=lambda: self.images.source.read):
+                for batch in read_ahead(self._batches(position), timeout=self.timeout, read=lambda: self.images.source.read):
                     yield batch
-                    start += 1
+                    position += self.rank.count * self.batch_size
                 return
             except Stalled as error:
                 if not left:
                     raise
                 print(f"warning: {error}; opening it anew", file=sys.stderr)
 
-    def _batches(self, start: int) -> Iterator[Examples]:
-        decoded = self.images(self._examples(start), fill=True)
+    def _batches(self, position: int) -> Generator[Batch, None, None]:
+        decoded = self.images(self._examples(position), fill=True)
         while True:
             batch = list(itertools.islice(decoded, self.batch_size))
             if len(batch) < self.batch_size:
                 return
             yield collate(batch)
 
-    def _examples(self, start: int) -> Iterator[Callable[[], dict[str, Any]]]:
-        rank, processes = self.process
-        position, epoch, skip = start * processes * self.batch_size, 0, 0
+    def _examples(self, position: int) -> Iterator[Callable[[], dict[str, Any]]]:
+        start, epoch, skip = position, 0, 0
         if position:
             self.length = self.length or self.images.source.length()
             epoch, skip = divmod(position, self.length)
         while True:
             seen_before, first = self.images.seen - self.images.corrupt, position
             for example in self.images.source.epoch(self.seed, epoch, skip):
-                if position // self.batch_size % processes == rank:
+                if (position - start) // self.batch_size % self.rank.count == self.rank.index:
                     yield example
                 position += 1
             if position == first and not skip:
@@ -214,21 +217,22 @@ class ImageBatches:
             epoch, skip = epoch + 1, 0
 
 
-def collate(decoded: list[tuple[np.ndarray, int]]) -> Examples:
+def collate(decoded: list[tuple[np.ndarray, int | None]]) -> Batch:
     """Batch what Images yields; channels_last in memory, as convolutions like it."""
     images, labels = zip(*decoded, strict=True)
-    return Examples(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(labels))
+    condition = Condition() if labels[0] is None else Condition(torch.tensor(labels))
+    return Batch(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), condition)
 
 
 def one_pass(images: Images, batch_size: int) -> Iterator[torch.Tensor]:
     """uint8 batches (B, C, H, W) of all examples once, in the order of the files; the last may be smaller."""
     decoded = images(images.source.epoch(None, 0))
     while batch := list(itertools.islice(decoded, batch_size)):
-        yield collate(batch).images
+        yield collate(batch).x
     images.check()
 
 
-def first_examples(images: Images, count: int) -> Examples:
+def first_examples(images: Images, count: int) -> Batch:
     """The first `count` images in the order of the files, with their labels.
 
     Raises:
@@ -249,7 +253,7 @@ def first_images(images: Images, count: int) -> torch.Tensor:
     Raises:
         UserError: when there is none.
     """
-    return first_examples(images, count).images
+    return first_examples(images, count).x
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:

@@ -105,14 +105,14 @@ class Source:
         """The undecoded image of an example."""
         return example[self.image_column]
 
-    def label(self, example: dict[str, Any]) -> int:
-        """The class of an example; 0 without labels.
+    def label(self, example: dict[str, Any]) -> int | None:
+        """The class number of an example; None without labels.
 
         Raises:
             ValueError: for an example that has none.
         """
         if self.label_column is None:
-            return 0
+            return None
         label = example[self.label_column]
         if label is None or not 0 <= label < self.classes:
             raise ValueError(f"label {label}")

@@ -7,16 +7,17 @@
     L_0   decoder    -log2 of the pixel's bin under the model's last normal (Ho et al. 2020, equation 13)
 
 Timesteps count from 0 as in diffusers: timestep t goes from x_t to x_{t-1}, and t = 0 to the image. D is the number of
-pixels times channels. The variance is the one of `scheduler.variance_type`; learned_range lies between the two fixed ones,
-where the network's second half of channels says (Nichol & Dhariwal 2021, equation 15).
+pixels times channels. The variance is that of `scheduler.variance_type`; learned_range lies between the two fixed ones, at a
+place that the second half of the network's channels names (Nichol & Dhariwal 2021, equation 15).
 """
 
 import math
 from typing import NamedTuple
 
 import torch
-from diffusers import DDPMScheduler
 from torch.special import log_ndtr
+
+from tinyldm.diffusion.process import DiscreteVP
 
 BIN = 1 / 255  # half the width of one of 256 values in [-1, 1]
 
@@ -28,65 +29,52 @@ class Normal(NamedTuple):
     log_variance: torch.Tensor
 
 
-def learns_variance(scheduler: DDPMScheduler) -> bool:
-    """Whether the network has twice the channels: the second half says how wide its steps are."""
-    return scheduler.config.variance_type == "learned_range"
-
-
-def posterior(scheduler: DDPMScheduler, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> Normal:
+def posterior(process: DiscreteVP, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> Normal:
     """q(x_{t-1} | x_t, x_0) (Ho et al. 2020, equations 6 and 7).
 
     At t = 0 the true variance is 0; the one of t = 1 stands in its place, as in the authors' code.
     """
-    abar, before, beta = _at(scheduler, timesteps)
+    abar, before, beta = _at(process, timesteps)
     mean = before.sqrt() * beta / (1 - abar) * x0 + (1 - beta).sqrt() * (1 - before) / (1 - abar) * x_t
-    return Normal(mean.float(), _log_posterior_variance(scheduler, timesteps).float())
+    return Normal(mean.float(), _log_posterior_variance(process, timesteps).float())
 
 
 def reverse_step(
-    scheduler: DDPMScheduler, predicted: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
+    process: DiscreteVP, predicted: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> tuple[Normal, torch.Tensor]:
     """The model's p(x_{t-1} | x_t), and the x_0 (B, C, H, W) that it expects.
 
     Args:
-        predicted: what the network says (B, C, H, W), or (B, 2 C, H, W) where it learns the variance.
+        predicted: the network's output (B, C, H, W), or (B, 2 C, H, W) where it learns the variance.
     """
-    abar, _, beta = _at(scheduler, timesteps)
-    if learns_variance(scheduler):
+    _, _, beta = _at(process, timesteps)
+    if process.learns_variance:
         predicted, fraction = predicted.chunk(2, dim=1)
-        low, high = _log_posterior_variance(scheduler, timesteps), beta.log()
+        low, high = _log_posterior_variance(process, timesteps), beta.log()
         log_variance = (low + (fraction + 1) / 2 * (high - low)).float()
-    elif scheduler.config.variance_type == "fixed_large":
-        first = _log_posterior_variance(scheduler, timesteps)
+    elif process.variance == "fixed_large":
+        first = _log_posterior_variance(process, timesteps)
         log_variance = torch.where(_column(timesteps) == 0, first, beta.log()).float()
     else:
-        log_variance = _log_posterior_variance(scheduler, timesteps).float()
-    match scheduler.config.prediction_type:
-        case "epsilon":
-            x0 = (x_t - (1 - abar).sqrt() * predicted) / abar.sqrt()
-        case "v_prediction":
-            x0 = abar.sqrt() * x_t - (1 - abar).sqrt() * predicted
-        case _:
-            x0 = predicted
-    if scheduler.config.clip_sample:
-        x0 = x0.clamp(-scheduler.config.clip_sample_range, scheduler.config.clip_sample_range)
-    return Normal(posterior(scheduler, x0, x_t, timesteps).mean, log_variance), x0.float()
+        log_variance = _log_posterior_variance(process, timesteps).float()
+    x0 = process.to_x0(x_t, predicted, timesteps)
+    return Normal(posterior(process, x0, x_t, timesteps).mean, log_variance), x0.float()
 
 
 def step_bits(
-    scheduler: DDPMScheduler, predicted: torch.Tensor, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
+    process: DiscreteVP, predicted: torch.Tensor, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
     """L_t of each image, or L_0 where its timestep is 0: (B,) in bits per dimension."""
-    true = posterior(scheduler, x0, x_t, timesteps)
-    model, _ = reverse_step(scheduler, predicted, x_t, timesteps)
+    true = posterior(process, x0, x_t, timesteps)
+    model, _ = reverse_step(process, predicted, x_t, timesteps)
     nats = torch.where(_column(timesteps) == 0, -log_likelihood(x0, model), divergence(true, model))
     return nats.mean((1, 2, 3)) / math.log(2)
 
 
-def prior_bits(scheduler: DDPMScheduler, x0: torch.Tensor) -> torch.Tensor:
+def prior_bits(process: DiscreteVP, x0: torch.Tensor) -> torch.Tensor:
     """L_T of each image: (B,) in bits per dimension."""
-    last = torch.full((len(x0),), scheduler.config.num_train_timesteps - 1, device=x0.device)
-    abar, _, _ = _at(scheduler, last)
+    last = torch.full((len(x0),), process.steps - 1, device=x0.device)
+    abar, _, _ = _at(process, last)
     end = Normal((abar.sqrt() * x0).float(), (1 - abar).log().float())
     standard = Normal(torch.zeros_like(end.mean), torch.zeros_like(end.log_variance))
     return divergence(end, standard).mean((1, 2, 3)) / math.log(2)
@@ -115,15 +103,15 @@ def log_likelihood(x0: torch.Tensor, model: Normal) -> torch.Tensor:
     return torch.where(x0 < -0.999, lowest, torch.where(x0 > 0.999, highest, inside))
 
 
-def _at(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _at(process: DiscreteVP, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """abar_t, abar_{t-1} and beta_t (B, 1, 1, 1) in float64: differences of numbers near 1 follow."""
-    table = scheduler.alphas_cumprod.double().to(timesteps.device)
+    table = process.abar.double().to(timesteps.device)
     before = torch.cat([table.new_ones(1), table[:-1]])
     return _column(table[timesteps]), _column(before[timesteps]), _column((1 - table / before)[timesteps])
 
 
-def _log_posterior_variance(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    abar, before, beta = _at(scheduler, timesteps.clamp(min=1))
+def _log_posterior_variance(process: DiscreteVP, timesteps: torch.Tensor) -> torch.Tensor:
+    abar, before, beta = _at(process, timesteps.clamp(min=1))
     return ((1 - before) / (1 - abar) * beta).log()
 
 

@@ -1,21 +1,32 @@
-"""What a network is told beside x_t and the time."""
+"""The conditions that images are drawn with. data/batch.py has what a condition is, denoiser.py how a network gets it."""
 
 import torch
-from torch import nn
+from diffusers import UNet2DModel
 
+from tinyldm.data.batch import Condition
 from tinyldm.errors import UserError
 
 
-def cycle_labels(unet: nn.Module, seed: int, count: int, class_label: int | None = None) -> torch.Tensor | None:
-    """Classes (count,) of the images of seeds seed, seed + 1, ...: all `class_label`, or that of seed s is s mod their number.
-    None for a network without classes.
+def number_of_classes(network: UNet2DModel) -> int | None:
+    """How many classes a UNet2DModel distinguishes; None for an unconditional one."""
+    return network.config.get("num_class_embeds")
+
+
+def check_class_label(network: UNet2DModel, class_label: int | None) -> None:
+    """Raise UserError for a class that this network does not have."""
+    classes = number_of_classes(network)
+    if class_label is not None and not 0 <= class_label < (classes or 0):
+        raise UserError(f"class_label is {class_label}, but this model has {classes or 'no'} classes")
+
+
+def condition_for(network: UNet2DModel, seed: int, count: int, class_label: int | None = None) -> Condition:
+    """The condition of the images of seeds seed, seed + 1, ...: all of `class_label`, or seed s of class s mod their number.
 
     Raises:
-        UserError: for a class that this network does not know.
+        UserError: for a class that this network does not have.
     """
-    classes = unet.config.get("num_class_embeds")
-    if class_label is not None and not 0 <= class_label < (classes or 0):
-        raise UserError(f"class_label is {class_label}, but this model knows {classes or 'no'} classes")
+    check_class_label(network, class_label)
+    classes = number_of_classes(network)
     if classes is None:
-        return None
-    return torch.arange(seed, seed + count) % classes if class_label is None else torch.full((count,), class_label)
+        return Condition()
+    return Condition(torch.arange(seed, seed + count) % classes if class_label is None else torch.full((count,), class_label))

@@ -1,14 +1,39 @@
-"""The network that removes noise: diffusers' UNet2DModel from a config, its size and its cost."""
+"""The network that removes noise, and how it is called.
+
+Everything else sees a `Denoiser`: (x_t, times, condition) -> prediction. Another kind of network changes this file alone.
+"""
 
 import math
 from dataclasses import asdict, replace
 
 import torch
 from diffusers import UNet2DModel
+from torch import nn
 
 from tinyldm.config.networks import UNetConfig
 from tinyldm.config.schema import TrainConfig
+from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.errors import UserError
+
+
+class Denoiser:
+    """Calls a UNet2DModel, bare or wrapped for several GPUs.
+
+    Attributes:
+        network: returns an object with `.sample`.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+
+    def __call__(self, x_t: torch.Tensor, times: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+        """The prediction (B, C, H, W), or (B, 2 C, H, W) from a network that learns the variance.
+
+        Args:
+            x_t: (B, C, H, W).
+            times: (B,) or (), in the units of Process.network_times.
+        """
+        return self.network(x_t, times, class_labels=condition.labels).sample
 
 
 def make_denoiser(

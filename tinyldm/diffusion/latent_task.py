@@ -1,5 +1,6 @@
-"""Training a denoiser on latents: kept ones, or encoded as the images come."""
+"""Training a denoiser on latents: kept ones, or encoded as the images are read."""
 
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from diffusers import LDMPipeline
 
 from tinyldm.config.schema import TrainLDM
+from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images
 from tinyldm.data.sources import open_sources
 from tinyldm.diffusion.task import DiffusionTask
@@ -17,6 +19,7 @@ from tinyldm.first_stage.autoencoder import load_first_stage
 from tinyldm.first_stage.latent_batches import EncodedBatches, LatentBatches
 from tinyldm.first_stage.latent_store import open_store
 from tinyldm.randomness import Draw
+from tinyldm.training.accelerator import rank_of
 
 
 class LatentTask(DiffusionTask):
@@ -25,49 +28,51 @@ class LatentTask(DiffusionTask):
     card = "ldm"
 
     def __init__(self, config: TrainLDM, accelerator: Accelerator):
-        data, device = config.data, accelerator.device
+        data, rank, self.first_stage_path = config.data, rank_of(accelerator), config.first_stage.path
         stage = load_first_stage(config.first_stage)
         stage.check_resolution(data.resolution)
-        if stage.model.config.in_channels != data.channels:
-            raise UserError(f"the first stage is for {stage.model.config.in_channels} channels; set data.channels to it")
-        stage.model.to(device)
-        sources = open_sources(data, config.seed)
-        process, batch_size = (accelerator.process_index, accelerator.num_processes), config.train.batch_size
-        held_out = open_store(data, sources[1], "held-out", config.seed, stage, accelerator, False)
+        if stage.in_channels != data.channels:
+            raise UserError(f"the first stage is for images of {stage.in_channels} channels; set data.channels to it")
+        stage.model.to(accelerator.device)
+        train, held_out_source = open_sources(data, config.seed)
+        held_out = open_store(data, held_out_source, "held-out", config.seed, stage, accelerator, False)
         self.images: ImageBatches | None = None
+        stream: Callable[[int], Generator[Batch, None, None]]
         if config.first_stage.keep_latents:
-            self.store = open_store(data, sources[0], "train", config.seed, stage, accelerator, data.random_flip)
-            self.stream, std = LatentBatches(self.store, config.seed, batch_size, process), self.store.std
-            self.examples_per_epoch = len(self.store)
+            self.store = open_store(data, train, "train", config.seed, stage, accelerator, data.random_flip)
+            stream, std = LatentBatches(self.store, config.seed, config.train.batch_size, rank), self.store.std
+            length: int | None = len(self.store)
         else:
-            images = Images(sources[0], data.resolution, data.num_workers, data.channels)
-            self.images = ImageBatches(images, config.seed, batch_size, process)
-            self.stream, std = EncodedBatches(self.images, stage, device, data.random_flip, config.seed), held_out.std
+            images = Images.of(train, data)
+            self.images = ImageBatches(images, config.seed, config.train.batch_size, rank)
+            stream, std = EncodedBatches(self.images, stage, accelerator.device, data.random_flip, config.seed), held_out.std
             # Counting a stream means reading it.
-            self.examples_per_epoch = self.images.length = sources[0].length() if config.train.max_steps is None else None
+            length = self.images.length = train.length() if config.train.max_steps is None else None
         if (message := stage.choose_scale(1 / std)) and accelerator.is_main_process:
             print(message)
-        self.first_stage, self.scale = stage.model, stage.scaling_factor
+        self.scale = stage.scaling_factor
         self.built_on = f"{stage.fingerprint()} x {self.scale:.6g}"
-        count = min(config.train.num_eval_images, len(held_out))
-        super().__init__(config, accelerator, held_out.get(np.arange(count)) * self.scale)
+        evaluated = held_out.batch(np.arange(min(config.train.num_eval_images, len(held_out))))
+        scaled = Batch(evaluated.x * self.scale, evaluated.condition)
+        super().__init__(config, accelerator, stream, length, scaled, train.classes, stage.model)
 
     @property
     def corrupt(self) -> int:
-        """Images that could not be read so far."""
+        """See DiffusionTask.corrupt."""
         return self.images.images.corrupt if self.images else self.store.corrupt
 
-    def x0(self, batch: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, None]:
+    def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
         """Latents (B, C, h, w), scaled."""
-        return batch * self.scale, None
+        return batch.x * self.scale
 
     def export(self, folder: Path) -> None:
         """pipeline/, a standard LDMPipeline folder."""
         model = self.model()
-        LDMPipeline(vqvae=model.first_stage, unet=model.unet, scheduler=model.scheduler).save_pretrained(folder / "pipeline")
+        sampler = self.process.sampler("ddim")
+        LDMPipeline(vqvae=model.first_stage, unet=model.unet, scheduler=sampler).save_pretrained(folder / "pipeline")
 
     def facts(self) -> dict[str, Any]:
         """See DiffusionTask.facts."""
         length = self.images.length if self.images else len(self.store)
-        stage = {"first_stage": self.config.first_stage.path, "scaling_factor": self.scale}
+        stage = {"first_stage": self.first_stage_path, "scaling_factor": self.scale}
         return {**super().facts(), "train_images": length, **stage}

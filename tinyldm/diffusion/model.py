@@ -1,56 +1,75 @@
 """A trained model: loading it, its sampler, and its way from x_0 to images."""
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    UNet2DModel,
-    UniPCMultistepScheduler,
-    VQModel,
-)
+from diffusers import DiffusionPipeline, UNet2DModel, VQModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub.errors import HTTPError
-from torch import nn
 
+from tinyldm.config.schema import SamplerSettings
+from tinyldm.diffusion.conditioning import check_class_label
+from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.process import Process, process_of
 from tinyldm.errors import UserError, why
-
-SCHEDULERS: dict[str, type[SchedulerMixin]] = {
-    "ddim": DDIMScheduler,
-    "ddpm": DDPMScheduler,
-    "dpm-solver++": DPMSolverMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-    "heun": HeunDiscreteScheduler,
-    "unipc": UniPCMultistepScheduler,
-}
-
+from tinyldm.first_stage.autoencoder import AutoencoderModel
 
 DECODED_AT_ONCE = 2**14  # places of latents: 64 images of 64 px through an f4, or 4 of 256 px
 
 
 @dataclass
 class Model:
-    """A denoiser with its scheduler and, for latent diffusion, its first stage."""
+    """A network with its process and, for latent diffusion, its first stage."""
 
-    unet: nn.Module
-    scheduler: SchedulerMixin
-    first_stage: nn.Module | None
+    unet: UNet2DModel
+    process: Process
+    first_stage: AutoencoderModel | None
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The type of the weights."""
         return next(self.unet.parameters()).dtype
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network as samplers and losses call it."""
+        return Denoiser(self.unet)
+
+    def sampler(self, settings: SamplerSettings) -> SchedulerMixin:
+        """The diffusers scheduler that these settings ask for, with its timesteps set.
+
+        Raises:
+            UserError: for a sampler that does not know this process, an eta that the sampler does not have, more steps than
+                the process has, or a class that the network does not have.
+        """
+        check_class_label(self.unet, settings.class_label)
+        sampler = self.process.sampler(settings.scheduler)
+        steps = sampler.config.num_train_timesteps
+        if settings.num_inference_steps > steps:
+            raise UserError(f"num_inference_steps is {settings.num_inference_steps}; this model has {steps} timesteps")
+        if settings.eta and "eta" not in inspect.signature(sampler.step).parameters:
+            raise UserError(f"eta only applies to DDIM, not {type(sampler).__name__}: remove it or use --scheduler ddim")
+        sampler.set_timesteps(settings.num_inference_steps, device=self.device)
+        return sampler
+
+    def sampler_facts(self, settings: SamplerSettings) -> dict[str, Any]:
+        """What the samples depend on beside the weights and the seed, as JSON."""
+        sampler = self.sampler(settings)
+        config = {key: value for key, value in sorted(sampler.config.items()) if not key.startswith("_")}
+        return {
+            "sampler": type(sampler).__name__,
+            "num_inference_steps": settings.num_inference_steps,
+            "eta": settings.eta,
+            "scheduler_config": config,
+        }
 
 
 def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
@@ -81,30 +100,10 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
     if isinstance(first_stage, VQModel):
         first_stage.float()  # in half precision some latents would find another code than their own
     try:
-        modules = [part.to(device).eval() if part is not None else None for part in (parts["unet"], first_stage)]
+        unet, first_stage = (part and part.to(device).eval() for part in (parts["unet"], first_stage))
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used: {error}") from error
-    return Model(modules[0], parts["scheduler"], modules[1])
-
-
-def choose_scheduler(current: SchedulerMixin, name: str | None) -> SchedulerMixin:
-    """The sampler of that name over the model's own forward process; None keeps the model's.
-
-    Raises:
-        UserError: for an unknown name, or a sampler that does not know this forward process.
-    """
-    if name is None:
-        return current
-    if name not in SCHEDULERS:
-        raise UserError(f"unknown scheduler {name!r}; choose one of {', '.join(SCHEDULERS)}")
-    if current.config.get("rescale_betas_zero_snr") and name == "heun":  # it would silently use the betas as they were
-        raise UserError("heun cannot start from zero terminal SNR; this model needs another scheduler, e.g. dpm-solver++")
-    # from_config leaves out what was a default of the current class, but the defaults of the classes differ.
-    config = {key: value for key, value in current.config.items() if key != "_use_default_values"}
-    try:
-        return SCHEDULERS[name].from_config({"timestep_spacing": "leading", **config})
-    except NotImplementedError as error:
-        raise UserError(f"{name} cannot be used with this model: {error}") from error
+    return Model(unet, process_of(parts["scheduler"]), first_stage)
 
 
 def decoded_at_once(positions: int) -> int:

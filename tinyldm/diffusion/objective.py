@@ -1,72 +1,73 @@
 """What a diffusion model learns, on one page: noise an image, predict what was done to it, weigh the error.
 
-Forward process (Ho et al. 2020, equation 4), with abar_t = prod_{s <= t} (1 - beta_s):
+    x_t = alpha_t x_0 + sigma_t eps,    y = a x_0 + b eps,    loss = w(t) |network(x_t, t) - y|^2
 
-    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps,        SNR(t) = abar_t / (1 - abar_t)
-
-The network sees x_t and t and predicts one of (`scheduler.prediction_type`)
-
-    epsilon        eps                                              (Ho et al. 2020)
-    v_prediction   v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0      (Salimans & Ho 2022, appendix D)
-    sample         x_0
-
-An error e of x_0 is an error of eps of sqrt(SNR) e and of v of sqrt(SNR + 1) e, so that a loss of any of the three is a
-weighted loss of x_0; min-SNR (Hang et al. 2023, equation 8) gives the x_0 loss the weight min(SNR, gamma) for each.
+process.py has the levels alpha_t and sigma_t, the predictions y and the weights w(t). A loss of any prediction is a weighted
+loss of x_0: for the process of DDPM, an error e of x_0 is an error of eps of sqrt(SNR) e, and of v of sqrt(SNR + 1) e.
 """
 
 import torch
-from diffusers import DDPMScheduler
-from torch import nn
 
-from tinyldm.diffusion.bound import reverse_step, step_bits
-from tinyldm.diffusion.process import signal_to_noise, target, weight
+from tinyldm.data.batch import UNCONDITIONAL, Condition
+from tinyldm.diffusion.bound import step_bits
+from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.process import DiscreteVP, Process
 
 
 def diffusion_loss(
-    network: nn.Module,
-    scheduler: DDPMScheduler,
+    denoiser: Denoiser,
+    process: Process,
     x0: torch.Tensor,
     noise: torch.Tensor,
-    timesteps: torch.Tensor,
+    times: torch.Tensor,
     snr_gamma: float | None,
     kind: str = "simple",
-    labels: torch.Tensor | None = None,
+    condition: Condition = UNCONDITIONAL,
 ) -> torch.Tensor:
     """Losses (B,), each the mean over the elements of its image.
 
     Args:
-        network: (x_t (B, C, H, W), timesteps (B,), class_labels (B,) or None) -> object with `.sample` (B, C, H, W), or
-            (B, 2 C, H, W) where it also says the variance.
-        x0: images or latents (B, C, H, W) of about unit variance, in fp32 like `noise`.
-        timesteps: (B,) in 0..T-1.
+        denoiser: predicts (B, C, H, W), or (B, 2 C, H, W) where it learns the variance too.
+        x0: images or latents (B, C, H, W) of about unit variance, in float32 like `noise`.
+        times: (B,) times of the process.
+        snr_gamma: see Process.weight.
         kind: simple, weighted squared errors; hybrid, 0.001 of the bound beside them, which teaches the variance alone
-            (Nichol & Dhariwal 2021, equation 16); bound, T L_t in bits per dimension.
-        labels: classes (B,) of a network that knows them.
+            (Nichol & Dhariwal 2021, equation 16); bound, T L_t in bits per dimension. The last two need a DiscreteVP.
+        condition: what the denoiser is given beside x_t and the time.
     """
-    x_t = scheduler.add_noise(x0, noise, timesteps)
-    predicted = network(x_t, timesteps, class_labels=labels).sample.float()
-    steps = scheduler.config.num_train_timesteps
+    x_t = process.noisy(x0, noise, times)
+    predicted = denoiser(x_t, process.network_times(times), condition).float()
     if kind == "bound":
-        return steps * step_bits(scheduler, predicted, x0, x_t, timesteps)
+        return _bound(process, predicted, x0, x_t, times)
     mean, variance = predicted[:, : x0.shape[1]], predicted[:, x0.shape[1] :]
-    error = (mean - target(scheduler, x0, noise, timesteps)).square().mean((1, 2, 3))
-    loss = weight(scheduler, timesteps, snr_gamma) * error
+    error = (mean - process.target(x0, noise, times)).square().mean((1, 2, 3))
+    loss = process.weight(times, snr_gamma) * error
     if kind == "hybrid":
-        loss = loss + 0.001 * steps * step_bits(scheduler, torch.cat([mean.detach(), variance], 1), x0, x_t, timesteps)
+        loss = loss + 0.001 * _bound(process, torch.cat([mean.detach(), variance], 1), x0, x_t, times)
     return loss
 
 
+def _bound(process: Process, predicted: torch.Tensor, x0: torch.Tensor, x_t: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    """T L_t (B,): at uniform times its mean is the sum of the bound's steps."""
+    if not isinstance(process, DiscreteVP):
+        raise TypeError(f"the bound needs a DiscreteVP, not {type(process).__name__}")
+    return process.steps * step_bits(process, predicted, x0, x_t, times)
+
+
 def held_out_error(
-    network: nn.Module,
-    scheduler: DDPMScheduler,
+    denoiser: Denoiser,
+    process: Process,
     x0: torch.Tensor,
     noise: torch.Tensor,
-    timesteps: torch.Tensor,
-    labels: torch.Tensor | None = None,
+    times: torch.Tensor,
+    condition: Condition = UNCONDITIONAL,
 ) -> torch.Tensor:
-    """Mean squared errors (B,) of the x_0 that a sampler would use (clipped where it clips), in units of v: SNR + 1 times
-    that of x_0. So held-out losses compare between runs, whatever they were trained to predict. See diffusion_loss."""
-    x_t = scheduler.add_noise(x0, noise, timesteps)
-    predicted = network(x_t, timesteps, class_labels=labels).sample.float()
-    _, expected = reverse_step(scheduler, predicted, x_t, timesteps)
-    return (signal_to_noise(scheduler, timesteps) + 1) * (expected - x0).square().mean((1, 2, 3))
+    """Mean squared errors (B,) of the x_0 that a sampler uses, clipped where it clips, times SNR + 1.
+
+    That is the error of v for the process of DDPM. So held-out losses compare between runs, whatever they predict. For the
+    arguments see diffusion_loss.
+    """
+    x_t = process.noisy(x0, noise, times)
+    predicted = denoiser(x_t, process.network_times(times), condition).float()
+    expected = process.to_x0(x_t, predicted[:, : x0.shape[1]], times).float()
+    return (process.signal_to_noise(times) + 1) * (expected - x0).square().mean((1, 2, 3))

@@ -1,74 +1,242 @@
-"""The forward process."""
+"""The forward process: how an image becomes noise, what a network is asked for, and the way back.
 
-from dataclasses import asdict
+In every process here x_t is a mixture of the image and standard normal noise (Ho et al. 2020, equation 4, is one of them):
+
+    x_t = alpha_t x_0 + sigma_t eps                        SNR(t) = (alpha_t / sigma_t)^2
+
+A network is asked for a combination y = a x_0 + b eps, by the name of `prediction`:
+
+    epsilon        a = 0, b = 1              Ho et al. 2020
+    sample         a = 1, b = 0
+    v_prediction   a = -sigma, b = alpha     Salimans & Ho 2022, appendix D
+    flow           a = -1, b = 1             Lipman et al. 2023
+
+These are two linear equations for x_0 and eps. With d = alpha b - sigma a:
+
+    x_0 = (b x_t - sigma y) / d              an error e of y is an error sigma e / d of x_0
+
+So a new process states its levels alpha_t and sigma_t, and a new prediction its a and b; targets, loss weights and the way
+back follow. `DiscreteVP` is the process of DDPM. What only it has is in bound.py.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.networks import SchedulerConfig
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 
-
-def signal_to_noise(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """SNR(t) = abar_t / (1 - abar_t) for timesteps (B,)."""
-    alphas_cumprod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    return alphas_cumprod / (1 - alphas_cumprod)
-
-
-def target(scheduler: DDPMScheduler, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """What the network shall predict (B, C, H, W)."""
-    match scheduler.config.prediction_type:
-        case "epsilon":
-            return noise
-        case "v_prediction":
-            return scheduler.get_velocity(x0, noise, timesteps)
-        case "sample":
-            return x0
-    raise ValueError(f"unknown prediction_type {scheduler.config.prediction_type!r}")
+Level = torch.Tensor | float
+PREDICTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], tuple[Level, Level]]] = {  # (alpha, sigma) -> (a, b)
+    "epsilon": lambda alpha, sigma: (0.0, 1.0),
+    "sample": lambda alpha, sigma: (1.0, 0.0),
+    "v_prediction": lambda alpha, sigma: (-sigma, alpha),
+    "flow": lambda alpha, sigma: (-1.0, 1.0),
+}
 
 
-def weight(scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
-    """Weights (B,) of the squared errors. snr_gamma None: 1, the simple loss of the chosen prediction type."""
-    if snr_gamma is None:
-        return torch.ones_like(timesteps, dtype=torch.float32)
-    snr = signal_to_noise(scheduler, timesteps)
-    clipped = snr.clamp(max=snr_gamma)
-    match scheduler.config.prediction_type:
-        case "epsilon":
-            return clipped / snr  # SNR 0 would divide by 0, but the config refuses epsilon with zero terminal SNR
-        case "v_prediction":
-            return clipped / (snr + 1)
-        case "sample":
-            return clipped
-    raise ValueError(f"unknown prediction_type {scheduler.config.prediction_type!r}")
+class Process(ABC):
+    """A forward process and what its network predicts.
+
+    Attributes:
+        prediction: a key of PREDICTIONS.
+        samplers: diffusers' scheduler classes that can reverse this process, by the names of `--scheduler`.
+        clip: a sampler clips its x_0 to [-clip, clip]; None: it does not.
+    """
+
+    prediction: str
+    samplers: ClassVar[dict[str, type[SchedulerMixin]]]
+    clip: float | None = None
+
+    # ------------------------------------------------------------------------------- what a new process has to say
+
+    @abstractmethod
+    def levels(self, times: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+        """alpha_t and sigma_t, (B, 1, 1, 1) each, of times (B,)."""
+
+    @abstractmethod
+    def times(self, fractions: torch.Tensor) -> torch.Tensor:
+        """Times (B,) from fractions (B,) in [0, 1) of the way from image to noise."""
+
+    @abstractmethod
+    def fraction(self, times: torch.Tensor) -> torch.Tensor:
+        """The inverse of `times`: (B,) in [0, 1)."""
+
+    @abstractmethod
+    def network_times(self, times: torch.Tensor) -> torch.Tensor:
+        """What the network's time embedding gets for times (B,); samplers call the network in the same units."""
+
+    @abstractmethod
+    def sampler(self, name: str | None = None) -> SchedulerMixin:
+        """A diffusers scheduler that reverses this process.
+
+        Args:
+            name: a key of `samplers`. None: the one that an exported pipeline has.
+
+        Raises:
+            UserError: for a sampler that does not know this process.
+        """
+
+    # ------------------------------------------------------------------------------------- what follows from that
+
+    def draw_times(self, count: int, draw: Draw) -> torch.Tensor:
+        """Uniform times (count,), spread evenly over a batch: the same expectation with less variance."""
+        return self.times(draw.stratified(count))
+
+    def noisy(self, x0: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """x_t (B, C, H, W)."""
+        alpha, sigma = self.levels(times)
+        return alpha * x0 + sigma * noise
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """What the network is asked for: a x_0 + b eps (B, C, H, W)."""
+        a, b = PREDICTIONS[self.prediction](*self.levels(times))
+        return a * x0 + b * noise
+
+    def to_x0(self, x_t: torch.Tensor, predicted: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """The x_0 that a sampler uses, in float64: (b x_t - sigma y) / d, clipped where it clips.
+
+        Args:
+            predicted: what the network says, (B, C, H, W).
+        """
+        alpha, sigma, a, b = self._coefficients(times)
+        x0 = (b * x_t - sigma * predicted) / (alpha * b - sigma * a)
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
+    def signal_to_noise(self, times: torch.Tensor) -> torch.Tensor:
+        """SNR(t), (B,)."""
+        alpha, sigma = self.levels(times, torch.float64)
+        return (alpha / sigma).square().float().flatten()
+
+    def weight(self, times: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
+        """Weights (B,) of the squared errors of y.
+
+        Args:
+            snr_gamma: min-SNR (Hang et al. 2023, equation 8): the error of x_0 has the weight min(SNR, gamma), whatever the
+                network predicts. None: 1, the simple loss of the chosen prediction.
+        """
+        if snr_gamma is None:
+            return torch.ones_like(times, dtype=torch.float32)
+        alpha, sigma, a, b = self._coefficients(times)
+        snr, d = (alpha / sigma).square(), alpha * b - sigma * a
+        return (snr.clamp(max=snr_gamma) * (sigma / d).square()).float().flatten()
+
+    def _coefficients(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Level, Level]:
+        """alpha, sigma, a and b in float64, since differences of numbers near one follow."""
+        alpha, sigma = self.levels(times, torch.float64)
+        return alpha, sigma, *PREDICTIONS[self.prediction](alpha, sigma)
 
 
-def draw_timesteps(scheduler: DDPMScheduler, count: int, draw: Draw) -> torch.Tensor:
-    """Uniform timesteps (count,), spread evenly over a batch: the same expectation with less variance."""
-    steps = scheduler.config.num_train_timesteps
-    return (draw.stratified(count) * steps).long().clamp(max=steps - 1)
+class DiscreteVP(Process):
+    """DDPM's process in T steps: alpha_t^2 = abar_t = prod_{s <= t} (1 - beta_s), alpha_t^2 + sigma_t^2 = 1.
+
+    Times are timesteps 0 .. T-1 (int64), as in diffusers.
+
+    Args:
+        scheduler: any diffusers scheduler of this process: it holds the betas and says what is predicted.
+    """
+
+    samplers: ClassVar[dict[str, type[SchedulerMixin]]] = {
+        "ddim": DDIMScheduler,
+        "ddpm": DDPMScheduler,
+        "dpm-solver++": DPMSolverMultistepScheduler,
+        "euler": EulerDiscreteScheduler,
+        "heun": HeunDiscreteScheduler,
+        "unipc": UniPCMultistepScheduler,
+    }
+
+    def __init__(self, scheduler: SchedulerMixin):
+        self.scheduler, config = scheduler, scheduler.config
+        self.prediction = config.prediction_type
+        self.abar: torch.Tensor = scheduler.alphas_cumprod  # (T,)
+        self.steps: int = config.num_train_timesteps
+        self.variance: str = config.get("variance_type") or "fixed_small"
+        self.clip = config.clip_sample_range if config.get("clip_sample") else None
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network has twice the channels: the second half says how wide its steps are."""
+        return self.variance == "learned_range"
+
+    def levels(self, times: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Process.levels."""
+        if self.abar.device != times.device:
+            self.abar = self.abar.to(times.device)
+        abar = self.abar[times].to(dtype).view(-1, 1, 1, 1)
+        return abar.sqrt(), (1 - abar).sqrt()
+
+    def times(self, fractions: torch.Tensor) -> torch.Tensor:
+        """See Process.times."""
+        return (fractions * self.steps).long().clamp(max=self.steps - 1)
+
+    def fraction(self, times: torch.Tensor) -> torch.Tensor:
+        """See Process.fraction."""
+        return times / self.steps
+
+    def network_times(self, times: torch.Tensor) -> torch.Tensor:
+        """The timesteps themselves."""
+        return times
+
+    def sampler(self, name: str | None = None) -> SchedulerMixin:
+        """See Process.sampler."""
+        if name is None:
+            return self.scheduler
+        if name not in self.samplers:
+            raise UserError(f"unknown scheduler {name!r}; choose one of {', '.join(self.samplers)}")
+        if self.scheduler.config.get("rescale_betas_zero_snr") and name == "heun":  # it would use the betas without rescaling
+            raise UserError("heun cannot start from zero terminal SNR; this model needs another scheduler, e.g. dpm-solver++")
+        # from_config leaves out what was a default of the current class, but the defaults of the classes differ.
+        config = {key: value for key, value in self.scheduler.config.items() if key != "_use_default_values"}
+        try:
+            return self.samplers[name].from_config({"timestep_spacing": "leading", **config})
+        except NotImplementedError as error:
+            raise UserError(f"{name} cannot be used with this model: {error}") from error
 
 
-def make_scheduler(config: SchedulerConfig) -> DDPMScheduler:
-    """The forward process.
+def make_process(config: SchedulerConfig) -> DiscreteVP:
+    """The process of a recipe.
 
     Raises:
         UserError: for a schedule that diffusers does not know.
     """
     config.check()
     try:
-        return DDPMScheduler(**asdict(config))
+        return DiscreteVP(DDPMScheduler(**config.arguments()))
     except (NotImplementedError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the section scheduler does not make a DDPMScheduler: {error}") from error
 
 
+def process_of(scheduler: SchedulerMixin) -> Process:
+    """The process that the scheduler of a loaded model reverses.
+
+    Raises:
+        UserError: for a scheduler of a process that is not implemented here.
+    """
+    if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("prediction_type") not in PREDICTIONS:
+        raise UserError(f"the model's {type(scheduler).__name__} belongs to a process that this project does not know")
+    return DiscreteVP(scheduler)
+
+
 class LossHistory:
-    """Timesteps drawn where the bound is large: p(t) as the root of E[L_t^2] over the last losses of each timestep, and
-    weights that make up for it (Nichol & Dhariwal 2021, equation 18). Uniform until each timestep has `length` losses.
+    """Draws timesteps where the bound is large (Nichol & Dhariwal 2021, equation 18).
+
+    p(t) is proportional to the root of E[L_t^2] over the last losses of each timestep; weights make up for it. Timesteps are
+    uniform until each has `length` losses.
 
     Attributes:
-        losses: (T, length) the last ones of each timestep, nan where there is none yet. It is to be saved with a training.
+        losses: (T, length) the last losses of each timestep, nan where there are none yet. A checkpoint holds them.
     """
 
     def __init__(self, timesteps: int, length: int = 10):
@@ -79,11 +247,11 @@ class LossHistory:
         chances = self.losses.double().square().mean(1).sqrt()
         if torch.isnan(chances).any():
             chances = torch.ones_like(chances)
-        chances = 0.999 * chances / chances.sum() + 0.001 / len(chances)  # none is left out for good
+        chances = 0.999 * chances / chances.sum() + 0.001 / len(chances)  # no timestep is left out for good
         timesteps = torch.searchsorted(chances.cumsum(0), draw.uniform(count).double().cpu()).clamp(max=len(chances) - 1)
         return timesteps, (1 / (len(chances) * chances[timesteps])).float()
 
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
-        """Remember the losses (B,) of these timesteps (B,), of all processes."""
+        """Add the losses (B,) of these timesteps (B,), gathered from all ranks."""
         for t, loss in zip(timesteps.tolist(), losses.tolist(), strict=True):
             self.losses[t] = torch.cat([self.losses[t, 1:], self.losses.new_tensor([loss])])

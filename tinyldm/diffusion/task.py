@@ -1,113 +1,125 @@
 """Training a denoiser, of latents or of pixels: what both have in common. See latent_task.py and pixel_task.py."""
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDIMScheduler
 from diffusers.training_utils import EMAModel
-from torch import nn
 
 from tinyldm import pictures
-from tinyldm.config.schema import TrainDDPM, TrainLDM
-from tinyldm.diffusion.bound import learns_variance
-from tinyldm.diffusion.conditioning import cycle_labels
-from tinyldm.diffusion.denoiser import make_denoiser, switch_on
+from tinyldm.config.schema import SamplerSettings, TrainDDPM, TrainLDM
+from tinyldm.data.batch import Batch
+from tinyldm.diffusion.conditioning import condition_for
+from tinyldm.diffusion.denoiser import Denoiser, make_denoiser, switch_on
 from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.objective import diffusion_loss, held_out_error
-from tinyldm.diffusion.process import LossHistory, draw_timesteps, make_scheduler
+from tinyldm.diffusion.process import LossHistory, make_process
 from tinyldm.diffusion.sampling import denoise, generators, initial_noise, sample
+from tinyldm.first_stage.autoencoder import AutoencoderModel
 from tinyldm.randomness import Draw, derive_seed
-from tinyldm.training.trainer import Losses
+from tinyldm.training.accelerator import rank_of
+from tinyldm.training.task import Losses, Task
 
-BINS = 4  # held-out loss by quarter of the timesteps: where does the model learn?
+BINS = 4  # held-out loss by quarter of the way from image to noise: where does the model learn?
 
 
-class DiffusionTask:
-    """See trainer.Task. A subclass sets `stream`, `examples_per_epoch`, `corrupt` and `built_on` and says what x_0 is.
+class DiffusionTask(Task):
+    """See training.task.Task. A subclass says what x_0 is.
 
     Args:
-        eval_x0: held-out images or latents (N, C, S, S), as the network sees them.
-        eval_labels: their classes (N,), for a network that knows them.
-        classes: their number.
+        stream: position -> endless training batches from there on.
+        examples_per_epoch: see Task.
+        held_out: x_0 (N, C, S, S) as the network sees them, with their condition.
+        classes: how many the network distinguishes; None: unconditional.
+        first_stage: decodes x_0; None for pixels.
     """
-
-    card: str
-    built_on: str
-    first_stage: nn.Module | None = None
 
     def __init__(
         self,
         config: TrainLDM | TrainDDPM,
         accelerator: Accelerator,
-        eval_x0: torch.Tensor,
-        eval_labels: torch.Tensor | None = None,
+        stream: Callable[[int], Generator[Batch, None, None]],
+        examples_per_epoch: int | None,
+        held_out: Batch,
         classes: int | None = None,
+        first_stage: AutoencoderModel | None = None,
     ):
-        self.config, self.accelerator = config, accelerator
-        self.scheduler = make_scheduler(config.scheduler)
+        self.config, self.accelerator, self.rank = config, accelerator, rank_of(accelerator)
+        self.stream, self.examples_per_epoch, self.first_stage = stream, examples_per_epoch, first_stage
+        self.process = make_process(config.scheduler)
         torch.manual_seed(config.seed)
-        channels, side = eval_x0.shape[1:3]
-        unet = make_denoiser(config.unet, side, channels, classes, learns_variance(self.scheduler))
+        channels, side = held_out.x.shape[1:3]
+        unet = make_denoiser(config.unet, side, channels, classes, self.process.learns_variance)
         switch_on(unet, config.train)
-        self.networks: dict[str, nn.Module] = {"unet": unet}
+        self.networks = {"unet": unet}
         self.learning_rates = {"unet": config.train.learning_rate}
-        self.history = LossHistory(config.scheduler.num_train_timesteps)
+        self.history = LossHistory(self.process.steps)
         self.buffers = {"history": self.history.losses} if config.diffusion.loss == "bound" else {}
 
-        # Held-out images, noise and timesteps are the same at each evaluation, so that its losses can be compared.
+        # Held-out images, noise and times are the same at each evaluation, so that its losses can be compared.
         fixed = torch.Generator().manual_seed(derive_seed("held out", config.seed))
-        noise = torch.randn(eval_x0.shape, generator=fixed)
-        spread = (torch.randperm(len(eval_x0), generator=fixed) + 0.5) / len(eval_x0)
-        timesteps = (spread * config.scheduler.num_train_timesteps).long()
-        self.held_out = [eval_x0, noise, timesteps] + ([] if eval_labels is None else [eval_labels])
+        count = len(held_out.x)
+        noise = torch.randn(held_out.x.shape, generator=fixed)
+        times = self.process.times((torch.randperm(count, generator=fixed) + 0.5) / count)
+        self.held_out, self.held_out_noise, self.held_out_times = held_out, noise, times
 
-    def batches(self, start: int) -> Iterator[Any]:
-        """What `stream` gives."""
-        return self.stream(start)
+    def batches(self, position: int) -> Generator[Batch, None, None]:
+        """See Task.batches."""
+        return self.stream(position)
 
-    def x0(self, batch: Any, draw: Draw) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What is to be noised (B, C, S, S), and its labels (B,) or None."""
-        raise NotImplementedError
+    @abstractmethod
+    def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
+        """The images or latents (B, C, S, S) of a batch, as the network sees them."""
 
-    def timesteps(self, count: int, draw: Draw) -> torch.Tensor:
-        """Which ones (count,) a batch learns from."""
-        return draw_timesteps(self.scheduler, count, draw)
+    @property
+    @abstractmethod
+    def corrupt(self) -> int:
+        """Training images that could not be read so far."""
 
-    def losses(self, batch: Any, step: int, draw: Draw) -> Losses:
-        """The diffusion loss of a batch at timesteps and with noise drawn for it."""
-        x0, labels = self.x0(batch, draw)
+    def losses(self, batch: Batch, step: int, draw: Draw) -> Losses:
+        """The diffusion loss of a batch, at times and with noise drawn for it."""
+        x0 = self.x0(batch, draw)
         noise = draw.normal(x0.shape)
         kind, gamma = self.config.diffusion.loss, self.config.diffusion.snr_gamma
+        weights: torch.Tensor | float = 1.0
         if kind == "bound":
-            timesteps, weights = (part.to(x0.device) for part in self.history.draw(len(x0), draw))
+            times, weights = (part.to(x0.device) for part in self.history.draw(len(x0), draw))
         else:
-            timesteps, weights = self.timesteps(len(x0), draw), 1.0
-        losses = diffusion_loss(self.networks["unet"], self.scheduler, x0, noise, timesteps, gamma, kind, labels)
+            times = self.process.draw_times(len(x0), draw)
+        denoiser = Denoiser(self.networks["unet"])
+        losses = diffusion_loss(denoiser, self.process, x0, noise, times, gamma, kind, batch.condition)
         if kind == "bound":
-            self.history.update(*(self.accelerator.gather(part) for part in (timesteps, losses.detach())))
+            self.history.update(*(self.accelerator.gather(part) for part in (times, losses.detach())))
         loss = (weights * losses).mean()
         yield "unet", loss, {"loss": loss}
 
     def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
         """Nothing to do."""
 
-    def my_held_out(self, process: tuple[int, int]) -> Iterator[list[torch.Tensor]]:
-        """Batches of this process's share of [x_0, noise, timesteps, perhaps labels], on the device."""
-        rank, processes = process
-        size = self.config.train.batch_size
-        for parts in zip(*(part[rank::processes].split(size) for part in self.held_out if len(part) > rank), strict=True):
-            yield [part.to(self.accelerator.device) for part in parts]
+    # -------------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(self, process: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """Sums of the error in units of v, in all and by quarter of the timesteps."""
+    def my_held_out(self) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
+        """This rank's share of (x_0 with its condition, noise, times), in batches on the device."""
+        size, device = self.config.train.batch_size, self.accelerator.device
+        mine = torch.arange(len(self.held_out.x))[self.rank.index :: self.rank.count]
+        for first in range(0, len(mine), size):
+            rows = mine[first : first + size]
+            yield (
+                self.held_out.take(rows).to(device),
+                self.held_out_noise[rows].to(device),
+                self.held_out_times[rows].to(device),
+            )
+
+    def evaluate(self) -> dict[str, torch.Tensor]:
+        """Sums of the error in units of v, by quarter of the way from image to noise."""
         sums = torch.zeros(2, BINS, device=self.accelerator.device)
-        unet = self.accelerator.unwrap_model(self.networks["unet"])  # processes may hold unequal shares
-        for x0, noise, timesteps, *labels in self.my_held_out(process):
-            errors = held_out_error(unet, self.scheduler, x0, noise, timesteps, *labels)
-            bins = timesteps * BINS // self.scheduler.config.num_train_timesteps
+        denoiser = self.model().denoiser  # the bare network: ranks may hold unequal shares
+        for (x0, condition), noise, times in self.my_held_out():
+            errors = held_out_error(denoiser, self.process, x0, noise, times, condition)
+            bins = (self.process.fraction(times) * BINS).long()
             sums[0].index_add_(0, bins, errors)
             sums[1].index_add_(0, bins, torch.ones_like(errors))
         return {"errors": sums[0], "count": sums[1]}
@@ -118,33 +130,38 @@ class DiffusionTask:
         quarters = {f"eval_loss_q{i + 1}": errors[i] / count[i] for i in range(BINS) if count[i]}
         return {"eval_loss": sum(errors) / sum(count), **quarters}
 
+    # ---------------------------------------------------------------------------------------------------- pictures
+
     def model(self) -> Model:
-        """What sampling needs, around the current weights, with DDIM."""
-        sampler = DDIMScheduler.from_config(self.scheduler.config)
-        return Model(self.accelerator.unwrap_model(self.networks["unet"]), sampler, self.first_stage)
+        """The current weights, as sampling needs them."""
+        return Model(self.accelerator.unwrap_model(self.networks["unet"]), self.process, self.first_stage)
+
+    @property
+    def preview(self) -> SamplerSettings:
+        """How images are drawn while training."""
+        return SamplerSettings(scheduler="ddim", num_inference_steps=self.config.diffusion.preview_steps)
 
     def picture(self, path: Path) -> None:
         """Images from fixed noise, from generators of their own."""
         model, random = self.model(), generators(0, self.config.diffusion.preview_images)
-        labels = cycle_labels(model.unet, 0, len(random))
-        x0 = denoise(model, initial_noise(model.unet, random), self.config.diffusion.preview_steps, labels=labels)
+        condition = condition_for(model.unet, 0, len(random))
+        x0 = denoise(model, initial_noise(model.unet, random), self.preview, condition=condition)
         pictures.grid(to_images(model, x0)).save(path)
 
-    def make_images(self, count: int, process: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """Samples of seeds 0, 1, ... with DDIM: this process's share."""
-        first, after = (count * (process[0] + i) // process[1] for i in (0, 1))
-        steps = self.config.diffusion.preview_steps
-        for batch in sample(self.model(), after - first, self.config.train.batch_size, first, steps):
+    def make_images(self, count: int) -> Iterator[torch.Tensor]:
+        """Samples of seeds 0, 1, ...: this rank's share."""
+        first, after = (count * (self.rank.index + i) // self.rank.count for i in (0, 1))
+        for batch in sample(self.model(), after - first, self.config.train.batch_size, first, self.preview):
             yield batch.expand(-1, 3, -1, -1)  # grey ones as well
 
     def facts(self) -> dict[str, Any]:
         """For the templates in model_cards/."""
-        channels, side = self.held_out[0].shape[1:3]
+        channels, side = self.held_out.x.shape[1:3]
         return {
             "shape": f"{channels} x {side} x {side}",
             "corrupt": self.corrupt,
-            "prediction_type": self.config.scheduler.prediction_type,
+            "prediction_type": self.process.prediction,
             "loss": self.config.diffusion.loss,
             "snr_gamma": self.config.diffusion.snr_gamma,
-            "eval_images": len(self.held_out[0]),
+            "eval_images": len(self.held_out.x),
         }

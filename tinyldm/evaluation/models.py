@@ -9,7 +9,7 @@ from tinyldm.config.evaluate import Evaluate, run_folder
 from tinyldm.config.parsing import read_yaml
 from tinyldm.config.schema import FirstStageConfig
 from tinyldm.diffusion import sampling
-from tinyldm.diffusion.model import Model, choose_scheduler, load_model
+from tinyldm.diffusion.model import Model, load_model
 from tinyldm.errors import UserError
 from tinyldm.files import digest
 from tinyldm.first_stage.autoencoder import SUBFOLDERS, FirstStage, load_first_stage
@@ -49,7 +49,7 @@ def open_model(config: Evaluate, device: str) -> Model | FirstStage:
             f"{name} draws {side} px images, the reference has {config.data.resolution} (data.resolution): "
             f"set --data.resolution {side}"
         )
-    model.scheduler = choose_scheduler(model.scheduler, config.scheduler)
+    model.sampler(config.sampler_settings)  # refuses what this model does not know
     return model
 
 
@@ -66,23 +66,19 @@ def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[st
 
 def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) -> ImageSet:
     """Samples of the seeds config.seed, config.seed + 1, ..., kept in `folder`; those that are there are not drawn again."""
-    scheduler = model.scheduler
+    settings = config.sampler_settings
     made_of = {
         **weights_stamp(config, model.unet, model.first_stage),
         "latent_scale": model.first_stage.config.scaling_factor if model.first_stage is not None else None,
-        "sampler": type(scheduler).__name__,
-        "num_inference_steps": config.num_inference_steps,
-        "eta": config.eta,
+        **model.sampler_facts(settings),
         "seed": config.seed,
         "dtype": config.dtype,
         "format": "8 bits, as drawn",
-        "scheduler_config": {key: value for key, value in sorted(scheduler.config.items()) if not key.startswith("_")},
     }
     pieces = Pieces(folder, made_of, mend)
 
     def drawing(position: int, wanted: int | None) -> Batches:
-        steps, eta = config.num_inference_steps, config.eta
-        for batch in sampling.sample(model, wanted, config.batch_size, config.seed + position, steps, eta):
+        for batch in sampling.sample(model, wanted, config.batch_size, config.seed + position, settings):
             position += len(batch)
             yield batch.expand(-1, 3, -1, -1), position  # grey ones as well: the networks of features look at colours
 

@@ -4,16 +4,17 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
-from torch import nn
 
 from tinyldm.config.schema import FirstStageConfig
 from tinyldm.errors import UserError, why
 
 SUBFOLDERS = ("vqvae", "vae")  # where a run of train_vq.py and a pipeline have it
+AutoencoderModel: TypeAlias = "VQModel | AutoencoderKL | AutoencoderTiny"
 KINDS = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 SCALE_TOLERANCE = 0.05  # a carried scaling_factor further than this from the measured one is replaced
 
@@ -25,13 +26,18 @@ class FirstStage:
     Latents are in the autoencoder's own units in `encode` and `decode`; diffusion works on them times `scaling_factor`.
     """
 
-    model: nn.Module
+    model: AutoencoderModel
 
     @property
     def channels(self) -> int:
         """Channels of the latents."""
         config = self.model.config
         return config.get("vq_embed_dim") or config.latent_channels  # a VQModel may map them to narrower codes
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return self.model.config.in_channels
 
     @property
     def downscale(self) -> int:

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from tinyldm.config.schema import DataConfig
+from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.identity import commit, hub_id, local_files
 from tinyldm.data.images import TRANSFORM, Images, collate, to_float
 from tinyldm.data.prefetch import read_ahead
@@ -37,6 +38,7 @@ from tinyldm.data.sources import Source
 from tinyldm.errors import UserError
 from tinyldm.files import difference, digest, one_at_a_time, replace_text
 from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.training.accelerator import rank_of
 
 VERSION = 3
 SHARD = 256  # positions: seconds of work on a GPU, minutes for a large first stage on a CPU
@@ -52,11 +54,13 @@ class LatentStore:
         shards: float16 (n, V, C, h, w) each, unscaled.
         std: standard deviation over all values.
         corrupt: how many images were left out because they could not be read.
+        labels: class numbers (N,) int64; None for data without a label column.
     """
 
     shards: list[np.ndarray]
     std: float
     corrupt: int
+    labels: np.ndarray | None = None
 
     def __post_init__(self):
         self.ends = np.cumsum([len(shard) for shard in self.shards])
@@ -81,6 +85,11 @@ class LatentStore:
         for row, (number, index, view) in enumerate(zip(numbers, indices, np.broadcast_to(views, len(indices)), strict=True)):
             latents[row] = self.shards[number][index - self.ends[number], view]  # a negative index counts from the end
         return torch.from_numpy(latents)
+
+    def batch(self, indices: np.ndarray, views: np.ndarray | int = 0) -> Batch:
+        """`get` with the conditions of these images."""
+        labels = None if self.labels is None else torch.from_numpy(self.labels[indices])
+        return Batch(self.get(indices, views), Condition(labels))
 
 
 def open_store(
@@ -110,6 +119,8 @@ def open_store(
             "factor": first_stage.downscale,
             "first stage": first_stage.fingerprint(),
         }
+        if source.label_column:
+            made_of["label column"] = source.label_column
         stores = Path(data.cache_dir).expanduser() / "latents"
         if made_of["commit"] is None and hub_id(data.name):
             made_of = _of_last_commit(stores, made_of)
@@ -119,7 +130,7 @@ def open_store(
     folder, made_of, there = found
     if not there:
         with _alone(folder, made_of, accelerator):
-            images = Images(source, data.resolution, data.num_workers, data.channels)
+            images = Images.of(source, data)
             _Builder(folder, images, first_stage, accelerator, mirrored).build(f"encoding the {part} part")
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
@@ -195,29 +206,31 @@ class _Builder:
         total = self.images.source.known_length()
         with tqdm(unit="image", desc=doing, initial=kept, total=total, dynamic_ncols=True, disable=not main) as bar:
             latents: list[np.ndarray] = []
+            labels: list[int] = []
             for number, batch in read_ahead(self._batches(), read=lambda: self.images.source.read):
-                if isinstance(batch, torch.Tensor):
-                    latents.append(self._encode(batch))
-                    bar.update(len(batch) * self.accelerator.num_processes)
+                if isinstance(batch, Batch):
+                    latents.append(self._encode(batch.x))
+                    labels += [] if batch.condition.labels is None else batch.condition.labels.tolist()
+                    bar.update(len(batch.x) * self.accelerator.num_processes)
                 else:
-                    self._write(number, latents, batch)
-                    latents = []
+                    self._write(number, latents, labels, batch)
+                    latents, labels = [], []
 
-    def _batches(self) -> Iterator[tuple[int, torch.Tensor | dict[str, int]]]:
-        """(shard, uint8 images (B, C, H, W)) of each shard that is missing, then (shard, how many positions and corrupt images
-        it has)."""
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+    def _batches(self) -> Generator[tuple[int, Batch | dict[str, int]], None, None]:
+        """(shard, uint8 images (B, C, H, W)) of each missing shard, then (shard, the number of its positions and of corrupt
+        images among them)."""
+        rank = rank_of(self.accelerator)
         examples = self.images.source.epoch(None, 0)
         for number in itertools.count():
             shard = list(itertools.islice(examples, SHARD))
             if not shard:
                 break
-            if number % processes != rank or _about(self.folder, number):
+            if number % rank.count != rank.index or _about(self.folder, number):
                 continue
             corrupt_before = self.images.corrupt
             decoded = self.images(shard)
             while batch := list(itertools.islice(decoded, ENCODED_AT_ONCE)):
-                yield number, collate(batch).images
+                yield number, collate(batch)
             yield number, {"positions": len(shard), "corrupt": self.images.corrupt - corrupt_before}
 
     def _encode(self, batch: torch.Tensor) -> np.ndarray:
@@ -227,7 +240,7 @@ class _Builder:
             torch.stack([self.first_stage.to_half(self.first_stage.encode(view)) for view in views], 1).cpu().numpy()
         )  # (B, V, C, h, w)
 
-    def _write(self, number: int, parts: list[np.ndarray], counts: dict[str, int]) -> None:
+    def _write(self, number: int, parts: list[np.ndarray], labels: list[int], counts: dict[str, int]) -> None:
         latents = np.concatenate(parts) if parts else np.empty(0, np.float16)  # none of them could be read
         values = latents.astype(np.float64)
         aside = self.folder / f".shard-{number:05d}.npy"
@@ -238,7 +251,7 @@ class _Builder:
         aside.rename(_shard(self.folder, number))
         with np.errstate(invalid="ignore"):  # nan and inf are told of at the end
             sums = {"sum": values.sum(), "squares": np.square(values).sum(), "values": values.size}
-        replace_text(_shard(self.folder, number).with_suffix(".json"), json.dumps({**counts, **sums}))
+        replace_text(_shard(self.folder, number).with_suffix(".json"), json.dumps({**counts, **sums, "labels": labels}))
 
 
 def _shard(folder: Path, number: int) -> Path:
@@ -257,6 +270,11 @@ def _about(folder: Path, number: int) -> dict[str, Any] | None:
         return {key: about[key] for key in ABOUT}
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _labels(folder: Path, number: int) -> list[int]:
+    """The class numbers of a shard's images; none without a label column."""
+    return json.loads(_shard(folder, number).with_suffix(".json").read_text()).get("labels", [])
 
 
 def _finish(folder: Path, part: str, images: Images) -> None:
@@ -287,7 +305,10 @@ def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
         shards = [shard for shard in shards if len(shard)]
         if not 0 < about["std"] < float("inf") or any(shard.dtype != np.float16 for shard in shards):
             raise ValueError(f"store.json says standard deviation {about['std']}, and the shards must be float16")
-        return LatentStore(shards, about["std"], about["corrupt"])
+        labels = [label for number in range(about["shards"]) for label in _labels(folder, number)]
+        if len(labels) not in (0, sum(map(len, shards))):
+            raise ValueError(f"{len(labels)} labels of {sum(map(len, shards))} images")
+        return LatentStore(shards, about["std"], about["corrupt"], np.array(labels, np.int64) if labels else None)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"latent store {folder} is damaged ({error}); delete that folder and start again") from error
 

@@ -1,7 +1,7 @@
 """Training a first stage: a VQ autoencoder against L1, perceptual, codebook and adversarial losses (Esser et al. 2021,
 "Taming Transformers", equations 4 to 7), with codes that nobody uses revived."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,18 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from tinyldm import pictures
 from tinyldm.config.schema import TrainVQ
-from tinyldm.data.images import Examples, ImageBatches, Images, first_images, mirror_half, to_float, to_uint8
+from tinyldm.data.batch import Batch
+from tinyldm.data.images import ImageBatches, Images, first_images, mirror_half, to_float, to_uint8
 from tinyldm.data.sources import open_sources
 from tinyldm.first_stage.networks import Autoencoder, Discriminator, make_vq
 from tinyldm.metrics.lpips import load_lpips
 from tinyldm.randomness import Draw
-from tinyldm.training.trainer import Losses
+from tinyldm.training.accelerator import rank_of
+from tinyldm.training.task import Losses, Task
 
 PICTURE_IMAGES = 8
 
@@ -30,16 +31,16 @@ def gradient_l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
 
 
-class VQTask:
-    """See trainer.Task."""
+class VQTask(Task):
+    """See training.task.Task."""
 
-    card, built_on = "vq", ""
+    card = "vq"
 
     def __init__(self, config: TrainVQ, accelerator: Accelerator):
-        self.config, self.loss, self.accelerator = config, config.loss, accelerator
+        self.config, self.loss, self.accelerator, self.rank = config, config.loss, accelerator, rank_of(accelerator)
         torch.manual_seed(config.seed)
         vq = make_vq(config)
-        self.networks: dict[str, nn.Module] = {"autoencoder": Autoencoder(vq)}
+        self.networks = {"autoencoder": Autoencoder(vq)}
         self.learning_rates = {"autoencoder": config.train.learning_rate}
         if self.loss.adversarial_weight > 0:
             shape = self.loss.discriminator_channels, self.loss.discriminator_layers, config.data.channels
@@ -48,29 +49,26 @@ class VQTask:
                 # A compiled backward pass would give its buffers away, and this one is passed more than once.
                 torch._functorch.config.donated_buffer = False
             self.learning_rates["discriminator"] = self.loss.discriminator_learning_rate
-        self.buffers: dict[str, torch.Tensor] = {}
+        self.buffers = {}
         self.lpips = load_lpips().to(accelerator.device) if self.loss.perceptual == "lpips" else None
 
-        process = (accelerator.process_index, accelerator.num_processes)
         train, held_out = open_sources(config.data, config.seed)
-        self.images, held_out = (
-            Images(part, config.data.resolution, config.data.num_workers, config.data.channels) for part in (train, held_out)
-        )
-        self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, process)
+        self.images = Images.of(train, config.data)
+        self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, self.rank)
         # Counting a stream means reading it.
         self.examples_per_epoch = self.stream.length = train.length() if config.train.max_steps is None else None
-        self.held_out = first_images(held_out, config.train.num_eval_images)
+        self.held_out = first_images(Images.of(held_out, config.data), config.train.num_eval_images)
 
-    def batches(self, start: int) -> Iterator[Examples]:
-        """uint8 images (B, C, H, W) and labels."""
-        return self.stream(start)
+    def batches(self, position: int) -> Generator[Batch, None, None]:
+        """See Task.batches."""
+        return self.stream(position)
 
     # ------------------------------------------------------------------------------------------------------ learning
 
-    def losses(self, batch: Examples, step: int, draw: Draw) -> Losses:
+    def losses(self, batch: Batch, step: int, draw: Draw) -> Losses:
         """First the autoencoder's loss, then, once it has set in, the discriminator's."""
         loss = self.loss
-        images = to_float(batch.images)
+        images = to_float(batch.x)
         if self.config.data.random_flip:
             images = mirror_half(images, draw)
         quantize = step >= loss.quantize_start
@@ -149,14 +147,13 @@ class VQTask:
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(self, process: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def evaluate(self) -> dict[str, torch.Tensor]:
         """Sums of L1, PSNR and SSIM over held-out images, and how often each code was used."""
-        rank, processes = process
         model = self.accelerator.unwrap_model(self.networks["autoencoder"])
         device = self.accelerator.device
         sums = {key: torch.zeros((), device=device) for key in ("loss", "psnr", "ssim", "count")}
         sums["uses"] = torch.zeros(len(model.uses), device=device)
-        mine = self.held_out[rank::processes]
+        mine = self.held_out[self.rank.index :: self.rank.count]
         for batch in mine.split(self.config.train.batch_size) if len(mine) else ():
             images = to_float(batch.to(device))
             reconstructed, _, _, codes = model(images)
@@ -166,7 +163,8 @@ class VQTask:
             pair = to_uint8(reconstructed).float(), batch.to(device).float()
             sums["loss"] += loss.sum()
             sums["psnr"] += peak_signal_noise_ratio(*pair, data_range=255.0, dim=(1, 2, 3), reduction="none").sum()
-            sums["ssim"] += structural_similarity_index_measure(*pair, data_range=255.0, reduction="none").sum()
+            ssim = structural_similarity_index_measure(*pair, data_range=255.0, reduction="none")
+            sums["ssim"] += ssim.sum()  # type: ignore[union-attr]  # a tuple only where the full image is asked for
             sums["count"] += len(images)
             sums["uses"] += torch.bincount(codes.flatten(), minlength=len(model.uses))
         return sums
@@ -196,10 +194,10 @@ class VQTask:
         pictures.grid(torch.cat(rows), PICTURE_IMAGES).save(path)
 
     @torch.no_grad()
-    def make_images(self, count: int, process: tuple[int, int]) -> Iterator[torch.Tensor]:
-        """Reconstructions of this process's share of the first held-out images; no more than there are."""
+    def make_images(self, count: int) -> Iterator[torch.Tensor]:
+        """Reconstructions of this rank's share of the first held-out images; no more than there are."""
         model = self.accelerator.unwrap_model(self.networks["autoencoder"])
-        for batch in self.held_out[:count][process[0] :: process[1]].split(self.config.train.batch_size):
+        for batch in self.held_out[:count][self.rank.index :: self.rank.count].split(self.config.train.batch_size):
             yield to_uint8(model(to_float(batch.to(self.accelerator.device)))[0]).expand(-1, 3, -1, -1)
 
     def export(self, folder: Path) -> None:

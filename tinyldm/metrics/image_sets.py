@@ -53,11 +53,11 @@ def data_part(source: Source, data: DataConfig, part: str, split_seed: int, batc
 
 def _from_source(source: Source, data: DataConfig, batch_size: int) -> Callable[[int, int | None], Batches]:
     def batches(position: int, wanted: int | None) -> Batches:
-        images = Images(source, data.resolution, data.num_workers, data.channels)
+        images = Images.of(source, data)
         decoded, count = itertools.islice(images(source.epoch(None, 0, position)), wanted), 0
         while batch := list(itertools.islice(decoded, batch_size)):
             count += len(batch)
-            yield collate(batch).images.expand(-1, 3, -1, -1), position + images.seen  # grey ones as well, as in draw
+            yield collate(batch).x.expand(-1, 3, -1, -1), position + images.seen  # grey ones as well, as in draw
         if not position and (wanted is None or count < wanted):  # seen as a whole: one of the first few says nothing
             images.check()
 

@@ -14,6 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from tinyldm.config.schema import TrainConfig
 from tinyldm.errors import UserError
+from tinyldm.randomness import Rank
 
 PATIENCE = timedelta(hours=12)  # of processes for one that waits until another run has encoded the same images
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # no USR1 on Windows
@@ -54,6 +55,11 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
         torch.set_num_threads(max(1, cores() // local))
     set_seed(0)  # libraries' own use of global generators; ours are all explicit
     return accelerator
+
+
+def rank_of(accelerator: Accelerator) -> Rank:
+    """Which of the ranks this is."""
+    return Rank(accelerator.process_index, accelerator.num_processes)
 
 
 def default_device(named: str | None = None) -> str:

@@ -1,0 +1,47 @@
+"""What a network gets at each step: images or latents, and the condition that belongs to them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a network is given beside x_t and the time. An unconditional network gets an empty one.
+
+    A new kind of condition is a new field: everything that moves, splits or gathers a condition goes through `map`.
+
+    Attributes:
+        labels: class numbers (B,), int64.
+    """
+
+    labels: torch.Tensor | None = None
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Condition":
+        """The same condition with `function` applied to each of its tensors."""
+        present = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: function(value) for name, value in present.items()})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Condition":
+        """The same condition on another device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+
+UNCONDITIONAL = Condition()
+
+
+class Batch(NamedTuple):
+    """Images uint8 (B, C, H, W) as they are read, or latents float32 (B, C, h, w), with their condition."""
+
+    x: torch.Tensor
+    condition: Condition = UNCONDITIONAL
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.x.to(device, non_blocking=non_blocking), self.condition.to(device, non_blocking))
+
+    def take(self, rows: torch.Tensor) -> "Batch":
+        """The images of these numbers, with their conditions."""
+        return Batch(self.x[rows], self.condition.map(lambda tensor: tensor[rows]))

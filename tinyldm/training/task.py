@@ -1,0 +1,77 @@
+"""What one training adds to the loop of trainer.py: a `Task`. See first_stage/task.py and diffusion/task.py."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from tinyldm.data.batch import Batch
+from tinyldm.randomness import Draw
+
+Losses = Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]
+
+
+class Task(ABC):
+    """What is trained, on what, against which losses.
+
+    Attributes:
+        card: the template in model_cards/ for its report.
+        built_on: identifies the frozen parts that the networks are trained over; a run cannot continue over others.
+        networks: by name; the first one is averaged, evaluated and exported. The trainer replaces them by the prepared
+            (distributed, mixed-precision) ones.
+        learning_rates: the peak for each network.
+        examples_per_epoch: images in an epoch; None where `max_steps` is given and a stream does not know.
+        buffers: tensors beside the networks that a checkpoint holds; restored in place.
+    """
+
+    card: str
+    built_on: str = ""
+    networks: dict[str, nn.Module]
+    learning_rates: dict[str, float]
+    examples_per_epoch: int | None
+    buffers: dict[str, torch.Tensor]
+
+    @abstractmethod
+    def batches(self, position: int) -> Generator[Batch, None, None]:
+        """Endless micro-batches of this rank.
+
+        Args:
+            position: how many images all ranks have seen before.
+        """
+
+    @abstractmethod
+    def losses(self, batch: Batch, step: int, draw: Draw) -> Losses:
+        """(network's name, its loss, numbers to log), one for each network that learns in this step; the trainer calls
+        backward on each before it asks for the next."""
+
+    @abstractmethod
+    def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
+        """Called after the optimizers' step."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, torch.Tensor]:
+        """Sums over this rank's share of the held-out images (and their `count`); `summarize` gets them added up."""
+
+    @abstractmethod
+    def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Held-out figures from the sums of all ranks, `eval_loss` among them."""
+
+    @abstractmethod
+    def picture(self, path: Path) -> None:
+        """Draw what the network does now, without touching the training's random numbers."""
+
+    @abstractmethod
+    def make_images(self, count: int) -> Iterator[torch.Tensor]:
+        """This rank's share of `count` images, always of the same seeds, in uint8 batches (B, 3, H, W)."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write the model that a user loads, from the current weights, as one folder in `folder`."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What its template names beyond what the trainer knows."""
