@@ -105,12 +105,14 @@ class MixtureDenoiser(nn.Module):
         abar = self.alphas_cumprod[int(timestep)]
         a, b = abar.sqrt(), (1 - abar).sqrt()
         values = x.double().flatten(1)  # (B, C)
-        noised = abar * self.covariances + (1 - abar) * torch.eye(x.shape[1])
-        chances = torch.distributions.MultivariateNormal(a * self.means, noised).log_prob(values[:, None])
-        chances = (chances + self.shares.log()).softmax(1)
-        gains = a * self.covariances @ noised.inverse()  # (K, C, C)
-        expected = self.means + torch.einsum("kij,bkj->bki", gains, values[:, None] - a * self.means)
-        x0 = (chances[..., None] * expected).sum(1)
+        noised = abar * self.covariances + (1 - abar) * torch.eye(x.shape[1])  # (K, C, C)
+        pulls = (values - a * self.means[:, None]) @ noised.inverse()  # (K, B, C)
+        expected = self.means[:, None] + a * pulls @ self.covariances
+        if len(self.shares) > 1:
+            squares = (pulls * (values - a * self.means[:, None])).sum(2)  # of the distances, in standard deviations
+            chances = (self.shares.log() - 0.5 * noised.logdet())[:, None] - 0.5 * squares
+            expected = chances.softmax(0)[..., None] * expected
+        x0 = expected.sum(0)
         eps = (values - a * x0) / b
         predicted = {"epsilon": eps, "v_prediction": a * eps - b * x0, "sample": x0}[self.kind]
         return SimpleNamespace(sample=predicted.float().view_as(x))
