@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import zsl as benchmark
-from benchmarks import zsl_diagnosis, zsl_texts
+from benchmarks import zero_shot
+from benchmarks import zero_shot_diagnosis, zero_shot_texts
 from tests.support import zsl as support
 from tests.support.runs import ROOT
 from zsl import data, simulate
@@ -18,33 +18,33 @@ from zsl.game import Game
 
 
 def test_the_benchmark_runs(capsys):
-    benchmark.main(small=True, repeats=1)
+    zero_shot.main(small=True, repeats=1)
     printed = capsys.readouterr().out
     assert "seen-unseen curve, 400 offsets -> exact" in printed and "outside the products: " in printed
 
 
 def test_the_bound_counts_the_products_that_an_iteration_does():
     """By PyTorch's own counter, but for the text parts of the hidden layer's weights, which are rounding beside the rest."""
-    sizes = benchmark.Sizes(64, 70, 60, 50, 12, 8, 9, 4, 120, 30)
-    game = benchmark.make(Game, sizes)
+    sizes = zero_shot.Sizes(64, 70, 60, 50, 12, 8, 9, 4, 120, 30)
+    game = zero_shot.make(Game, sizes)
     with FlopCounterMode(display=False) as counter:
         game.iterate(0)
-    counted = 2 * sum(times * m * k * n for _, times, m, k, n in benchmark.products(sizes))
+    counted = 2 * sum(times * m * k * n for _, times, m, k, n in zero_shot.products(sizes))
     assert abs(counter.get_total_flops() / counted - 1) < 0.02, (counter.get_total_flops(), counted)
 
 
 def test_texts_are_compared_by_the_plain_baselines(tmp_path, capsys, monkeypatch):
     (tmp_path / "terms.txt").write_text("beak wing\n")
-    tried = zsl_texts.representations(str(tmp_path / "terms.txt"), None)
+    tried = zero_shot_texts.representations(str(tmp_path / "terms.txt"), None)
     assert tried["... x 4, centred, LSA of 20"].components == 20
     small = {name: replace(config, components=3) for name, config in list(tried.items())[:2]}
-    monkeypatch.setattr(zsl_texts, "representations", lambda emphasised, encoder: small)
-    zsl_texts.main(str(support.folder(tmp_path / "birds")), choices=2)
+    monkeypatch.setattr(zero_shot_texts, "representations", lambda emphasised, encoder: small)
+    zero_shot_texts.main(str(support.folder(tmp_path / "birds")), choices=2)
     printed = capsys.readouterr().out
     assert "top-1 of 3 held-out seen classes (chance 33.3%), 2 choices" in printed and "TF-IDF, counts" in printed
 
 
-@pytest.mark.parametrize("command", ["benchmarks.zsl", "benchmarks.zsl_texts", "benchmarks.zsl_diagnosis", "zsl.simulate"])
+@pytest.mark.parametrize("command", ["benchmarks.zero_shot", "benchmarks.zero_shot_texts", "benchmarks.zero_shot_diagnosis", "zsl.simulate"])
 def test_commands_take_their_options_by_name(command):
     """As the docs give them."""
     page = (ROOT / "docs/zsl.md").read_text()
@@ -59,7 +59,7 @@ def test_oracle_texts_are_better_than_random_ones(tmp_path, capsys):
     keys = dict(zip(support.TINY[::2], support.TINY[1::2], strict=True))
     lines = [f"output_dir: {tmp_path / 'run'}", f"data.path: {support.folder(tmp_path / 'birds')}"]
     config.write_text("\n".join([*lines, *(f"{key.removeprefix('--')}: {value}" for key, value in keys.items())]))
-    zsl_diagnosis.main(str(config), choices=3)
+    zero_shot_diagnosis.main(str(config), choices=3)
     table = {line[:28].strip(): line[28:].split() for line in capsys.readouterr().out.splitlines()}
     assert float(table["oracle texts"][0]) > float(table["random texts"][0])  # the prototype's
     assert float(table["the config"][9]) > 80 and len(table) == 9
@@ -67,7 +67,7 @@ def test_oracle_texts_are_better_than_random_ones(tmp_path, capsys):
 
 def test_fewer_classes_leave_held_out_and_unseen_ones_alone():
     data, held_out = support.dataset(), np.array([1, 4])
-    part = zsl_diagnosis.fewer(data, 0.4, 0, held_out).check()
+    part = zero_shot_diagnosis.fewer(data, 0.4, 0, held_out).check()
     assert [data.class_names[i] for i in held_out] == [part.class_names[i] for i in part.validation_classes]
     assert {data.class_names[i] for i in data.unseen} == {part.class_names[i] for i in part.unseen}
     assert len(part.seen) == 2 + 2 and np.bincount(part.labels).tolist() == [12] * 7

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.zsl_plain import corrected_creativity, faithful_creativity, sharma_mittal_limits
+from benchmarks.zero_shot_plain import corrected_creativity, faithful_creativity, sharma_mittal_limits
 from zsl import divergences, losses
 from zsl.config import DIVERGENCES, parse_method
 

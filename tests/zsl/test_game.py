@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import zsl_plain
-from benchmarks.zsl_plain import PlainGame
+from benchmarks import zero_shot_plain
+from benchmarks.zero_shot_plain import PlainGame
 from tests.support import zsl as support
 from zsl import losses
 from zsl.config import DIVERGENCES
@@ -63,7 +63,7 @@ def test_the_gradient_penalty_is_that_of_autograd():
     game = support.game()
     real, fake, mix = game.data.features[:8], game.data.features[8:16] * 2, torch.rand(8, dtype=torch.float64)
     mine = losses.gradient_penalty(game.critic, game.critic.body(torch.cat([real, fake])), mix)
-    theirs = zsl_plain.gradient_penalty(game.critic, real, fake, mix)
+    theirs = zero_shot_plain.gradient_penalty(game.critic, real, fake, mix)
     torch.testing.assert_close(mine, theirs)
     learned = (game.critic.body.weight, game.critic.critic.weight)
     torch.testing.assert_close(torch.autograd.grad(mine, learned), torch.autograd.grad(theirs, learned))
@@ -75,7 +75,7 @@ def test_pivots_by_a_scatter_mean_are_those_by_loops(faithful):
     features, centroids = torch.randn(9, 4, generator=random).double(), torch.randn(5, 4, generator=random).double()
     labels = torch.tensor([0, 0, 0, 2, 2, 3, 0, 2, 0])  # class 3 once, 1 and 4 never
     found = losses.visual_pivots(features, labels, centroids, faithful)
-    torch.testing.assert_close(found, zsl_plain.visual_pivots(features, labels, centroids, faithful))
+    torch.testing.assert_close(found, zero_shot_plain.visual_pivots(features, labels, centroids, faithful))
     without_quirk = losses.visual_pivots(features, labels, centroids, False)
     assert torch.equal(found, without_quirk) is not faithful
 
@@ -86,7 +86,7 @@ def test_a_hallucinated_text_need_not_be_projected_again():
     share = torch.tensor([0.2, 0.5, 0.79, 0.4], dtype=torch.float64)
     projected = game.generator.project(game.with_zero)
     found = losses.hallucinate(projected, game.gram, first, second, share, 2.5)
-    expected = game.generator.project(zsl_plain.hallucinated_texts(texts, first, second, share, 2.5))
+    expected = game.generator.project(zero_shot_plain.hallucinated_texts(texts, first, second, share, 2.5))
     torch.testing.assert_close(found, expected)
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from benchmarks.zsl_plain import curve_at, published_offsets
-from benchmarks.zsl_plain import vote as plain_vote
+from benchmarks.zero_shot_plain import curve_at, published_offsets
+from benchmarks.zero_shot_plain import vote as plain_vote
 from zsl import metrics
 
 

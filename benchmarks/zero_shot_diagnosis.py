@@ -1,6 +1,6 @@
 """What holds unseen accuracy down: the texts, the number of seen classes, or the adversarial game?
 
-    python -m benchmarks.zsl_diagnosis --recipe configs/zsl/flowers.yaml
+    python -m benchmarks.zero_shot_diagnosis --recipe configs/zsl/flowers.yaml
 
 Everything is measured on held-out SEEN classes, by the settings of a config, GAZSL beside the plain baselines:
 
@@ -122,4 +122,4 @@ def main(recipe: str, choices: int = 8) -> None:
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(main, as_positional=False, prog="python -m benchmarks.zsl_diagnosis")
+    auto_cli(main, as_positional=False, prog="python -m benchmarks.zero_shot_diagnosis")

@@ -1,4 +1,4 @@
-"""The straightforward form of what zsl/ does, to hold it to: the tests for the numbers, benchmarks/zsl.py for the time.
+"""The straightforward form of what zsl/ does, to hold it to: the tests for the numbers, benchmarks/zero_shot.py for the time.
 
 Texts are projected once a sample, the gradient penalty differentiates twice, classes and samples are gone through by loops,
 regularisers are written out as sums, and the seen-unseen curve is looked at from 400 offsets, as published.

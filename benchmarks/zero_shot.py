@@ -1,7 +1,7 @@
 """How much faster the forms in zsl/ are than the straightforward ones, part by part, and how near to their own matrix products.
 
-    python -m benchmarks.zsl                      # CIZSL's published sizes on CUB easy: about 2 GB of memory
-    python -m benchmarks.zsl --small true         # in a second, to see that it runs
+    python -m benchmarks.zero_shot                      # CIZSL's published sizes on CUB easy: about 2 GB of memory
+    python -m benchmarks.zero_shot --small true         # in a second, to see that it runs
 
 Both forms draw the same random numbers and come to the same weights (tests/zsl/test_game.py).
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks import zsl_plain
+from benchmarks import zero_shot_plain
 from zsl import losses, metrics
 from zsl.config import DataConfig, ModelConfig, Train, TrainConfig, parse_method
 from zsl.game import Game, TrainingSet
@@ -98,7 +98,7 @@ def parts(s: Sizes, repeats: int) -> list[tuple[str, float, float]]:
         scores = np.random.default_rng(0).normal(size=(s.train + s.test, s.seen + s.unseen)).astype(np.float32)
         seen_labels, unseen_labels = np.arange(s.train) % s.seen, s.seen + np.arange(s.test) % s.unseen
         args = (scores[: s.train], seen_labels, scores[s.train :], unseen_labels, s.seen)
-        plain = best_of(lambda: zsl_plain.curve_at(zsl_plain.published_offsets(), *args), 1)
+        plain = best_of(lambda: zero_shot_plain.curve_at(zero_shot_plain.published_offsets(), *args), 1)
         found.append(
             ("seen-unseen curve, 400 offsets -> exact", plain, best_of(lambda: metrics.seen_unseen_curve(*args), repeats))
         )
@@ -107,7 +107,7 @@ def parts(s: Sizes, repeats: int) -> list[tuple[str, float, float]]:
         centroids = fast.data.centroids
         pair = [
             best_of(lambda pivot=pivot: torch.autograd.grad(pivot(made, labels, centroids, False), made), repeats)
-            for pivot in (zsl_plain.visual_pivots, losses.visual_pivots)
+            for pivot in (zero_shot_plain.visual_pivots, losses.visual_pivots)
         ]
         found.append(("pivots with their gradient, class loop -> scatter-mean", *pair))
 
@@ -123,7 +123,7 @@ def parts(s: Sizes, repeats: int) -> list[tuple[str, float, float]]:
         other = (labels + 1) % s.seen
         with torch.no_grad():
             projected = generator.project(fast.with_zero)
-            plain = best_of(lambda: generator.project(zsl_plain.hallucinated_texts(every, labels, other, mix, length)), repeats)
+            plain = best_of(lambda: generator.project(zero_shot_plain.hallucinated_texts(every, labels, other, mix, length)), repeats)
             ours = best_of(lambda: losses.hallucinate(projected, fast.gram, labels, other, mix, length), repeats)
         found.append(("hallucinated texts, projected -> mixed projections", plain, ours))
 
@@ -131,7 +131,7 @@ def parts(s: Sizes, repeats: int) -> list[tuple[str, float, float]]:
         learned = (fast.critic.body.weight, fast.critic.critic.weight)
 
         def plain() -> None:
-            torch.autograd.grad(zsl_plain.gradient_penalty(fast.critic, real, made.detach(), mix), learned)
+            torch.autograd.grad(zero_shot_plain.gradient_penalty(fast.critic, real, made.detach(), mix), learned)
 
         with torch.no_grad():
             before = fast.critic.body(torch.cat([real, made]))  # known from the critic's own pass
@@ -141,7 +141,7 @@ def parts(s: Sizes, repeats: int) -> list[tuple[str, float, float]]:
     def vote() -> None:
         similarities = np.random.default_rng(0).normal(size=(s.test, 60 * s.unseen)).astype(np.float32)
         owners = np.repeat(np.arange(s.unseen), 60)
-        plain = best_of(lambda: zsl_plain.vote(similarities, owners, 20, s.unseen), 1)
+        plain = best_of(lambda: zero_shot_plain.vote(similarities, owners, 20, s.unseen), 1)
         found.append(
             ("vote of 20 neighbours", plain, best_of(lambda: metrics.vote(similarities, owners, 20, s.unseen), repeats))
         )
@@ -154,7 +154,7 @@ def parts(s: Sizes, repeats: int) -> list[tuple[str, float, float]]:
 def iterations(s: Sizes, repeats: int) -> tuple[float, float]:
     """Seconds of an iteration in the straightforward form and in ours."""
     seconds = []
-    for kind in (zsl_plain.PlainGame, Game):
+    for kind in (zero_shot_plain.PlainGame, Game):
         game = make(kind, s)
         seconds.append(best_of(lambda game=game: game.iterate(0), repeats))
         del game
@@ -191,4 +191,4 @@ def main(small: bool = False, repeats: int = 3) -> None:
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(main, as_positional=False, prog="python -m benchmarks.zsl")
+    auto_cli(main, as_positional=False, prog="python -m benchmarks.zero_shot")

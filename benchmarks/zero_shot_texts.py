@@ -1,6 +1,6 @@
 """A fair try of text representations: the two plain baselines on held-out SEEN classes, over many choices of them.
 
-    python -m benchmarks.zsl_texts --path ../shared/data/flowers-zsl --encoder PATH_OR_HUB_ID
+    python -m benchmarks.zero_shot_texts --path ../shared/data/flowers-zsl --encoder PATH_OR_HUB_ID
 
 No image of an unseen class is looked at. Each choice holds out as many seen classes as there are unseen ones, so that chance is
 the same.
@@ -84,4 +84,4 @@ def main(path: str, emphasised: str = "configs/zsl/flower-terms.txt", encoder: s
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(main, as_positional=False, prog="python -m benchmarks.zsl_texts")
+    auto_cli(main, as_positional=False, prog="python -m benchmarks.zero_shot_texts")
