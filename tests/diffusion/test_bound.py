@@ -7,6 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from tinyldm.diffusion.bound import Normal, divergence, log_likelihood, posterior, prior_bits, reverse_step, step_bits
+from tinyldm.diffusion.process import DiscreteVP
 
 T = 50
 KINDS = [("linear", "epsilon"), ("squaredcos_cap_v2", "v_prediction"), ("scaled_linear", "sample")]
@@ -36,7 +37,7 @@ def test_the_posterior_is_bayes_rule():
     betas, abar = schedule.betas.double()[t].view(-1, 1, 1, 1), schedule.alphas_cumprod.double()[t - 1].view(-1, 1, 1, 1)
     precision = (1 - betas) / betas + 1 / (1 - abar)
     mean = ((1 - betas).sqrt() * x_t / betas + abar.sqrt() * x0 / (1 - abar)) / precision
-    found = posterior(schedule, x0, x_t, t)
+    found = posterior(DiscreteVP(schedule), x0, x_t, t)
     assert torch.allclose(found.mean, mean.float(), atol=1e-5)
     assert torch.allclose(found.log_variance, -precision.log().float(), atol=1e-4)
 
@@ -48,7 +49,7 @@ def test_the_reverse_step_is_the_one_that_diffusers_samples(beta_schedule, predi
     channels = 4 if variance_type == "learned_range" else 2
     for t in (1, 2, 25, T - 1):
         predicted, x_t = normal(3, channels, 2, 2, seed=t), normal(3, 2, 2, 2, seed=100 + t)
-        ours, _ = reverse_step(schedule, predicted, x_t, torch.full((3,), t))
+        ours, _ = reverse_step(DiscreteVP(schedule), predicted, x_t, torch.full((3,), t))
         drawn = []
         for noise in (0.0, 1.0):  # the mean, and one standard deviation above it
             monkeypatch.setattr(
@@ -94,7 +95,7 @@ def test_the_prior_term_by_hand():
     abar = schedule.alphas_cumprod[-1].item()
     x0 = torch.full((1, 1, 2, 2), 0.8)
     nats = 0.5 * ((1 - abar) + abar * 0.64 - 1 - math.log(1 - abar))
-    assert prior_bits(schedule, x0).item() == pytest.approx(nats / math.log(2), rel=1e-3)
+    assert prior_bits(DiscreteVP(schedule), x0).item() == pytest.approx(nats / math.log(2), rel=1e-3)
 
 
 @pytest.mark.parametrize(("variance_type", "limit"), [("fixed_small", 0.9), ("fixed_large", 0.25)])
@@ -107,13 +108,13 @@ def test_with_the_optimal_denoiser_the_bound_meets_the_entropy_of_normal_data(va
     entropy += 0.5 * (images.var().item() / deviation**2 - 1) / math.log(2)  # of this sample, under the true density
     for steps in (50, 400):
         schedule = scheduler("squaredcos_cap_v2", "sample", variance_type, steps)
-        bits = prior_bits(schedule, images).mean().item()
+        bits = prior_bits(DiscreteVP(schedule), images).mean().item()
         for t in range(steps):
             timesteps = torch.full((64,), t)
             x_t = schedule.add_noise(images, normal(64, 1, 8, 8, seed=t + 1), timesteps)
             abar = schedule.alphas_cumprod[t]
             expected = abar.sqrt() * deviation**2 / (abar * deviation**2 + 1 - abar) * x_t  # E[x_0 | x_t]
-            bits += step_bits(schedule, expected, images, x_t, timesteps).mean().item()
+            bits += step_bits(DiscreteVP(schedule), expected, images, x_t, timesteps).mean().item()
         gaps.append(bits - entropy)
     assert -0.02 < gaps[1] < gaps[0]
     assert gaps[1] < limit

@@ -7,7 +7,7 @@ from tests.support.models import scheduler
 from tinyldm.config.networks import SchedulerConfig, UNetConfig
 from tinyldm.config.schema import TrainConfig
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
-from tinyldm.diffusion.process import make_scheduler
+from tinyldm.diffusion.process import make_process
 from tinyldm.errors import UserError
 
 SMALL = UNetConfig(
@@ -49,11 +49,11 @@ def test_what_diffusers_cannot_build():
 
 
 def test_the_default_forward_process_is_latent_diffusions():
-    made, wanted = make_scheduler(SchedulerConfig()), scheduler()
-    assert torch.equal(made.alphas_cumprod, wanted.alphas_cumprod)
-    assert not made.config.clip_sample and made.config.timestep_spacing == "trailing"
-    zero = make_scheduler(replace(SchedulerConfig(), rescale_betas_zero_snr=True))
-    assert zero.alphas_cumprod[-1] == 0
+    made, wanted = make_process(SchedulerConfig()), scheduler()
+    assert torch.equal(made.abar, wanted.alphas_cumprod)
+    assert made.clip is None and made.scheduler.config.timestep_spacing == "trailing"
+    zero = make_process(replace(SchedulerConfig(), rescale_betas_zero_snr=True))
+    assert zero.abar[-1] == 0
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_default_forward_process_is_latent_diffusions():
 )
 def test_forward_processes_that_cannot_be_used(changes, said):
     with pytest.raises(UserError, match=said):
-        make_scheduler(replace(SchedulerConfig(), **changes))
+        make_process(replace(SchedulerConfig(), **changes))
 
 
 def test_xformers_without_cuda_says_what_to_do(monkeypatch):

@@ -79,10 +79,10 @@ def test_classes(trained, tmp_path, monkeypatch):
     kind, _, folder = trained
     args = ["--model", folder, "--num_images", 2, "--num_inference_steps", 2, "--output_dir"]
     if kind != "hybrid":
-        with pytest.raises(UserError, match="class_label is 3, but this model knows no classes"):
+        with pytest.raises(UserError, match="class_label is 3, but this model has no classes"):
             run(monkeypatch, sample, *args, tmp_path / "a", "--class_label", 3)
         return
-    with pytest.raises(UserError, match="class_label is 10, but this model knows 10 classes"):
+    with pytest.raises(UserError, match="class_label is 10, but this model has 10 classes"):
         run(monkeypatch, sample, *args, tmp_path / "a", "--class_label", 10)
     for label in (3, 4):
         run(monkeypatch, sample, *args, tmp_path / str(label), "--class_label", label)

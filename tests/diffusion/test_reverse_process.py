@@ -8,8 +8,10 @@ from torch import nn
 
 from tests.support import models
 from tests.support.models import GaussianDenoiser, MixtureDenoiser
+from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion.bound import posterior
-from tinyldm.diffusion.model import Model, choose_scheduler
+from tinyldm.diffusion.model import Model
+from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.sampling import denoise
 
 COUNT = 20_000
@@ -24,9 +26,10 @@ THREE = (
 def draw(distribution: tuple, name: str, steps: int, eta: float = 0.0, **process) -> torch.Tensor:
     """(COUNT, 2)"""
     forward = models.scheduler(**process)
-    model = Model(MixtureDenoiser(forward, *distribution), choose_scheduler(forward, name), None)
+    model = Model(MixtureDenoiser(forward, *distribution), DiscreteVP(forward), None)
     random = [torch.Generator().manual_seed(0)]  # for all at once: a generator each takes long
-    return denoise(model, torch.randn(COUNT, 2, 1, 1, generator=random[0]), steps, random, eta).flatten(1).double()
+    settings = SamplerSettings(name, steps, eta)
+    return denoise(model, torch.randn(COUNT, 2, 1, 1, generator=random[0]), settings, random).flatten(1).double()
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -66,8 +69,8 @@ class WithVariance(nn.Module):
         abar = self.forward_process.alphas_cumprod.double()[t]
         # Var[x_{t-1} | x_t] = Var[x_{t-1} | x_t, x_0] + (d mean / d x_0)^2 Var[x_0 | x_t]
         zero = torch.zeros(1, 1, 1, 1)
-        given_x0 = posterior(self.forward_process, zero, zero, t)
-        slope = posterior(self.forward_process, zero + 1, zero, t).mean
+        given_x0 = posterior(DiscreteVP(self.forward_process), zero, zero, t)
+        slope = posterior(DiscreteVP(self.forward_process), zero + 1, zero, t).mean
         true = given_x0.log_variance.exp() + slope**2 * (1 - abar) * self.std**2 / (abar * self.std**2 + 1 - abar)
         high = self.forward_process.betas.double()[t].log()
         share = (true.log() - given_x0.log_variance) / (high - given_x0.log_variance)
@@ -84,7 +87,11 @@ def test_the_right_variance_makes_few_steps_exact_and_the_fixed_ones_miss():
         network = WithVariance(forward, mean, std) if variance == "learned_range" else GaussianDenoiser(forward, mean, std)
         random = [torch.Generator().manual_seed(0)]
         noise = torch.randn(COUNT, 1, 1, 1, generator=random[0])
-        found[variance] = denoise(Model(network, forward, None), noise, 10, random).std().item()
+        found[variance] = (
+            denoise(Model(network, DiscreteVP(forward), None), noise, SamplerSettings(num_inference_steps=10), random)
+            .std()
+            .item()
+        )
     # the last step adds no noise: it lacks Var[x_0 | x_1], as it does in any sampler
     abar = forward.alphas_cumprod[0].item()
     last = (1 - abar) * std**2 / (abar * std**2 + 1 - abar)

@@ -10,13 +10,16 @@ from PIL import Image
 
 from tests.support import models
 from tests.support.models import GaussianDenoiser
+from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion import model as diffusion_model
 from tinyldm.diffusion import sampling
-from tinyldm.diffusion.model import SCHEDULERS, Model, choose_scheduler, load_model, to_images
+from tinyldm.diffusion.model import Model, load_model, to_images
+from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.sampling import denoise, generators, initial_noise, sample, slerp
 from tinyldm.errors import UserError
 from tinyldm.pictures import to_pil
 
+SCHEDULERS = DiscreteVP.samplers
 DETERMINISTIC = [name for name in SCHEDULERS if name != "ddpm"]
 
 
@@ -42,12 +45,8 @@ def copied(pipeline_folder, tmp_path):
     return shutil.copytree(pipeline_folder, tmp_path / "pipeline")
 
 
-def with_scheduler(model: Model, name: str) -> Model:
-    return Model(model.unet, choose_scheduler(model.scheduler, name), model.first_stage)
-
-
-def draw(model: Model, batch_size: int, steps: int, eta: float = 0.0) -> torch.Tensor:
-    return torch.cat(list(sample(model, 5, batch_size, 3, steps, eta)))
+def draw(model: Model, batch_size: int, steps: int, name: str | None = None, eta: float = 0.0) -> torch.Tensor:
+    return torch.cat(list(sample(model, 5, batch_size, 3, SamplerSettings(name, steps, eta))))
 
 
 # ------------------------------------------------------------------------------------------------- one seed, one image
@@ -55,19 +54,19 @@ def draw(model: Model, batch_size: int, steps: int, eta: float = 0.0) -> torch.T
 
 @pytest.mark.parametrize(("name", "eta"), [*((name, 0.0) for name in SCHEDULERS), ("ddim", 1.0)])
 def test_one_seed_gives_one_image_whatever_the_batch_size(pipeline_folder, name, eta):
-    model = with_scheduler(load_model(str(pipeline_folder)), name)
-    alone = draw(model, 1, 4, eta)
+    model = load_model(str(pipeline_folder))
+    alone = draw(model, 1, 4, name, eta)
     assert alone.shape == (5, 3, 16, 16) and alone.dtype == torch.uint8
     for batch_size in (2, 5, 64):
         # Libraries may add in another order in another batch, hence one step of 255, not 0, where a value lies between two.
-        assert (alone.int() - draw(model, batch_size, 4, eta).int()).abs().max() <= 1
+        assert (alone.int() - draw(model, batch_size, 4, name, eta).int()).abs().max() <= 1
     assert all((alone[0] != other).any() for other in alone[1:])
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_diffusers_alone_draws_the_same_pictures(pipeline_folder, name):
-    model = with_scheduler(load_model(str(pipeline_folder.parent)), name)
-    ours = [np.asarray(to_pil(image)) for image in draw(model, 5, 6)]
+    model = load_model(str(pipeline_folder.parent))
+    ours = [np.asarray(to_pil(image)) for image in draw(model, 5, 6, name)]
     theirs = DiffusionPipeline.from_pretrained(pipeline_folder)
     assert type(theirs) is LDMPipeline
     theirs.scheduler = SCHEDULERS[name].from_config(theirs.scheduler.config)
@@ -78,12 +77,12 @@ def test_diffusers_alone_draws_the_same_pictures(pipeline_folder, name):
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])  # those that DDPMPipeline can drive; ddpm draws noise in each step
 def test_diffusers_draws_the_same_pictures_without_a_first_stage(name):
-    model = Model(models.unet(), choose_scheduler(models.scheduler(), name), None)
-    theirs = DDPMPipeline(model.unet, choose_scheduler(models.scheduler(), name))
-    theirs.scheduler = choose_scheduler(models.scheduler(), name)  # its constructor may have exchanged it
+    model = Model(models.unet(), models.process(), None)
+    theirs = DDPMPipeline(model.unet, models.process().sampler(name))
+    theirs.scheduler = models.process().sampler(name)  # its constructor may have exchanged it
     theirs.set_progress_bar_config(disable=True)
     pictures = theirs(batch_size=5, generator=generators(3, 5), num_inference_steps=6).images
-    ours = draw(model, 5, 6)
+    ours = draw(model, 5, 6, name)
     assert all(np.array_equal(np.asarray(to_pil(a)), np.asarray(b)) for a, b in zip(ours, pictures, strict=True))
 
 
@@ -92,54 +91,54 @@ def test_diffusers_draws_the_same_pictures_without_a_first_stage(name):
 MEAN, STD = 0.5, 0.6
 
 
-def exact(name: str, **process) -> tuple[Model, float]:
-    forward = models.scheduler(**process)
-    model = Model(GaussianDenoiser(forward, MEAN, STD), choose_scheduler(forward, name), None)
-    return model, float(forward.alphas_cumprod[-1])
+def exact(**changes) -> tuple[Model, float]:
+    forward = models.process(**changes)
+    model = Model(GaussianDenoiser(forward.scheduler, MEAN, STD), forward, None)
+    return model, float(forward.abar[-1])
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_the_probability_flow_of_gaussian_data(name, kind):
-    follow_the_flow(*exact(name, prediction_type=kind))
+    follow_the_flow(name, *exact(prediction_type=kind))
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver++", "euler", "unipc"])
 def test_the_probability_flow_from_zero_terminal_snr(name):
-    follow_the_flow(*exact(name, rescale_betas_zero_snr=True))
+    follow_the_flow(name, *exact(rescale_betas_zero_snr=True))
 
 
-def follow_the_flow(model: Model, abar: float) -> None:
+def follow_the_flow(name: str, model: Model, abar: float) -> None:
     """Between two Gaussians the flow is linear: it keeps (x - mean) / standard deviation. The error of n steps is of the
     order 1 / n at the end, where each sampler jumps to x_0, and for those of first order everywhere."""
     z = torch.tensor([-1.0, 0, 1, 2]).view(-1, 1, 1, 1)
     wanted = MEAN + STD / math.sqrt(abar * STD**2 + 1 - abar) * (z - math.sqrt(abar) * MEAN)
-    errors = [(denoise(model, z, steps) - wanted).abs().max().item() for steps in (20, 250)]
-    first_order = type(model.scheduler) in (SCHEDULERS["ddim"], SCHEDULERS["euler"])
+    errors = [(denoise(model, z, SamplerSettings(name, steps)) - wanted).abs().max().item() for steps in (20, 250)]
+    first_order = name in ("ddim", "euler")
     assert errors[1] < (0.025 if first_order else 0.012) and errors[1] < errors[0] / 4
 
 
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize(("name", "eta"), [("ddpm", 0.0), ("ddim", 1.0)])
 def test_stochastic_samplers_reach_mean_and_variance(name, eta, zero):
-    model, _ = exact(name, rescale_betas_zero_snr=zero)
+    model, _ = exact(rescale_betas_zero_snr=zero)
     count = 20_000
     random = [torch.Generator().manual_seed(0)]  # for all at once: a generator each takes long
-    x = denoise(model, torch.randn(count, 1, 1, 1, generator=random[0]), 1000, random, eta)
+    x = denoise(model, torch.randn(count, 1, 1, 1, generator=random[0]), SamplerSettings(name, 1000, eta), random)
     assert abs(x.mean() - MEAN) < 5 * STD / math.sqrt(count)
     assert x.std() == pytest.approx(STD, rel=0.025)  # sampling error 0.5%, the last steps' lost variance 1%
 
 
 def test_ddim_is_its_equation():
     """Song et al. 2021, equation 12 with sigma 0, by hand."""
-    model, _ = exact("ddim", prediction_type="epsilon")
+    model, _ = exact(prediction_type="epsilon")
     alphas = models.scheduler().alphas_cumprod.double()
     x = noise = torch.tensor([-1.0, 0.5]).view(-1, 1, 1, 1)
     for t in range(999, 0, -100):
         now, after = alphas[t], alphas[t - 100] if t >= 100 else torch.tensor(1.0)
         eps = model.unet(x, t).sample
         x = after.sqrt() * (x - (1 - now).sqrt() * eps) / now.sqrt() + (1 - after).sqrt() * eps
-    torch.testing.assert_close(denoise(model, noise, 10), x.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(denoise(model, noise, SamplerSettings("ddim", 10)), x.float(), rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ choosing a scheduler
@@ -147,12 +146,12 @@ def test_ddim_is_its_equation():
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize(
-    "process",
+    "changes",
     [{}, {"prediction_type": "epsilon", "timestep_spacing": "leading"}, {"beta_schedule": "squaredcos_cap_v2"}],
 )
-def test_the_forward_process_is_kept(name, process):
-    before = models.scheduler(**process)
-    after = choose_scheduler(before, name)
+def test_the_forward_process_is_kept(name, changes):
+    before = models.scheduler(**changes)
+    after = DiscreteVP(before).sampler(name)
     assert type(after) is SCHEDULERS[name]
     assert torch.equal(after.betas, before.betas)
     for key in ("prediction_type", "timestep_spacing", "num_train_timesteps"):
@@ -163,46 +162,46 @@ def test_the_forward_process_is_kept(name, process):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_what_was_a_default_is_kept_too(name):
     before = DDPMScheduler()  # Heun's default betas are others, most default spacings too
-    after = choose_scheduler(before, name)
+    after = DiscreteVP(before).sampler(name)
     assert torch.equal(after.betas, before.betas) and after.config.timestep_spacing == "leading"
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "heun"])
 def test_zero_terminal_snr_is_kept_where_it_is_not_refused(name):
     before = models.scheduler(rescale_betas_zero_snr=True)
-    after = choose_scheduler(before, name).alphas_cumprod
+    after = DiscreteVP(before).sampler(name).alphas_cumprod
     assert after[-1] <= 2**-24 and torch.equal(after[:-1], before.alphas_cumprod[:-1])
 
 
 def test_no_name_keeps_the_models_own():
     own = models.scheduler()
-    assert choose_scheduler(own, None) is own
+    assert DiscreteVP(own).sampler(None) is own
 
 
 def test_schedulers_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match=r"unknown scheduler 'plms'.*ddim, ddpm"):
-        choose_scheduler(models.scheduler(), "plms")
+        models.process().sampler("plms")
     with pytest.raises(UserError, match="heun cannot start from zero terminal SNR"):
-        choose_scheduler(models.scheduler(rescale_betas_zero_snr=True), "heun")
+        models.process(rescale_betas_zero_snr=True).sampler("heun")
     with pytest.raises(UserError, match=r"euler cannot be used.*sigmoid"):
-        choose_scheduler(models.scheduler(beta_schedule="sigmoid"), "euler")
+        models.process(beta_schedule="sigmoid").sampler("euler")
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_impossible_steps_and_eta_are_refused(name):
-    model, _ = exact(name, num_train_timesteps=20)
+    model, _ = exact(num_train_timesteps=20)
     noise = torch.zeros(1, 1, 1, 1)
     with pytest.raises(UserError, match=r"num_inference_steps is 21; .*20"):
-        denoise(model, noise, 21)
-    assert denoise(model, noise, 20).isfinite().all() and denoise(model, noise, 1).isfinite().all()
+        denoise(model, noise, SamplerSettings(name, 21))
+    assert all(denoise(model, noise, SamplerSettings(name, steps)).isfinite().all() for steps in (20, 1))
     if name != "ddim":
-        with pytest.raises(UserError, match="eta means nothing"):
-            denoise(model, noise, 5, eta=0.5)
+        with pytest.raises(UserError, match="eta only applies to DDIM"):
+            denoise(model, noise, SamplerSettings(name, 5, 0.5))
 
 
 def test_a_few_images_decoded_at_a_time_are_the_same_images(pipeline_folder, monkeypatch):
     model = load_model(str(pipeline_folder))
-    x0 = denoise(model, initial_noise(model.unet, generators(0, 7)), 3)
+    x0 = denoise(model, initial_noise(model.unet, generators(0, 7)), SamplerSettings(num_inference_steps=3))
     together, decoded, decode = to_images(model, x0), [], model.first_stage.decode
     monkeypatch.setattr(diffusion_model, "DECODED_AT_ONCE", 3 * x0[0, 0].numel() + 1)
     monkeypatch.setattr(model.first_stage, "decode", lambda part: decoded.append(len(part)) or decode(part))
@@ -234,22 +233,23 @@ def test_slerp():
 
 @pytest.mark.parametrize("name", ["ddim", "euler"])
 def test_frames_go_from_noise_to_the_sampled_image(pipeline_folder, name):
-    model = with_scheduler(load_model(str(pipeline_folder)), name)
-    frames = sampling.denoising_frames(model, 2, seed=3, num_inference_steps=6, frames=4)
+    model, settings = load_model(str(pipeline_folder)), SamplerSettings(name, 6)
+    frames = sampling.denoising_frames(model, 2, 3, settings, frames=4)
     assert len(frames) == 4
-    assert torch.equal(frames[-1], next(sample(model, 2, 2, 3, 6)))
+    assert torch.equal(frames[-1], next(sample(model, 2, 2, 3, settings)))
     # Euler's x starts 84 times as large as what the network sees; the first frame shows the noise in either case.
-    pixels = Model(model.unet, model.scheduler, None)
+    pixels = Model(model.unet, model.process, None)
     noise = to_images(pixels, initial_noise(model.unet, generators(3, 2)))
-    frames = sampling.denoising_frames(pixels, 2, seed=3, num_inference_steps=6)
+    frames = sampling.denoising_frames(pixels, 2, 3, settings)
     assert (frames[0].int() - noise.int()).abs().max() <= 1
-    assert len(sampling.denoising_frames(model, 1, 0, 2, frames=12)) == 3
+    assert len(sampling.denoising_frames(model, 1, 0, SamplerSettings(name, 2), frames=12)) == 3
 
 
 def test_interpolation_ends_at_the_images_of_the_two_seeds(pipeline_folder):
     model = load_model(str(pipeline_folder))
-    way = sampling.interpolate(model, 3, 7, num_inference_steps=4, frames=3)
-    ends = torch.cat([next(sample(model, 1, 1, seed, 4)) for seed in (3, 7)])
+    settings = SamplerSettings(num_inference_steps=4)
+    way = sampling.interpolate(model, 3, 7, settings, frames=3)
+    ends = torch.cat([next(sample(model, 1, 1, seed, settings)) for seed in (3, 7)])
     assert way.shape == (3, 3, 16, 16)
     assert (way[[0, -1]].int() - ends.int()).abs().max() <= 1
 
@@ -266,7 +266,7 @@ def refused(path: object) -> str:
 def test_a_run_and_its_pipeline_are_the_same_model(pipeline_folder):
     run, pipeline = load_model(str(pipeline_folder.parent)), load_model(str(pipeline_folder))
     assert torch.equal(draw(run, 5, 2), draw(pipeline, 5, 2))
-    assert run.first_stage.config.scaling_factor == 0.7 and run.scheduler.config.timestep_spacing == "trailing"
+    assert run.first_stage.config.scaling_factor == 0.7 and run.process.scheduler.config.timestep_spacing == "trailing"
     assert not run.unet.training and run.dtype == torch.float32
 
 

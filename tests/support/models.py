@@ -6,6 +6,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DModel, VQModel
 from torch import nn
 
+from tinyldm.diffusion.process import DiscreteVP
+
 torch.set_num_threads(1)  # tiny networks are slower with more
 
 
@@ -13,6 +15,11 @@ def scheduler(**changes) -> DDPMScheduler:
     """The forward process of our configs' defaults."""
     latent_diffusion = {"beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear", "clip_sample": False}
     return DDPMScheduler(**{**latent_diffusion, "prediction_type": "v_prediction", "timestep_spacing": "trailing", **changes})
+
+
+def process(**changes) -> DiscreteVP:
+    """The process of `scheduler`."""
+    return DiscreteVP(scheduler(**changes))
 
 
 def unet(side: int = 8, channels: int = 3) -> UNet2DModel:

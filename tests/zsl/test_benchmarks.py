@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import zero_shot
-from benchmarks import zero_shot_diagnosis, zero_shot_texts
+from benchmarks import zero_shot, zero_shot_diagnosis, zero_shot_texts
 from tests.support import zsl as support
 from tests.support.runs import ROOT
 from zsl import data, simulate
@@ -44,7 +43,9 @@ def test_texts_are_compared_by_the_plain_baselines(tmp_path, capsys, monkeypatch
     assert "top-1 of 3 held-out seen classes (chance 33.3%), 2 choices" in printed and "TF-IDF, counts" in printed
 
 
-@pytest.mark.parametrize("command", ["benchmarks.zero_shot", "benchmarks.zero_shot_texts", "benchmarks.zero_shot_diagnosis", "zsl.simulate"])
+@pytest.mark.parametrize(
+    "command", ["benchmarks.zero_shot", "benchmarks.zero_shot_texts", "benchmarks.zero_shot_diagnosis", "zsl.simulate"]
+)
 def test_commands_take_their_options_by_name(command):
     """As the docs give them."""
     page = (ROOT / "docs/zsl.md").read_text()

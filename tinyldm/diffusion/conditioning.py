@@ -9,7 +9,7 @@ from tinyldm.errors import UserError
 
 def number_of_classes(network: UNet2DModel) -> int | None:
     """How many classes a UNet2DModel distinguishes; None for an unconditional one."""
-    return network.config.get("num_class_embeds")
+    return getattr(network.config, "num_class_embeds", None)
 
 
 def check_class_label(network: UNet2DModel, class_label: int | None) -> None:

@@ -14,7 +14,7 @@ from tinyldm.config.schema import FirstStageConfig
 from tinyldm.errors import UserError, why
 
 SUBFOLDERS = ("vqvae", "vae")  # where a run of train_vq.py and a pipeline have it
-AutoencoderModel: TypeAlias = "VQModel | AutoencoderKL | AutoencoderTiny"
+AutoencoderModel: TypeAlias = VQModel | AutoencoderKL | AutoencoderTiny
 KINDS = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 SCALE_TOLERANCE = 0.05  # a carried scaling_factor further than this from the measured one is replaced
 
