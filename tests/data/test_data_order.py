@@ -14,6 +14,7 @@ from tinyldm.data.images import ImageBatches, Images
 from tinyldm.data.prefetch import read_ahead
 from tinyldm.data.sources import Source
 from tinyldm.errors import UserError
+from tinyldm.randomness import ALONE, Rank
 
 # ------------------------------------------------------------------------------------------------------------- order
 
@@ -25,16 +26,19 @@ def uneven(path, streaming: bool, bad: set[int] = frozenset()) -> Source:
     return whole(parquet(path, [list(itertools.islice(contents, size)) for size in SIZES]), streaming=streaming)
 
 
-def batches_of(source: Source, batch_size: int, count: int, start: int = 0, process=(0, 1), seed: int = 5) -> list[list[int]]:
-    return take(ImageBatches(Images(source, 8, 2), seed, batch_size, process)(start), count)
+def batches_of(
+    source: Source, batch_size: int, count: int, start: int = 0, rank: Rank = ALONE, seed: int = 5
+) -> list[list[int]]:
+    position = start * batch_size * rank.count
+    return take(ImageBatches(Images(source, 8, 2), seed, batch_size, rank)(position), count)
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_what_one_would_see(processes, streaming, tmp_path):
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_what_one_would_see(ranks, streaming, tmp_path):
     source = uneven(tmp_path, streaming)
-    alone = batches_of(source, 4 * processes, 7)  # more than two epochs
-    shares = [batches_of(source, 4, 7, process=(rank, processes)) for rank in range(processes)]
+    alone = batches_of(source, 4 * ranks, 7)  # more than two epochs
+    shares = [batches_of(source, 4, 7, rank=Rank(index, ranks)) for index in range(ranks)]
     assert [joined(parts) for parts in zip(*shares, strict=True)] == alone
 
 
@@ -61,7 +65,21 @@ def test_starting_later_is_dropping_the_first_batches(streaming, bad, tmp_path):
     for start in range(20):
         assert batches_of(source, 3, 20 - start, start) == unbroken[start:]
     for rank in range(2):
-        assert batches_of(source, 3, 5, 4, (rank, 2)) == batches_of(source, 3, 9, 0, (rank, 2))[4:]
+        assert batches_of(source, 3, 5, 4, Rank(rank, 2)) == batches_of(source, 3, 9, 0, Rank(rank, 2))[4:]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_other_batches_and_ranks_continue_at_the_right_image(streaming, tmp_path):
+    """Two ranks of 4, then one of 8, then one of 3: two epochs without an image twice or left out."""
+    source = uneven(tmp_path, streaming)
+    order = joined(batches_of(source, 23, 2))
+    found, position = [], 0
+    for batch_size, ranks, count in ((4, 2, 2), (8, 1, 1), (3, 1, 8)):
+        images = Images(source, 8, 2)
+        parts = [take(ImageBatches(images, 5, batch_size, Rank(index, ranks))(position), count) for index in range(ranks)]
+        found += [number for batches in zip(*parts, strict=True) for batch in batches for number in batch]
+        position += batch_size * ranks * count
+    assert position == 48 and found == joined(batches_of(source, 48, 1)) and found[:46] == order
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -23,6 +23,7 @@ from tests.support.sources import (
 from tinyldm.data.images import ImageBatches, Images, collate, first_images, one_pass, to_float, to_square, to_uint8
 from tinyldm.data.sources import open_sources
 from tinyldm.errors import UserError
+from tinyldm.randomness import Rank
 
 
 def mosaic(width: int, height: int, cells: int = 6) -> Image.Image:
@@ -206,9 +207,9 @@ def test_more_than_five_in_a_hundred_stop_the_run(streaming, tmp_path):
 @pytest.mark.parametrize("count", [1, 30, 150])
 def test_nothing_but_corrupt_images(count, streaming, tmp_path):
     source = whole(folder(tmp_path, {f"{i}.png": corrupt(i) for i in range(count)}), streaming=streaming)
-    for process in ((0, 1), (1, 3)):
+    for rank in (Rank(0, 1), Rank(1, 3)):
         with pytest.raises(UserError, match=r"(\d+) of \1 images"):
-            take(ImageBatches(Images(source, 8, 2), 0, 4, process)(), 1)
+            take(ImageBatches(Images(source, 8, 2), 0, 4, rank)(), 1)
     with pytest.raises(UserError, match=r"(\d+) of \1 images"):
         list(one_pass(Images(source, 8, 2), 4))
     with pytest.raises(UserError, match=r"no readable image|(\d+) of \1 images"):

@@ -26,6 +26,7 @@ from tinyldm.first_stage import latent_store as latents
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.first_stage.latent_batches import EncodedBatches, LatentBatches
 from tinyldm.first_stage.latent_store import LatentStore, open_store
+from tinyldm.randomness import Rank
 
 COUNT, SIDE = 21, 16  # more than two shards, and the last one not full
 
@@ -309,7 +310,8 @@ def numbered(count: int, views: int = 1) -> LatentStore:
 
 
 def take(batches: LatentBatches, count: int, start: int = 0) -> list[int]:
-    return torch.cat(list(itertools.islice(batches(start), count))).flatten().int().tolist()
+    position = start * batches.batch_size * batches.rank.count
+    return torch.cat([batch.x for batch in itertools.islice(batches(position), count)]).flatten().int().tolist()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 10, 25])
@@ -321,17 +323,17 @@ def test_each_epoch_is_another_permutation(batch_size):
     assert epochs[0] != take(LatentBatches(numbered(10), 1, 10), 1)  # another seed
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_what_one_sees(processes):
-    alone = take(LatentBatches(numbered(10, 2), 5, 3 * processes), 7)
-    shares = [take(LatentBatches(numbered(10, 2), 5, 3, (rank, processes)), 7) for rank in range(processes)]
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_what_one_sees(ranks):
+    alone = take(LatentBatches(numbered(10, 2), 5, 3 * ranks), 7)
+    shares = [take(LatentBatches(numbered(10, 2), 5, 3, Rank(index, ranks)), 7) for index in range(ranks)]
     together = [share[3 * k : 3 * k + 3] for k in range(7) for share in shares]
     assert list(itertools.chain(*together)) == alone
 
 
 @pytest.mark.parametrize("start", [1, 3, 4, 11])
 def test_starting_late_is_dropping_the_first(start):
-    batches = LatentBatches(numbered(10, 2), 0, 3, (1, 2))
+    batches = LatentBatches(numbered(10, 2), 0, 3, Rank(1, 2))
     assert take(batches, 5, start) == take(batches, 5 + start)[3 * start :]
 
 

@@ -15,17 +15,18 @@ from tests.support import models
 from tests.support.runs import DATA, EVERY_STEP, VQ, rows, run
 from tinyldm.config.networks import VQConfig
 from tinyldm.config.schema import DataConfig, FirstStageConfig, TrainConfig, TrainVQ, VQLossConfig
-from tinyldm.data.images import Examples, to_float
+from tinyldm.data.batch import Batch
+from tinyldm.data.images import to_float
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import load_first_stage
 from tinyldm.first_stage.networks import Autoencoder, Discriminator
 from tinyldm.first_stage.task import VQTask, gradient_l1
 from tinyldm.metrics.lpips import load_lpips
-from tinyldm.randomness import Draw
+from tinyldm.randomness import Draw, Rank
 
 
-def unlabelled(images: torch.Tensor) -> Examples:
-    return Examples(images, torch.zeros(len(images), dtype=torch.long))
+def unlabelled(images: torch.Tensor) -> Batch:
+    return Batch(images)
 
 
 LOSS = VQLossConfig(
@@ -277,7 +278,7 @@ def test_held_out_figures_by_hand(make_task, tmp_path):
     task = make_task()
     model = task.networks["autoencoder"]
     assert len(task.held_out) == 7
-    values = task.summarize(task.evaluate((0, 1)))
+    values = task.summarize(task.evaluate())
     real = to_float(task.held_out)
     fake, _, latents, codes = model(real)
     eight_bits = [((x.clamp(-1, 1) + 1) * 127.5).round() for x in (real, fake)]
@@ -290,7 +291,10 @@ def test_held_out_figures_by_hand(make_task, tmp_path):
     task.export(tmp_path)
     scale = VQModel.from_pretrained(tmp_path, subfolder="vqvae").config.scaling_factor
     assert scale == pytest.approx(1 / latents.std(correction=0).item(), rel=1e-3)
-    shared = [task.evaluate((rank, 2)) for rank in range(2)]
+    shared = []
+    for index in range(2):
+        task.rank = Rank(index, 2)
+        shared.append(task.evaluate())
     together = task.summarize({key: shared[0][key] + shared[1][key] for key in shared[0]})
     assert together == pytest.approx(values, rel=1e-4)
 
@@ -298,7 +302,7 @@ def test_held_out_figures_by_hand(make_task, tmp_path):
 @torch.no_grad()
 def test_what_is_exported_is_a_first_stage_of_unit_variance(make_task, tmp_path):
     task = make_task()
-    task.summarize(task.evaluate((0, 1)))
+    task.summarize(task.evaluate())
     task.export(tmp_path)
     task.picture(tmp_path / "picture.png")
     stage = load_first_stage(FirstStageConfig(str(tmp_path)))

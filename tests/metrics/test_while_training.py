@@ -16,7 +16,7 @@ from tests.support.runs import DDPM, EVERY_STEP, VQ, rows, run
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainDDPM
 from tinyldm.diffusion import sampling
-from tinyldm.diffusion.model import choose_scheduler, load_model
+from tinyldm.diffusion.model import load_model
 from tinyldm.errors import UserError
 from tinyldm.metrics import distances as metrics
 from tinyldm.metrics import features
@@ -50,7 +50,6 @@ def test_it_is_the_distance_of_the_samples_that_the_run_draws(args, tmp_path, mo
     assert measured.keys() == {"2", "4"}
 
     model = load_model(str(tmp_path / "run"))
-    model.scheduler = choose_scheduler(model.scheduler, "ddim")
     drawn = network.embed(torch.cat(list(sampling.sample(model, 30, 7, 0, 2))))["features"]
     config = parse(TrainDDPM, "", ["--output_dir", "run", *map(str, args), "--train.max_steps", "4"])
     quality = Quality(config, Accelerator(cpu=True))
