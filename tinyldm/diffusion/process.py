@@ -1,7 +1,5 @@
 """The forward process."""
 
-from dataclasses import asdict
-
 import torch
 from diffusers import DDPMScheduler
 
@@ -58,7 +56,7 @@ def make_scheduler(config: SchedulerConfig) -> DDPMScheduler:
     """
     config.check()
     try:
-        return DDPMScheduler(**asdict(config))
+        return DDPMScheduler(**config.arguments())
     except (NotImplementedError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the section scheduler does not make a DDPMScheduler: {error}") from error
 

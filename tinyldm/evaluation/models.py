@@ -73,6 +73,7 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) ->
         "sampler": type(scheduler).__name__,
         "num_inference_steps": config.num_inference_steps,
         "eta": config.eta,
+        **({} if config.class_label is None else {"class_label": config.class_label}),
         "seed": config.seed,
         "dtype": config.dtype,
         "format": "8 bits, as drawn",
@@ -81,8 +82,8 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) ->
     pieces = Pieces(folder, made_of, mend)
 
     def drawing(position: int, wanted: int | None) -> Batches:
-        steps, eta = config.num_inference_steps, config.eta
-        for batch in sampling.sample(model, wanted, config.batch_size, config.seed + position, steps, eta):
+        steps, eta, label = config.num_inference_steps, config.eta, config.class_label
+        for batch in sampling.sample(model, wanted, config.batch_size, config.seed + position, steps, eta, label):
             position += len(batch)
             yield batch.expand(-1, 3, -1, -1), position  # grey ones as well: the networks of features look at colours
 
