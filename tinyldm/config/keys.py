@@ -57,15 +57,15 @@ def _walk(schema: Any, defaults: Any, prefix: str) -> Iterator[Key]:
 def unknown_key(schema: Any, name: str) -> str:
     """One line about a key that the schema does not have, with the most similar one that it has."""
     group, _, leaf = name.rpartition(".")
-    section = sections(schema).get(group)
+    section: Any = sections(schema).get(group)
     if reason := getattr(section, "refused", {}).get(leaf):
         return f"{name} {reason}"
     message = f"there is no key {name}"
     if close := _closest(schema, group, leaf):
         message += f": did you mean {close}?"
     if hasattr(section, "builds"):
-        others = f"arguments of diffusers' {section.builds} that are not listed under --help all go into {group}.extra"
-        return f"{message} Other {others}" if close else f"{message}; {others}"
+        others = f"ther arguments of diffusers' {section.builds} go into {group}.extra"
+        return f"{message} O{others}" if close else f"{message}; o{others}"
     return message if close else f"{message}; --help all explains every key"
 
 
@@ -104,8 +104,12 @@ def _check_script(schema: Any, values: dict[str, Any], path: Path) -> None:
 
 
 def _check_section(root: Any, schema: Any, values: dict[str, Any], path: Path, prefix: str) -> dict[str, Any]:
-    kinds, checked = {item.name: item.type for item in fields(schema)}, {}
+    kinds: dict[str, Any] = {item.name: item.type for item in fields(schema)}
+    checked: dict[str, Any] = {}
     for name, value in values.items():
+        if not prefix and name in read_keys(root):  # `train.batch_size: 8`, which jsonargparse takes too
+            checked[name] = _choice(value, read_keys(root)[name].kind)
+            continue
         if name not in kinds:
             raise UserError(f"{path}: {unknown_key(root, f'{prefix}{name}')}")
         if is_dataclass(kinds[name]):

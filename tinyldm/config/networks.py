@@ -12,13 +12,14 @@ anything is downloaded. diffusers is imported for that check only, so that parsi
 
 import difflib
 import inspect
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from tinyldm.config.ranges import BelowOne, OpenUnitInterval, PositiveFloat, PositiveInt
 from tinyldm.errors import UserError
 
 
+@dataclass
 class DiffusersSection:
     """What the three sections share.
 
@@ -31,19 +32,19 @@ class DiffusersSection:
     section: ClassVar[str]
     builds: ClassVar[str]
     refused: ClassVar[dict[str, str]]
-    extra: dict[str, Any]
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the diffusers class. The arguments that are derived from the data are not among them."""
-        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "extra"}  # type: ignore[arg-type]
-        return {**own, **self.extra}
+        own = dict(vars(self))
+        extra = own.pop("extra")
+        return {**own, **extra}
 
     def check_extra(self) -> None:
         """Raise UserError for a name in `extra` that the diffusers class does not take, or that does not belong there."""
-        if not self.extra:
+        own, extra = vars(self).keys(), vars(self)["extra"]
+        if not extra:
             return
-        own = {item.name for item in fields(self)}  # type: ignore[arg-type]
-        for name in self.extra:
+        for name in extra:
             if name in own:
                 raise UserError(f"{self.section}.extra.{name} has a key of its own: set {self.section}.{name} instead")
             if name in self.refused:
@@ -52,7 +53,7 @@ class DiffusersSection:
 
         known = inspect.signature(getattr(diffusers, self.builds).__init__).parameters.keys() - {"self"}
         allowed = sorted(known - own - self.refused.keys())
-        for name in self.extra:
+        for name in extra:
             if name not in allowed:
                 close = difflib.get_close_matches(str(name), sorted(known - self.refused.keys()), n=1)
                 hint = f"did you mean {self._place(close[0])}?" if close else f"it takes {', '.join(allowed)}"
@@ -179,8 +180,8 @@ class SchedulerConfig(DiffusersSection):
     """What the network predicts. epsilon: the noise. v_prediction: alpha * noise - sigma * x_0, stable at every noise level
     (Salimans & Ho 2022). sample: the clean image x_0."""
     variance_type: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
-    """Variance of the ancestral sampler's steps. fixed_small: that of the posterior given x_0. fixed_large: beta. learned_range:
-    the network chooses between the two, which needs diffusion.loss hybrid or bound."""
+    """Variance of the ancestral sampler's steps. fixed_small: that of the posterior given x_0. fixed_large: beta.
+    learned_range: the network chooses between the two, which needs diffusion.loss hybrid or bound."""
     clip_sample: bool = False
     """Clip the predicted x_0 to [-1, 1] while sampling. Use it for pixels; latents have no bounds."""
     timestep_spacing: Literal["linspace", "leading", "trailing"] = "trailing"

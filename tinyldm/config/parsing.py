@@ -31,6 +31,7 @@ PART = (  # and the entry of a list that does not fit, or the value itself
     r"convert string to float: '(.*)'",
     r": (\S+) not an? (?:integer|number)",
 )
+YAML_WORDS = {"None": "null", "True": "true", "False": "false", "": "empty"}
 
 
 def parse(schema: type[Schema], description: str | None, args: list[str] | None = None) -> Schema:
@@ -85,7 +86,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"the recipe {path} is not a text file ({error}); give a YAML file") from error
     except yaml.YAMLError as error:
-        raise UserError(f"the recipe {path} is not valid YAML: {error}") from error
+        raise UserError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         given = "is empty" if values is None else "is not a mapping"
         raise UserError(f"the recipe {path} {given}; write keys and values, such as output_dir: runs/mine")
@@ -121,7 +122,8 @@ def _does_not_fit(key: str, kind: Any, message: str) -> str:
     for verb, patterns in (("is", GIVEN), ("contains" if "list" in expected(kind) else "is", PART)):
         for pattern in patterns:
             if given := re.search(pattern, message, re.MULTILINE):
-                return f"{key} {verb} {given[1] or 'empty'}; give {expected(kind)}"
+                value = YAML_WORDS.get(given[1], given[1])
+                return f"{key} {verb} {value}; give {expected(kind)}"
     return f"{key} has no value that fits; give {expected(kind)}"
 
 
@@ -159,7 +161,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} is missing: {path.parent} is not a run folder") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no keys; a run's config.yaml has some")
     return values

@@ -99,8 +99,8 @@ class TrainVQ(Training):
             raise UserError(f"data.resolution {side} is not a multiple of the first stage's factor {self.vq.downscale}")
         if self.train.mixed_precision == "fp16" and self.loss.adversarial_weight > 0:
             raise UserError(
-                "train.mixed_precision fp16 has one loss scaler, which two optimizers cannot share; set train.mixed_precision to "
-                "bf16 or no"
+                "train.mixed_precision fp16 has one loss scaler, which two optimizers cannot share; set "
+                "train.mixed_precision to bf16 or no"
             )
 
 
@@ -190,9 +190,9 @@ class Sample(SamplerSettings):
     strip: bool = False
     """Also show how the first images emerge from noise: denoising.png and denoising.gif."""
     interpolate: tuple[NonNegativeInt, NonNegativeInt] | None = None
-    """Two seeds, e.g. [3, 4]: also draw images in between, along the sphere of noise: interpolation.png and interpolation.gif."""
+    """Two seeds, e.g. [3, 4]: also draw images in between, along the sphere of noise: interpolation.png and .gif."""
     device: str | None = None
     """cuda, mps, cpu and so on. null: the GPU if there is one."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Precision of the networks. A VQ first stage stays in float32, because rounding would choose other codes. On a CPU leave it at
-    float32."""
+    """Precision of the networks. A VQ first stage stays in float32, because rounding would choose other codes. On a CPU leave
+    it at float32."""

@@ -141,13 +141,13 @@ class TrainConfig:
     checkpoints_total_limit: PositiveInt = 2
     """How many of the newest checkpoints to keep. The best one by `best_by` is kept as well."""
     metrics_steps: PositiveInt | None = None
-    """Steps between measurements of `eval_fd`, a cheap Frechet distance between held-out images and `num_metrics_images` samples
-    of `diffusion.preview_steps` DDIM steps (first stage: reconstructions). null: never."""
+    """Steps between measurements of `eval_fd`, a cheap Frechet distance between held-out images and `num_metrics_images`
+    samples of `diffusion.preview_steps` DDIM steps (first stage: reconstructions). null: never."""
     metrics_features: Features = "inception"
     """The network whose features `eval_fd` compares; evaluate.py has the same key."""
     num_metrics_images: AtLeast20 = 512
-    """Images per measurement of `eval_fd`, always from the same seeds. Fewer images make it larger; fewer than 20 are too few for
-    a covariance."""
+    """Images per measurement of `eval_fd`, always from the same seeds. Fewer images make it larger; fewer than 20 are too few
+    for a covariance."""
     best_by: Literal["eval_loss", "eval_fd"] = "eval_loss"
     """The metric that chooses the best checkpoint, among the steps where it was measured."""
     log_with: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
@@ -191,8 +191,8 @@ class DiffusionConfig:
             )
         if (self.loss == "simple") == (scheduler.variance_type == "learned_range"):
             raise UserError(
-                f"diffusion.loss {self.loss} does not fit scheduler.variance_type {scheduler.variance_type}: a learned variance "
-                "(learned_range) needs the loss hybrid or bound, and those losses need a learned variance"
+                f"diffusion.loss {self.loss} does not fit scheduler.variance_type {scheduler.variance_type}: a learned "
+                "variance (learned_range) needs the loss hybrid or bound, and those losses need a learned variance"
             )
         if self.loss == "bound" and self.snr_gamma is not None:
             raise UserError("diffusion.loss bound has its own weights; set diffusion.snr_gamma to null")
@@ -209,8 +209,8 @@ class VQLossConfig:
     gradient_weight: NonNegativeFloat = 0.0
     """Weight of an L1 loss on horizontal and vertical image differences. It sharpens edges where LPIPS is not available."""
     quantize_start: NonNegativeInt = 0
-    """The step at which quantisation starts. Until then a plain autoencoder is trained; the codes are then placed on its latents,
-    which keeps more of them in use."""
+    """The step at which quantisation starts. Until then a plain autoencoder is trained; the codes are then placed on its
+    latents, which keeps more of them in use."""
     codebook_weight: NonNegativeFloat = 1.0
     """Weight of the codebook and commitment loss."""
     adversarial_weight: NonNegativeFloat = 0.75
