@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, get_loader
+from jsonargparse import ArgumentError, ArgumentParser
 
 from tinyldm.config.help import asks_for, help_text
 from tinyldm.config.keys import check_recipe, read_keys, sections, unknown_key
@@ -32,6 +32,15 @@ PART = (  # and the entry of a list that does not fit, or the value itself
     r": (\S+) not an? (?:integer|number)",
 )
 YAML_WORDS = {"None": "null", "True": "true", "False": "false", "": "empty"}
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number; YAML 1.1 wants 1.0e-3."""
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def parse(schema: type[Schema], description: str | None, args: list[str] | None = None) -> Schema:
@@ -80,7 +89,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         UserError: when it is missing, or not a YAML file with keys.
     """
     try:
-        values = get_loader("yaml")(path.read_text())
+        values = yaml.load(path.read_text(), RecipeLoader)
     except OSError as error:
         raise UserError(f"the recipe {path} cannot be read: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
