@@ -1,4 +1,4 @@
-"""Draw pictures with a trained model:
+"""Draw images with a trained model:
 
 python sample.py --model runs/demo --output_dir runs/demo/pictures
 python sample.py --model user/faces --num_images 64 --scheduler dpm-solver++ --num_inference_steps 20 --strip true
@@ -13,7 +13,7 @@ def main() -> None:
     """Load the model, choose the sampler, draw, save."""
     config = parse(Sample, __doc__)
 
-    import torch  # after parsing, so that --help need not wait for it
+    import torch  # after parsing, so that --help does not import it
     from tqdm.auto import tqdm
 
     from tinyldm.diffusion import sampling

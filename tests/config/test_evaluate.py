@@ -8,8 +8,8 @@ from tinyldm.errors import UserError
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "give --model .* or --images"),
-        (["--model", "a", "--images", "b"], "give --model .* or --images"),
+        ([], "exactly one of --model .* and --images"),
+        (["--model", "a", "--images", "b"], "exactly one of --model .* and --images"),
         (["--images", "a", "--metrics", "fid,psnr"], "give some of fid, kid"),
         (["--images", "a", "--metrics", ","], "give some of fid, kid"),
         (["--images", "a", "--metrics", "is", "--features", "dinov2"], "needs --features inception"),
@@ -24,13 +24,13 @@ from tinyldm.errors import UserError
         (["--images", "a", "--features", "vgg"], "features"),
     ],
 )
-def test_settings_that_make_no_sense(args, words):
+def test_values_that_are_refused(args, words):
     with pytest.raises(UserError, match=words) as caught:
         evaluate_config.read("", args)
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_brings_its_data_and_its_seed(ldm_run, vq_run, tmp_path):
+def test_the_data_and_seed_of_a_run_are_defaults(ldm_run, vq_run, tmp_path):
     config = evaluate_config.read("", ["--model", str(ldm_run), "--data.num_workers", "1"])
     assert config.data.resolution == 16 and config.data.eval_fraction == 0.2 and config.data.num_workers == 1
     copy = tmp_path / "run"

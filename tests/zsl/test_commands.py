@@ -70,10 +70,7 @@ def test_every_key_has_a_docstring():
         (["fly"], "'fly' is no command of zsl; take train, evaluate, text, features, convert"),
         (["train", "--data.path", "x"], "output_dir"),
         (["train", "--output_dir", "x"], "data.path"),
-        (
-            ["train", "--output_dir", "x", "--data.path", "x", "--trian.iterations", "3"],
-            "trian.iterations: did you mean train.iterations",
-        ),
+        (["train", "--output_dir", "x", "--data.path", "x", "--trian.iterations", "3"], "did you mean train.iterations"),
         (["train", "--output_dir", "x", "--data.path", "nothing"], "data.path nothing does not exist"),
         (["evaluate", "--run", "nothing"], "nothing is not a run folder"),
         (["text", "--articles", "nothing.jsonl", "--out", "x.npz"], "nothing.jsonl cannot be read"),

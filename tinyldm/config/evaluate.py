@@ -74,9 +74,7 @@ class Evaluate(SamplerSettings):
         """Raise UserError for values that contradict each other."""
         super().check()
         if (self.model is None) == (self.images is None):
-            raise UserError(
-                "nothing to evaluate: give either --model (a run, pipeline or Hub id) or --images (a folder or npz)"
-            )
+            raise UserError("give exactly one of --model (a run, pipeline or Hub id) and --images (a folder or npz)")
         unknown = [name for name in self.chosen if name not in METRICS]
         if unknown or not self.chosen:
             raise UserError(f"metrics is {self.metrics!r}; give some of {', '.join(METRICS)}, separated by commas")

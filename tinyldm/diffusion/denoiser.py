@@ -36,7 +36,7 @@ def make_denoiser(
     derived = {"sample_size": side, "in_channels": channels, "out_channels": out_channels, "num_class_embeds": classes}
     try:
         return UNet2DModel(**config.arguments(), **derived)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, NameError) as error:  # what diffusers raises for bad values
         raise UserError(f"the section unet does not make a UNet2DModel: {error}") from error
 
 
