@@ -1,4 +1,4 @@
-"""Measure a model, or a set of images, against real images:
+"""Compare a model, or a set of images, with real images:
 
 python evaluate.py --model runs/faces64 --num_images 1000
 python evaluate.py --images pictures/ --data.name path/to/images --data.resolution 64 --features efficientnet-lite0
@@ -9,10 +9,10 @@ from tinyldm.errors import one_line_errors
 
 
 def main() -> None:
-    """Draw or read the images, find their features, compare them, say it."""
+    """Draw or read the images, compute their features, compare them, and print the result."""
     config = read(__doc__)
 
-    from tinyldm.evaluation import evaluate as evaluation  # after parsing, so that --help need not wait for torch
+    from tinyldm.evaluation import evaluate as evaluation  # after parsing, so that --help does not import torch
 
     print(evaluation.evaluate(config))
 

@@ -1,4 +1,4 @@
-"""Draw pictures with a trained model:
+"""Draw images with a trained model:
 
 python sample.py --model runs/demo --output_dir runs/demo/pictures
 python sample.py --model user/faces --num_images 64 --scheduler dpm-solver++ --num_inference_steps 20 --strip true
@@ -13,10 +13,9 @@ def main() -> None:
     """Load the model, choose the sampler, draw, save."""
     config = parse(Sample, __doc__)
 
-    import torch  # after parsing, so that --help need not wait for it
+    import torch  # after parsing, so that --help does not import it
     from tqdm.auto import tqdm
 
-    from tinyldm.config.schema import SamplerSettings
     from tinyldm.diffusion import sampling
     from tinyldm.diffusion.model import load_model
     from tinyldm.pictures import OutputFolder
@@ -25,18 +24,17 @@ def main() -> None:
     output = OutputFolder(config.output_dir, config.overwrite)
     device = default_device(config.device)
     model = load_model(config.model, device, getattr(torch, config.dtype))
-    settings = SamplerSettings(config.scheduler, config.num_inference_steps, config.eta, config.class_label)
-    model.sampler(settings)  # refuses what does not fit before a file is written
+    model.sampler(config)  # refuses what does not fit before a file is written
 
     with tqdm(total=config.num_images, unit="image", desc="sampling", dynamic_ncols=True) as bar:
-        for batch in sampling.sample(model, config.num_images, config.batch_size, config.seed, settings):
+        for batch in sampling.sample(model, config.num_images, config.batch_size, config.seed, config):
             output.add(batch, config.seed)
             bar.update(len(batch))
     output.finish()
     if config.strip:
-        output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, settings))
+        output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, config))
     if config.interpolate:
-        output.interpolation(sampling.interpolate(model, *config.interpolate, settings))
+        output.interpolation(sampling.interpolate(model, *config.interpolate, config))
     print(f"{config.num_images} images are in {output.path}; all on one page: {output.path / 'grid.png'}")
 
 

@@ -13,7 +13,7 @@ def main() -> None:
     """Read the config and train."""
     config = parse(TrainDDPM, __doc__)
 
-    from tinyldm.diffusion.pixel_task import PixelTask  # after parsing, so that --help need not wait for torch
+    from tinyldm.diffusion.pixel_task import PixelTask  # after parsing, so that --help does not import torch
     from tinyldm.training.trainer import run_training
 
     run_training(config, PixelTask)

@@ -13,7 +13,7 @@ def main() -> None:
     """Read the config and train."""
     config = parse(TrainVQ, __doc__)
 
-    from tinyldm.first_stage.task import VQTask  # after parsing, so that --help need not wait for torch
+    from tinyldm.first_stage.task import VQTask  # after parsing, so that --help does not import torch
     from tinyldm.training.trainer import run_training
 
     run_training(config, VQTask)

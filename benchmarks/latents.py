@@ -32,7 +32,7 @@ SMALL = [
 def first_stage(folder: Path, small: bool) -> FirstStage:
     """The full VQ-f4 with random weights, saved where a config can name it."""
     torch.manual_seed(0)
-    vq = make_vq(TrainVQ("", vq=SMALL_VQ if small else VQConfig()))
+    vq = make_vq(TrainVQ(output_dir="", vq=SMALL_VQ if small else VQConfig()))
     vq.save_pretrained(folder)
     return FirstStage(vq.eval().requires_grad_(False))
 

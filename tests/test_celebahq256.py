@@ -1,6 +1,5 @@
 """configs/celebahq256.yaml at its full size, without a GPU and without the Hub: one step, saved, loaded, sampled."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ def vq_f4(tmp_path_factory) -> Path:
     """The VQ-f4 of latent diffusion with random weights, as its authors' folder on the Hub: no scaling_factor said."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("CompVis") / "vqvae"
-    VQModel(**asdict(VQConfig())).save_pretrained(folder)
+    VQModel(**VQConfig().arguments(), sample_size=256).save_pretrained(folder)
     return folder.parent
 
 

@@ -139,7 +139,7 @@ def test_a_first_stage_that_is_not_there_is_replaced_and_said():
 
 
 def test_no_recipe():
-    with pytest.raises(UserError, match="say which recipe"):
+    with pytest.raises(UserError, match="no recipe given"):
         say("--train.max_steps", 3)
-    with pytest.raises(UserError, match=r"nowhere\.yaml is missing"):
+    with pytest.raises(UserError, match=r"recipe nowhere\.yaml cannot be read"):
         say("nowhere.yaml")

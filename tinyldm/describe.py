@@ -14,8 +14,9 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -24,9 +25,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
+from tinyldm.config.help import asks_for
 from tinyldm.config.networks import VQConfig
-from tinyldm.config.parsing import parse, read_yaml
-from tinyldm.config.schema import TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
+from tinyldm.config.parsing import parse, read_recipe
+from tinyldm.config.schema import TRAININGS, TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
 from tinyldm.data.sources import open_sources
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.diffusion.process import make_process
@@ -39,8 +41,8 @@ from tinyldm.training.model_card import duration, hardware
 
 MEASURED_SECONDS = 8.0  # of each network, in which batches are doubled
 LONGEST_STEP = 6  # times MEASURED_SECONDS: what is spent at most on the recipe's batch when they are over
+USAGE = "python -m tinyldm.describe configs/faces64.yaml"
 RECIPES = Path(__file__).parent.parent / "configs"
-VQ_ONLY = {"vq", "loss"}  # sections of train_vq.py's configs alone
 STATE_BYTES = 4 * 5  # a trained value: itself, its gradient, Adam's two averages, its average
 
 
@@ -120,11 +122,11 @@ def first_stage(config: TrainLDM, notes: list[str]) -> FirstStage:
         return load_first_stage(config.first_stage)
     except UserError:
         for file in sorted(RECIPES.glob("*.yaml")):
-            if (keys := read_yaml(file)).get("output_dir") == named and keys.keys() & VQ_ONLY:
+            if (keys := read_recipe(file)).get("output_dir") == named and keys.get("script") == "train_vq":
                 notes.append(f"{named} is not trained yet: its size is that of configs/{file.name}")
                 return _untrained(make_vq(parse(TrainVQ, "", ["--config", str(file)])))
         notes.append(f"first stage {named} cannot be loaded here: the VQ-f4 of latent diffusion is taken in its place")
-        return _untrained(VQModel(**asdict(VQConfig())))
+        return _untrained(VQModel(**VQConfig().arguments()))
 
 
 def _untrained(model: VQModel) -> FirstStage:
@@ -294,20 +296,31 @@ def describe(config: Training) -> str:
 
 
 def read(args: list[str]) -> Training:
-    """The recipe that the command line names.
+    """The recipe that the command line names. Without one, `--help` prints the docstring of this file.
 
     Raises:
         UserError: when it names none, and as parsing.parse.
     """
     if args and not args[0].startswith("-"):
         args = ["--config", *args]
-    file = next((after for before, after in itertools.pairwise(args) if before == "--config"), None)
+    joined = (arg.removeprefix("--config=") for arg in args if arg.startswith("--config="))
+    file = next((after for before, after in itertools.pairwise(args) if before == "--config"), next(joined, None))
+    if file is None and asks_for(args):
+        print(f"{(__doc__ or '').strip()}\n\nAny key of the recipe can follow it. To list them: {USAGE} --help all")
+        raise SystemExit(0)
     if file is None:
-        raise UserError("say which recipe: python -m tinyldm.describe configs/faces64.yaml")
-    keys = read_yaml(Path(file)).keys()
-    return parse(TrainVQ if keys & VQ_ONLY else TrainLDM if "first_stage" in keys else TrainDDPM, __doc__, args)
+        raise UserError(f"no recipe given: {USAGE}")
+    return parse(schema_of(read_recipe(Path(file))), __doc__, args)
+
+
+def schema_of(recipe: dict[str, Any]) -> type[Training]:
+    """The schema that a recipe's key `script` names. A config.yaml older than that key is recognised by its sections."""
+    if "script" in recipe:
+        return TRAININGS.get(str(recipe["script"]), TrainLDM)  # parse refuses the name of another script
+    return TrainVQ if recipe.keys() & {"vq", "loss"} else TrainLDM if "first_stage" in recipe else TrainDDPM
 
 
 if __name__ == "__main__":
     with one_line_errors():
+        sys.argv[0] = "python -m tinyldm.describe"  # what --help calls the program
         print(describe(read(sys.argv[1:])))

@@ -1,74 +1,48 @@
-import inspect
-import os
-import re
-import subprocess
-import sys
-from dataclasses import fields, is_dataclass
+"""Reading recipes and command lines: precedence, what is written and read again, and what is refused."""
+
+from dataclasses import fields
 from pathlib import Path
 
-import diffusers
 import pytest
-import yaml
 
-from tinyldm.config.networks import SchedulerConfig, UNetConfig, VQConfig
-from tinyldm.config.parsing import parse, read_yaml, to_dict, to_yaml
-from tinyldm.config.schema import Sample, TrainDDPM, TrainLDM, TrainVQ
+from tinyldm.config.networks import UNetConfig
+from tinyldm.config.parsing import parse, read_recipe, read_yaml, to_dict, to_yaml
+from tinyldm.config.schema import TRAININGS, Sample, SamplerSettings, TrainDDPM, TrainLDM, TrainVQ
 from tinyldm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 REQUIRED = {TrainVQ: ["--output_dir", "out", "--train.max_steps", "5"], Sample: ["--model", "a"]}
-REQUIRED[TrainLDM] = REQUIRED[TrainVQ]
-SCRIPTS = {"train_vq.py": TrainVQ, "train_ldm.py": TrainLDM, "train_ddpm.py": TrainDDPM, "sample.py": Sample}
+REQUIRED[TrainLDM] = REQUIRED[TrainDDPM] = REQUIRED[TrainVQ]
 
 
 def parsed(*args: str, schema=TrainLDM):
     return parse(schema, "A test.", [*REQUIRED[schema], *args])
 
 
-def keys(schema, prefix: str = "") -> list[str]:
-    """Every key that a YAML file may have."""
-    found = []
-    for item in fields(schema):
-        found += keys(item.type, f"{prefix}{item.name}.") if is_dataclass(item.type) else [prefix + item.name]
-    return found
-
-
-# ---------------------------------------------------------------------------------------------------------- the schema
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [(UNetConfig, diffusers.UNet2DModel), (VQConfig, diffusers.VQModel), (SchedulerConfig, diffusers.DDPMScheduler)],
-)
-def test_sections_have_the_arguments_of_diffusers(ours, theirs):
-    arguments = [name for name in inspect.signature(theirs.__init__).parameters if name != "self"]
-    assert [item.name for item in fields(ours)] == arguments
-
-
-def test_the_defaults_build_what_the_docstrings_say():
-    import torch
-
-    with torch.device("meta"):
-        unet = diffusers.UNet2DModel(**to_dict(UNetConfig(sample_size=64, in_channels=3, out_channels=3)))
-        vq = diffusers.VQModel(**to_dict(VQConfig()))
-    assert round(sum(p.numel() for p in unet.parameters()) / 1e6, 1) == 5.4
-    assert round(sum(p.numel() for p in vq.parameters()) / 1e6, 1) == 55.3
-    assert vq.encode(torch.empty(1, 3, 64, 64, device="meta")).latents.shape == (1, 3, *[64 // VQConfig().downscale] * 2)
-    assert diffusers.DDPMScheduler(**to_dict(SchedulerConfig())).betas[-1] == pytest.approx(0.0195)
-
-
-def test_choices_are_ones_that_diffusers_takes():
-    for key in ("beta_schedule", "prediction_type", "timestep_spacing", "variance_type"):
-        choices = next(item.type for item in fields(SchedulerConfig) if item.name == key).__args__
-        source = inspect.getsource(diffusers.DDPMScheduler)
-        assert choices and all(f'"{choice}"' in source for choice in choices), key
+# ------------------------------------------------------------------------------------------------------------- recipes
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
-def test_every_recipe_fits_its_schema(file):
-    sections = yaml.safe_load(file.read_text())
-    schema = TrainVQ if "vq" in sections else TrainLDM if "first_stage" in sections else TrainDDPM
-    assert parse(schema, "", ["--config", str(file)]).output_dir
+def test_every_recipe_names_its_script_first_and_fits_its_schema(file):
+    values = read_recipe(file)
+    assert next(iter(values)) == "script"
+    assert parse(TRAININGS[values["script"]], "", ["--config", str(file)]).script == values["script"]
+
+
+def test_a_recipe_is_refused_by_another_script():
+    demo = "configs/demo.yaml is a recipe for train_ldm.py: python train_ldm.py --config configs/demo.yaml"
+    for schema in (TrainVQ, TrainDDPM, Sample):
+        with pytest.raises(UserError) as caught:
+            parse(schema, "", ["--config", "configs/demo.yaml"])
+        assert str(caught.value) == demo
+
+
+def test_a_recipe_of_no_script(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("script: train_gan\n")
+    with pytest.raises(UserError, match="script is train_gan; give one of train_vq, train_ldm, train_ddpm"):
+        parsed("--config", str(tmp_path / "recipe.yaml"))
+    (tmp_path / "recipe.yaml").write_text("seed: 4\n")
+    assert (config := parsed("--config", str(tmp_path / "recipe.yaml"))).seed == 4 and config.script == "train_ldm"
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -119,20 +93,24 @@ def test_print_config_prints_what_it_reads(tmp_path, capsys):
     assert parse(TrainLDM, "", ["--config", str(tmp_path / "printed.yaml")]) == parsed("--data.resolution", "32")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_quick_and_names_every_key_with_its_default(script):
-    # The child's own processor seconds: the machine may be busy.
-    before = os.times()
-    done = subprocess.run([sys.executable, "-X", "importtime", script, "--help"], capture_output=True, text=True, cwd=ROOT)
-    seconds = (os.times().children_user - before.children_user) + (os.times().children_system - before.children_system)
-    assert done.returncode == 0 and seconds < 1.5
-    imported = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
-    assert "jsonargparse" in imported and not imported & {"torch", "diffusers", "datasets", "numpy"}
-    text = " ".join(done.stdout.split())
-    for key in keys(SCRIPTS[script]):
-        entry = re.search(rf"--{re.escape(key)} .*?\((required, )?type: .*?\)(?= --| [A-Z<]|$)", text)
-        assert entry, f"{key} is not explained"
-        assert "default: " in entry[0] or "(required" in entry[0], entry[0]
+def test_words_that_yaml_reads_as_something_else(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("train: {mixed_precision: no, log_with: null}\ntrain.batch_size: 8\n")
+    train = parsed("--config", str(tmp_path / "recipe.yaml")).train
+    assert (train.mixed_precision, train.log_with, train.batch_size) == ("no", "none", 8)
+    (tmp_path / "recipe.yaml").write_text("loss: {perceptual: null}\n")
+    assert parsed("--config", str(tmp_path / "recipe.yaml"), schema=TrainVQ).loss.perceptual == "none"
+
+
+def test_numbers_are_plain_ones():
+    config = parsed("--train.batch_size", "8", "--train.learning_rate", "1", "--unet.block_out_channels", "[32,32,32,32]")
+    assert type(config.train.batch_size) is int and type(config.train.learning_rate) is float
+    assert {type(width) for width in config.unet.block_out_channels} == {int}
+
+
+def test_sample_has_the_sampler_settings():
+    config = parsed("--scheduler", "ddim", "--eta", "0.5", "--class_label", "3", schema=Sample)
+    assert isinstance(config, SamplerSettings)
+    assert (config.scheduler, config.num_inference_steps, config.eta, config.class_label) == ("ddim", 50, 0.5, 3)
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
@@ -141,99 +119,151 @@ def test_help_is_quick_and_names_every_key_with_its_default(script):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--data.nmae", "x"], "--data.nmae"),
-        (["--train.max_step", "3"], "--train.max_step"),  # no guessing
-        (["--dta.name", "x"], "--dta.name"),
-        (["extra"], "extra"),
-        (["--train.batch_size", "many"], "train.batch_size.*int.*many"),
-        (["--train.batch_size", "1.5"], "train.batch_size.*int.*1.5"),
-        (["--data.streaming", "perhaps"], "data.streaming.*bool.*perhaps"),
-        (["--train.lr_scheduler", "cosin"], "train.lr_scheduler.*cosine"),
-        (["--unet.block_out_channels", "64"], "unet.block_out_channels.*tuple"),
-        (["--scheduler.prediction_type", "v-prediction"], "scheduler.prediction_type.*v_prediction"),
-        (["--scheduler.beta_schedule", "cosine"], "scheduler.beta_schedule.*squaredcos_cap_v2"),
-        (["--scheduler.beta_schedule", "sigmoid"], "scheduler.beta_schedule"),  # which the shipped DDIMScheduler lacks
-        (["--unet.time_embedding_type", "sine"], "unet.time_embedding_type.*fourier"),
-        (["--config", "missing.yaml"], "missing.yaml"),
+        ("--train.batchsize 3", "there is no key train.batchsize: did you mean train.batch_size?"),
+        ("--train.max_step 3", "there is no key train.max_step: did you mean train.max_steps?"),
+        ("--data.nmae=x", "there is no key data.nmae: did you mean data.name?"),
+        ("--dta.name x", "there is no key dta.name: did you mean data.name?"),
+        ("--batch-size 3", "there is no key batch-size: did you mean train.batch_size?"),
+        ("--max_step 3", "there is no key max_step: did you mean train.max_steps?"),
+        ("--unet.learning_rate 1", "there is no key unet.learning_rate: did you mean train.learning_rate?"),
+        ("--verbose", "there is no key verbose; --help all explains every key"),
+        ("extra", "unexpected argument 'extra': keys are given as --key value"),
+        ("--train.batch_size", "train.batch_size has no value that fits; give a whole number above 0"),
+        ("--train.batch_size=", "train.batch_size is empty; give a whole number above 0"),
+        ("--train.batch_size many", "train.batch_size is many; give a whole number above 0"),
+        ("--train.batch_size 1.5", "train.batch_size is 1.5; give a whole number above 0"),
+        ("--train.max_steps x", "train.max_steps is x; give a whole number above 0, or null"),
+        ("--data.streaming perhaps", "data.streaming is perhaps; give true or false"),
+        ("--data.channels 2", "data.channels is 2; give one of 1, 3"),
+        (
+            "--train.lr_scheduler cosin",
+            "train.lr_scheduler is cosin; give one of constant, constant_with_warmup, linear, cosine, ",
+        ),
+        ("--unet.block_out_channels 64", "unet.block_out_channels is 64; give a list of whole numbers above 0"),
+        ("--unet.block_out_channels [64,0]", "unet.block_out_channels contains 0; give a list of whole numbers above 0"),
+        (
+            "--scheduler.prediction_type v-prediction",
+            "scheduler.prediction_type is v-prediction; give one of epsilon, v_",
+        ),
+        ("--scheduler.beta_schedule sigmoid", "scheduler.beta_schedule is sigmoid"),  # which the shipped DDIMScheduler lacks
+        ("--train 3", "train is a section: give its keys, such as --train.max_steps"),
+        ("--script train_vq", "script is train_vq; give train_ldm"),
+        ("--config missing.yaml", "the recipe missing.yaml cannot be read: No such file or directory"),
+        ("--config", "--config names no file"),
     ],
 )
-def test_unknown_and_mistyped_keys_on_the_command_line(args, words):
-    with pytest.raises(UserError, match=words) as caught:
-        parsed(*args)
-    assert "\n" not in str(caught.value) and str(caught.value).endswith("--help explains every key")
+def test_bad_command_lines(args, words):
+    with pytest.raises(UserError) as caught:
+        parsed(*args.split())
+    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
+
+
+def test_required_keys_that_are_missing():
+    with pytest.raises(UserError, match="output_dir must be given: add --output_dir VALUE"):
+        parse(TrainLDM, "", [])
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"trian: {max_steps: 3}", "trian"),
-        (b"train: {max_stepz: 3}", "train.*max_stepz"),
-        (b"train: {batch_size: many}", "train.batch_size.*many"),
-        (b"train: 3", "train is 3.*section"),
-        (b"train:", "train"),
-        (b"unet: [64, 64]", "unet"),
-        (b"train: {batch_size: [1,", "parsing"),
-        (b"- 1\n- 2", "- 1 - 2"),
-        (b"", "config"),
-        (b"\xff\xfe\x00", "--config is not a text"),
+        (b"trian: {max_steps: 3}", "there is no key trian: did you mean train?"),
+        (b"train: {batchsize: 3}", "there is no key train.batchsize: did you mean train.batch_size?"),
+        (b"batch_size: 3", "there is no key batch_size: did you mean train.batch_size?"),
+        (
+            b"unet: {freq_shift: 1}",
+            "there is no key unet.freq_shift; other arguments of diffusers' UNet2DModel go into unet.extra",
+        ),
+        (b"3: 4", "there is no key 3"),
+        (b"train: {batch_size: many}", "train.batch_size is many; give a whole number above 0"),
+        (b"train: {learning_rate: .nan}", "train.learning_rate is nan; give a number above 0"),
+        (b"seed: {a: 3}", "seed has no value that fits; give a whole number of at least 0"),
+        (b"output_dir: 3", "output_dir is 3; give text"),
+        (b"train: 3", "train is 3, but it is a section; give its keys, as in train: {max_steps: ...}"),
+        (b"train:", "train is empty, but it is a section"),
+        (b"unet: [64, 64]", "unet is [64, 64], but it is a section"),
+        (b"train: {batch_size: [1,", "is not valid YAML: while parsing"),
+        (b"- 1\n- 2", "is not a mapping; write keys and values"),
+        (b"", "is empty; write keys and values"),
+        (b"\xff\xfe\x00", "is not a text file"),
     ],
 )
-def test_bad_yaml(text, words, tmp_path):
+def test_bad_recipes(text, words, tmp_path):
     (tmp_path / "bad.yaml").write_bytes(text)
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError) as caught:
         parsed("--config", str(tmp_path / "bad.yaml"))
-    assert "\n" not in str(caught.value)
+    assert words.lower() in str(caught.value).lower() and "\n" not in str(caught.value)
 
 
-BELOW_ONE = [
+ABOVE_0 = [
     "data.resolution", "data.num_workers", "data.shuffle_buffer", "train.batch_size", "train.gradient_accumulation_steps",
     "train.logging_steps", "train.eval_steps", "train.sample_steps", "train.checkpointing_steps",
     "train.checkpoints_total_limit", "train.num_eval_images", "train.learning_rate", "train.max_steps", "train.num_epochs",
-    "train.max_grad_norm", "diffusion.snr_gamma", "diffusion.preview_steps", "unet.norm_num_groups",
-    "scheduler.num_train_timesteps",
+    "train.max_grad_norm", "train.metrics_steps", "hub.push_steps", "diffusion.snr_gamma", "diffusion.preview_steps",
+    "unet.norm_num_groups", "scheduler.num_train_timesteps",
 ]  # fmt: skip
+RANGES = [
+    *[(TrainLDM, key, value, "number above 0") for key in ABOVE_0 for value in ("0", "nan")],
+    *[
+        (TrainLDM, f"train.{key}", value, "1 excluded")
+        for key in ("ema_decay", "adam_beta1", "adam_beta2")
+        for value in ("1", "nan")
+    ],
+    *[(TrainLDM, "data.eval_fraction", value, "between 0 and 1, both excluded") for value in ("0", "1", "nan")],
+    *[(TrainLDM, "train.learning_rate", value, "above 0") for value in ("inf", "-1")],
+    (TrainLDM, "train.lr_warmup_steps", "-1", "at least 0"),
+    (TrainLDM, "train.adam_weight_decay", "-1", "at least 0"),
+    (TrainLDM, "train.num_metrics_images", "19", "at least 20"),
+    (TrainLDM, "seed", "-1", "at least 0"),
+    (TrainLDM, "scheduler.beta_end", "1.5", "between 0 and 1"),
+    (TrainVQ, "vq.norm_num_groups", "0", "above 0"),
+    (TrainVQ, "loss.adversarial_weight", "nan", "at least 0"),
+    *[(Sample, key, "0", "above 0") for key in ("num_images", "batch_size", "num_inference_steps")],
+    *[(Sample, "eta", value, "from 0 to 1") for value in ("1.5", "nan")],
+]
+
+
+@pytest.mark.parametrize(("schema", "key", "value", "words"), RANGES)
+def test_values_outside_their_range(schema, key, value, words):
+    with pytest.raises(UserError) as caught:
+        parsed(f"--{key}={value}", schema=schema)
+    message = str(caught.value)
+    assert message.startswith(f"{key} is {value}; give a") and words in message and "\n" not in message
+
+
 CONTRADICTIONS = [
-    (TrainLDM, "train.max_steps null", "train.max_steps or train.num_epochs"),
-    (TrainLDM, "train.ema_decay 1", "train.ema_decay"),
+    (TrainLDM, "train.max_steps null", "set train.max_steps or train.num_epochs"),
     (TrainLDM, "train.lr_scheduler piecewise_constant", "train.lr_step_rules"),
     (TrainLDM, "train.lr_step_rules 1:10,0.1", "piecewise_constant"),
     (TrainLDM, "train.lr_scheduler piecewise_constant train.lr_step_rules 1:10", "write it as"),
-    (TrainLDM, "train.adam_beta2 1", "train.adam_beta2"),
-    (TrainLDM, "train.lr_warmup_steps -1", "train.lr_warmup_steps"),
-    (TrainLDM, "seed -1", "seed"),
-    (TrainLDM, "data.eval_fraction 0", "data.eval_fraction"),
-    (TrainLDM, "data.eval_fraction 1", "data.eval_fraction"),
+    (TrainLDM, "train.best_by eval_fd", "train.metrics_steps"),
     (TrainLDM, "data.eval_split train", "data.split and data.eval_split.*data.eval_split to null"),
     (TrainLDM, "hub.push true", "hub.repo_id"),
     (TrainLDM, "resume latest overwrite true", "resume and overwrite"),
     (TrainLDM, "unet.block_out_channels [64,64]", "unet.block_out_channels.*2, 4 and 4"),
     (TrainLDM, "unet.block_out_channels [64,64,128,120]", "unet.norm_num_groups 32 does not divide the width 120"),
     (TrainLDM, "scheduler.rescale_betas_zero_snr true scheduler.prediction_type epsilon", "scheduler.prediction_type to v"),
-    (TrainLDM, "scheduler.beta_start 0.5", "scheduler.beta_start 0.5 and scheduler.beta_end"),
-    (TrainLDM, "scheduler.trained_betas [0.1]", "scheduler.trained_betas has 1 entries.*1000"),
+    (TrainLDM, "scheduler.beta_start 0.5", "scheduler.beta_start 0.5 is above scheduler.beta_end"),
     (TrainLDM, "diffusion.preview_steps 2000", "diffusion.preview_steps.*1000"),
+    (TrainLDM, "diffusion.loss bound scheduler.variance_type learned_range diffusion.snr_gamma null", "use train_ddpm.py"),
+    (TrainLDM, "data.label_column label", "LDMPipeline takes no labels"),
+    (TrainDDPM, "diffusion.loss hybrid", "needs the loss hybrid or bound"),
     (TrainVQ, "vq.up_block_types [UpDecoderBlock2D]", "vq.up_block_types.*3, 3 and 1"),
     (TrainVQ, "vq.norm_num_groups 48", "vq.norm_num_groups 48 does not divide the width 128"),
-    (TrainVQ, "vq.norm_num_groups 0", "vq.norm_num_groups"),
     (TrainVQ, "data.resolution 70", "data.resolution 70 .* 4"),
     (TrainVQ, "train.mixed_precision fp16", "train.mixed_precision to bf16 or no"),
-    (Sample, "num_images 0", "num_images"),
-    (Sample, "batch_size 0", "batch_size"),
-    (Sample, "num_inference_steps -1", "num_inference_steps"),
-    (Sample, "eta 1.5", "eta is 1.5"),
-    (Sample, "eta 0.5 scheduler euler", "eta .*euler.*ddim"),
+    (Sample, "eta 0.5 scheduler euler", "eta only applies to DDIM, not euler"),
 ]
 
 
-@pytest.mark.parametrize(("schema", "changes", "words"), [*[(TrainLDM, f"{key} 0", key) for key in BELOW_ONE], *CONTRADICTIONS])
-def test_values_that_make_no_sense(schema, changes, words):
+@pytest.mark.parametrize(("schema", "changes", "words"), CONTRADICTIONS)
+def test_values_that_contradict_each_other(schema, changes, words):
     pairs = changes.split()
     with pytest.raises(UserError, match=words) as caught:
         parsed(*[f"--{word}" if i % 2 == 0 else word for i, word in enumerate(pairs)], schema=schema)
     assert "\n" not in str(caught.value)
 
 
-def test_either_length_will_do():
+def test_epochs_instead_of_steps():
     assert parse(TrainLDM, "", ["--output_dir", "o", "--train.num_epochs", "0.5"]).train.num_epochs == 0.5
 
 
@@ -242,7 +272,7 @@ def test_a_damaged_run_config(tmp_path):
     for name, words in (("config.yaml", "is missing: .* is not a run folder"), ("a_file/config.yaml", "is missing")):
         with pytest.raises(UserError, match=words):
             read_yaml(tmp_path / name)
-    for content, words in ((b"a: [", "not YAML any more"), (b"\xff\xff", "not YAML any more"), (b"words", "config's keys")):
+    for content, words in ((b"a: [", "not valid YAML"), (b"\xff\xff", "not valid YAML"), (b"words", "holds no keys")):
         (tmp_path / "config.yaml").write_bytes(content)
         with pytest.raises(UserError, match=words):
             read_yaml(tmp_path / "config.yaml")

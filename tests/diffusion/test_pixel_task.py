@@ -99,11 +99,11 @@ def test_cifar10_has_the_papers_network():
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--diffusion.loss", "hybrid"], "do not fit: a learned variance"),
-        (LEARNED, "do not fit: a learned variance"),
+        (["--diffusion.loss", "hybrid"], "needs the loss hybrid or bound"),
+        (LEARNED, "needs the loss hybrid or bound"),
         ([*LEARNED, "--diffusion.loss", "bound", "--diffusion.snr_gamma", "5"], "has its own weights"),
         (["--data.label_column", "image"], "no column of class labels; it has: label"),
-        (["--unet.num_class_embeds", "7"], "unet.num_class_embeds is 7"),
+        (["--unet.num_class_embeds", "7"], "unet.num_class_embeds is derived from the labels"),
     ],
 )
 def test_contradictions(args, words, tmp_path, monkeypatch):

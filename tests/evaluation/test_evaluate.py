@@ -262,7 +262,7 @@ def test_psnr_and_ssim_are_those_of_the_training(network, vq_run, go, tmp_path, 
 
 
 def test_a_first_stage_of_grey_images(network, go, tmp_path, monkeypatch):
-    grey = [*DIGITS, *EVERY_STEP, *VQ, "--vq.in_channels", 1, "--vq.out_channels", 1, "--train.max_steps", 4]
+    grey = [*DIGITS, *EVERY_STEP, *VQ, "--train.max_steps", 4]
     run(monkeypatch, train_vq, "--output_dir", tmp_path / "run", *grey, "--data.cache_dir", tmp_path / "cache")
     assert float(rows(tmp_path / "run")[-1]["discriminator"]) > 0
     result, _ = go("--model", tmp_path / "run", "--num_images", 24)

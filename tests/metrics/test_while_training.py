@@ -109,7 +109,7 @@ def test_of_latents(ldm_args, tmp_path, monkeypatch):
     ("more", "words"),
     [
         (["--train.metrics_steps", "null"], "best_by eval_fd needs train.metrics_steps"),
-        (["--train.num_metrics_images", 19], "too few for a covariance"),
+        (["--train.num_metrics_images", 19], "give a whole number of at least 20"),
         (["--data.eval_fraction", 0.1], r"images \(the held-out part\) are too few"),
     ],
 )

@@ -50,7 +50,7 @@ def environment(server: HubServer, home: Path) -> dict[str, str]:
 
 def finished_run(path: Path, hub: HubConfig = HUB) -> Path:
     """What a training of a tiny model leaves, without training it."""
-    config = TrainLDM(str(path), hub=hub, train=TrainConfig(max_steps=20))
+    config = TrainLDM(output_dir=str(path), hub=hub, train=TrainConfig(max_steps=20))
     sampler = DDIMScheduler.from_config(models.scheduler().config)
     LDMPipeline(vqvae=models.vq_model(), unet=models.unet(), scheduler=sampler).save_pretrained(path / "pipeline")
     for name in ("samples/step-0000010.png", "samples/step-0000020.png", "loss.png"):

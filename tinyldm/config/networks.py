@@ -1,199 +1,214 @@
-"""The config sections `unet`, `vq` and `scheduler`: diffusers' own arguments under their own names, with our defaults.
+"""The config sections `unet`, `vq` and `scheduler`: the arguments of diffusers' UNet2DModel, VQModel and DDPMScheduler.
 
-Each dataclass lists what UNet2DModel, VQModel or DDPMScheduler takes (tests/test_config.py holds the names against the
-installed signatures), so that `--help` explains them and a mistyped key is refused without importing diffusers.
+A section has the arguments that recipes set, under diffusers' own names. All other arguments go into its mapping `extra`:
+
+    unet:
+      layers_per_block: 2
+      extra: {act_fn: gelu}
+
+`arguments()` is the union of the two. The names in `extra` are checked against the signature of the installed class before
+anything is downloaded. diffusers is imported for that check only, so that parsing and `--help` stay quick.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+import difflib
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
+from tinyldm.config.ranges import BelowOne, OpenUnitInterval, PositiveFloat, PositiveInt
 from tinyldm.errors import UserError
 
 
 @dataclass
-class UNetConfig:
-    """diffusers.UNet2DModel; the defaults have 5.4M parameters for latents of 64 x 64 x 3."""
+class DiffusersSection:
+    """What the three sections share.
 
-    sample_size: int | None = None
-    """Side of its input. null: taken from the data's resolution and the first stage."""
-    in_channels: int | None = None
-    """null: the first stage's latent channels."""
-    out_channels: int | None = None
-    """null: as in_channels."""
-    center_input_sample: bool = False
-    """Map inputs from [0, 1] to [-1, 1]; ours are centred already."""
-    time_embedding_type: Literal["positional", "fourier", "learned"] = "positional"
-    """How the timestep is told to the network."""
-    time_embedding_dim: int | None = None
-    """Width of the time embedding. null: four times the first of block_out_channels."""
-    freq_shift: int = 0
-    """Shift of the positional embedding's frequencies."""
-    flip_sin_to_cos: bool = True
-    """Cosines before sines in the positional embedding."""
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
-    """One block a resolution, from the finest; AttnDownBlock2D has self-attention."""
-    mid_block_type: str | None = "UNetMidBlock2D"
-    """The block at the coarsest resolution."""
-    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
-    """The mirror of down_block_types."""
-    block_out_channels: tuple[int, ...] = (64, 64, 128, 128)
-    """Width of each block, from the finest."""
-    layers_per_block: int = 1
-    """Residual layers a block."""
-    mid_block_scale_factor: float = 1.0
-    """Divides the output of the middle's residual layers."""
-    downsample_padding: int = 1
-    """Padding of the strided convolutions."""
-    downsample_type: Literal["conv", "resnet"] = "conv"
-    """What halves the side."""
-    upsample_type: Literal["conv", "resnet"] = "conv"
-    """What doubles it."""
-    dropout: float = 0.0
-    """Dropout in the residual layers."""
-    act_fn: str = "silu"
-    """The nonlinearity."""
-    attention_head_dim: int | None = 32
-    """Channels of an attention head."""
-    norm_num_groups: int = 32
-    """Groups of the group normalisations; divides each width."""
-    attn_norm_num_groups: int | None = None
-    """Groups before the middle's attention. null: as norm_num_groups."""
-    norm_eps: float = 1e-5
-    """Added to the variance in the normalisations."""
-    resnet_time_scale_shift: Literal["default", "scale_shift"] = "scale_shift"
-    """default: the time embedding is added; scale_shift: it scales and shifts the normalised features."""
-    add_attention: bool = True
-    """Self-attention in the middle block."""
-    class_embed_type: Literal["timestep", "identity"] | None = None
-    """How labels become embeddings. null: by a table, when there is num_class_embeds."""
-    num_class_embeds: int | None = None
-    """Number of classes for a label-conditional model."""
-    num_train_timesteps: int | None = None
-    """Only for time_embedding_type learned."""
+    Attributes:
+        section: the name of the section in a recipe.
+        builds: the diffusers class that takes its arguments.
+        refused: arguments of that class that a recipe cannot set, and the reason.
+    """
 
-    def check(self, scheduler: "SchedulerConfig") -> None:
-        """Raise UserError where arguments contradict each other."""
-        blocks = len(self.block_out_channels)
-        if not blocks == len(self.down_block_types) == len(self.up_block_types):
-            raise UserError(
-                f"unet.block_out_channels, unet.down_block_types and unet.up_block_types have {blocks}, "
-                f"{len(self.down_block_types)} and {len(self.up_block_types)} entries; give one for each resolution"
-            )
-        _check_groups("unet", self.block_out_channels, self.norm_num_groups)
-        if scheduler.rescale_betas_zero_snr and scheduler.prediction_type == "epsilon":
-            raise UserError(
-                "scheduler.rescale_betas_zero_snr with prediction_type epsilon: at zero SNR the noise says nothing "
-                "about the image; set scheduler.prediction_type to v_prediction"
-            )
+    section: ClassVar[str]
+    builds: ClassVar[str]
+    refused: ClassVar[dict[str, str]]
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the diffusers class. The arguments that are derived from the data are not among them."""
+        own = dict(vars(self))
+        extra = own.pop("extra")
+        return {**own, **extra}
+
+    def check_extra(self) -> None:
+        """Raise UserError for a name in `extra` that the diffusers class does not take, or that does not belong there."""
+        own, extra = vars(self).keys(), vars(self)["extra"]
+        if not extra:
+            return
+        for name in extra:
+            if name in own:
+                raise UserError(f"{self.section}.extra.{name} has a key of its own: set {self.section}.{name} instead")
+            if name in self.refused:
+                raise UserError(f"{self.section}.extra.{name} {self.refused[name]}")
+        import diffusers  # here, because it takes seconds
+
+        known = inspect.signature(getattr(diffusers, self.builds).__init__).parameters.keys() - {"self"}
+        allowed = sorted(known - own - self.refused.keys())
+        for name in extra:
+            if name not in allowed:
+                close = difflib.get_close_matches(str(name), sorted(known - self.refused.keys()), n=1)
+                hint = f"did you mean {self._place(close[0])}?" if close else f"it takes {', '.join(allowed)}"
+                raise UserError(f"{self.section}.extra.{name} is not an argument of diffusers' {self.builds}: {hint}")
+
+    def _place(self, name: str) -> str:
+        return f"{self.section}.{name}" if hasattr(self, name) else f"{self.section}.extra.{name}"
+
+
+FROM_DATA = "is derived from the data and the first stage: remove it"
 
 
 @dataclass
-class VQConfig:
-    """diffusers.VQModel; the defaults are the VQ-f4 of latent diffusion (55.3M parameters)."""
+class UNetConfig(DiffusersSection):
+    """The denoiser, a diffusers.UNet2DModel. The defaults have 5.4M parameters for latents of 3 x 64 x 64."""
 
-    in_channels: int = 3
-    """Channels of the images."""
-    out_channels: int = 3
-    """Channels of the reconstructions."""
+    section: ClassVar[str] = "unet"
+    builds: ClassVar[str] = "UNet2DModel"
+    refused: ClassVar[dict[str, str]] = {
+        "sample_size": FROM_DATA,
+        "in_channels": FROM_DATA,
+        "out_channels": FROM_DATA,
+        "num_class_embeds": "is derived from the labels in data.label_column: remove it",
+    }
+
+    block_out_channels: tuple[PositiveInt, ...] = (64, 64, 128, 128)
+    """Channels at each resolution, from the finest to the coarsest. Each entry after the first halves the side."""
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    """The block at each resolution on the way down, from the finest. AttnDownBlock2D adds self-attention, whose cost grows with
+    the fourth power of the side, so the default has it at the two coarsest resolutions only."""
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
+    """The block at each resolution on the way up, from the coarsest: the mirror image of down_block_types."""
+    layers_per_block: PositiveInt = 1
+    """Residual layers in each block on the way down; blocks on the way up have one more."""
+    attention_head_dim: PositiveInt | None = 32
+    """Channels of an attention head. null: one head."""
+    add_attention: bool = True
+    """Self-attention in the block at the coarsest resolution."""
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "scale_shift"
+    """How the timestep enters a residual layer. default: its embedding is added to the features. scale_shift: it scales and
+    shifts the normalised features, which trains better (Dhariwal & Nichol 2021)."""
+    dropout: BelowOne = 0.0
+    """Dropout rate in the residual layers. Small data sets such as CIFAR-10 need about 0.1."""
+    norm_num_groups: PositiveInt = 32
+    """Groups in each group normalisation. It must divide every entry of block_out_channels."""
+    norm_eps: PositiveFloat = 1e-5
+    """Added to the variance in each normalisation, so that it never divides by 0."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Any other argument of diffusers.UNet2DModel, e.g. {act_fn: gelu}. On the command line: --unet.extra.act_fn gelu."""
+
+    def check(self) -> None:
+        """Raise UserError where arguments contradict each other."""
+        _check_blocks("unet", self.block_out_channels, self.down_block_types, self.up_block_types, self.norm_num_groups)
+        self.check_extra()
+
+
+@dataclass
+class VQConfig(DiffusersSection):
+    """The first stage, a diffusers.VQModel. The defaults are the VQ-f4 of latent diffusion, with 55.3M parameters."""
+
+    section: ClassVar[str] = "vq"
+    builds: ClassVar[str] = "VQModel"
+    refused: ClassVar[dict[str, str]] = {
+        "sample_size": "is data.resolution: remove it",
+        "in_channels": "is data.channels: remove it",
+        "out_channels": "is data.channels: remove it",
+        "scaling_factor": "is measured by train_vq.py on the data: remove it",
+    }
+
+    block_out_channels: tuple[PositiveInt, ...] = (128, 256, 512)
+    """Channels at each resolution, from the finest. Each entry after the first halves the side: 3 entries make f = 4."""
     down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 3
-    """One block a resolution; all but the last halve the side, so that 3 blocks make f4."""
+    """The encoder's block at each resolution, from the finest."""
     up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 3
-    """The mirror of down_block_types."""
-    block_out_channels: tuple[int, ...] = (128, 256, 512)
-    """Width of each block, from the finest."""
-    layers_per_block: int = 2
-    """Residual layers a block; the decoder has one more."""
-    act_fn: str = "silu"
-    """The nonlinearity."""
-    latent_channels: int = 3
-    """Channels of the latents."""
-    sample_size: int = 256
-    """Side of the images it is meant for; kept for the record only."""
-    num_vq_embeddings: int = 8192
+    """The decoder's block at each resolution, from the coarsest."""
+    layers_per_block: PositiveInt = 2
+    """Residual layers in each block of the encoder; the decoder's blocks have one more."""
+    latent_channels: PositiveInt = 3
+    """Channels of the latents. More of them keep more detail and leave more for the diffusion model to learn."""
+    num_vq_embeddings: PositiveInt = 8192
     """Codes in the codebook."""
-    norm_num_groups: int = 32
-    """Groups of the group normalisations; divides each width."""
-    vq_embed_dim: int | None = None
-    """Channels of a code. null: latent_channels."""
-    scaling_factor: float = 0.18215
-    """Overwritten by train_vq.py with 1 / standard deviation of the latents, measured on the data."""
-    norm_type: Literal["group", "spatial"] = "group"
-    """Normalisation in the decoder; spatial modulates it by the code."""
+    norm_num_groups: PositiveInt = 32
+    """Groups in each group normalisation. It must divide every entry of block_out_channels."""
     mid_block_add_attention: bool = True
-    """Self-attention in the middle blocks."""
-    lookup_from_codebook: bool = False
-    """Whether decode() can take code indices."""
-    force_upcast: bool = False
-    """Kept in the config for pipelines that decode in fp32."""
+    """Self-attention at the coarsest resolution of encoder and decoder."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Any other argument of diffusers.VQModel, e.g. {act_fn: gelu}. On the command line: --vq.extra.act_fn gelu."""
 
     @property
     def downscale(self) -> int:
-        """The factor f between the sides of an image and of its latents."""
+        """The factor f between the side of an image and the side of its latents."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def check(self) -> None:
         """Raise UserError where arguments contradict each other."""
-        blocks = len(self.block_out_channels)
-        if not blocks == len(self.down_block_types) == len(self.up_block_types):
-            raise UserError(
-                f"vq.block_out_channels, vq.down_block_types and vq.up_block_types have {blocks}, "
-                f"{len(self.down_block_types)} and {len(self.up_block_types)} entries; give one for each resolution"
-            )
-        _check_groups("vq", self.block_out_channels, self.norm_num_groups)
+        _check_blocks("vq", self.block_out_channels, self.down_block_types, self.up_block_types, self.norm_num_groups)
+        self.check_extra()
+
+
+NO_THRESHOLDING = "is not supported, because held-out losses ignore dynamic thresholding: remove it"
 
 
 @dataclass
-class SchedulerConfig:
-    """diffusers.DDPMScheduler, the forward process; the defaults are latent diffusion's."""
+class SchedulerConfig(DiffusersSection):
+    """The forward process, a diffusers.DDPMScheduler. The defaults are those of latent diffusion."""
 
-    num_train_timesteps: int = 1000
-    """Length T of the forward process."""
-    beta_start: float = 0.0015
-    """The first beta."""
-    beta_end: float = 0.0195
-    """The last beta."""
+    section: ClassVar[str] = "scheduler"
+    builds: ClassVar[str] = "DDPMScheduler"
+    refused: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("thresholding", "dynamic_thresholding_ratio", "sample_max_value"), NO_THRESHOLDING
+    )
+
+    num_train_timesteps: PositiveInt = 1000
+    """Number of timesteps T of the forward process."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
-    """scaled_linear is linear in the square root of beta, squaredcos_cap_v2 the cosine schedule."""
-    trained_betas: list[float] | None = None
-    """The betas themselves, instead of a schedule."""
-    variance_type: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
-    """Variance of the ancestral sampler's steps; learned_range: between the two, where the network says."""
-    clip_sample: bool = False
-    """Clip the predicted x0: off for latents, which are not bounded."""
+    """How the noise variance beta grows from beta_start to beta_end. linear (Ho et al. 2020), scaled_linear (linear in the
+    square root of beta, as in latent diffusion), or squaredcos_cap_v2, the cosine schedule (Nichol & Dhariwal 2021), which
+    ignores both ends and suits small images."""
+    beta_start: OpenUnitInterval = 0.0015
+    """Beta at the first timestep."""
+    beta_end: OpenUnitInterval = 0.0195
+    """Beta at the last timestep."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
-    """epsilon (the noise), v_prediction (Salimans & Ho 2022) or sample (x0)."""
-    thresholding: bool = False
-    """Dynamic thresholding, for pixels only."""
-    dynamic_thresholding_ratio: float = 0.995
-    """Quantile for the thresholding."""
-    clip_sample_range: float = 1.0
-    """Bound for clip_sample."""
-    sample_max_value: float = 1.0
-    """Bound for thresholding."""
+    """What the network predicts. epsilon: the noise. v_prediction: alpha * noise - sigma * x_0, stable at every noise level
+    (Salimans & Ho 2022). sample: the clean image x_0."""
+    variance_type: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
+    """Variance of the ancestral sampler's steps. fixed_small: that of the posterior given x_0. fixed_large: beta.
+    learned_range: the network chooses between the two, which needs diffusion.loss hybrid or bound."""
+    clip_sample: bool = False
+    """Clip the predicted x_0 to [-1, 1] while sampling. Use it for pixels; latents have no bounds."""
     timestep_spacing: Literal["linspace", "leading", "trailing"] = "trailing"
-    """Which timesteps a sampler with fewer steps visits; trailing begins at T (Lin et al. 2023)."""
-    steps_offset: int = 0
-    """Added to the timesteps of the leading spacing."""
+    """Which timesteps a sampler with fewer than T steps visits. trailing starts at T, where training ends too (Lin et al.
+    2023)."""
     rescale_betas_zero_snr: bool = False
-    """Rescale the betas so that nothing of the image is left at T (Lin et al. 2023)."""
-
-    def arguments(self) -> dict:
-        """Keyword arguments of DDPMScheduler."""
-        return asdict(self)
+    """Rescale the betas so that the last timestep is pure noise (Lin et al. 2023). Not for prediction_type epsilon."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Any other argument of diffusers.DDPMScheduler: trained_betas, clip_sample_range, steps_offset."""
 
     def check(self) -> None:
-        """Raise UserError for a schedule that is none."""
-        if self.num_train_timesteps < 1:
-            raise UserError(f"scheduler.num_train_timesteps is {self.num_train_timesteps}; give a number above 0")
-        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+        """Raise UserError where arguments contradict each other."""
+        self.check_extra()
+        betas = self.extra.get("trained_betas")
+        if betas is not None and (not isinstance(betas, list | tuple) or len(betas) != self.num_train_timesteps):
             raise UserError(
-                f"scheduler.trained_betas has {len(self.trained_betas)} entries, but scheduler.num_train_timesteps is "
-                f"{self.num_train_timesteps}"
+                "scheduler.extra.trained_betas must be a list with one entry per timestep: "
+                f"scheduler.num_train_timesteps is {self.num_train_timesteps}"
             )
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise UserError(
-                f"scheduler.beta_start {self.beta_start} and scheduler.beta_end {self.beta_end} must lie between 0 and 1, "
-                "the first not above the last"
+                f"scheduler.beta_start {self.beta_start} is above scheduler.beta_end {self.beta_end}; the noise must not shrink"
+            )
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise UserError(
+                "scheduler.rescale_betas_zero_snr does not work with scheduler.prediction_type epsilon: at pure noise, the "
+                "noise carries no information about the image; set scheduler.prediction_type to v_prediction"
             )
 
 
@@ -209,8 +224,11 @@ def pixel_scheduler() -> SchedulerConfig:
     )
 
 
-def _check_groups(section: str, widths: tuple[int, ...], groups: int) -> None:
-    if groups < 1:
-        raise UserError(f"{section}.norm_num_groups is {groups}; give a number above 0")
+def _check_blocks(section: str, widths: tuple[int, ...], down: tuple[str, ...], up: tuple[str, ...], groups: int) -> None:
+    if not len(widths) == len(down) == len(up):
+        raise UserError(
+            f"{section}.block_out_channels, {section}.down_block_types and {section}.up_block_types have {len(widths)}, "
+            f"{len(down)} and {len(up)} entries; give one for each resolution"
+        )
     if odd := [width for width in widths if width % groups]:
         raise UserError(f"{section}.norm_num_groups {groups} does not divide the width {odd[0]} in block_out_channels")

@@ -4,7 +4,6 @@ Everything else sees a `Denoiser`: (x_t, times, condition) -> prediction. Anothe
 """
 
 import math
-from dataclasses import asdict, replace
 
 import torch
 from diffusers import UNet2DModel
@@ -39,24 +38,16 @@ class Denoiser:
 def make_denoiser(
     config: UNetConfig, side: int, channels: int, classes: int | None = None, learns_variance: bool = False
 ) -> UNet2DModel:
-    """A UNet2DModel for inputs (B, channels, side, side); arguments left null are filled from these.
+    """A UNet2DModel for inputs (B, channels, side, side); the arguments that the section unet leaves out follow from these.
 
     Args:
         classes: how many the data have, for a network that is told them.
         learns_variance: the output has twice the channels, the second half for the variance.
 
     Raises:
-        UserError: when the config says another shape, or arguments that diffusers refuses.
+        UserError: for a shape that cannot be built, or arguments that diffusers refuses.
     """
     out_channels = 2 * channels if learns_variance else channels
-    for key, given, needed in (
-        ("sample_size", config.sample_size, side),
-        ("in_channels", config.in_channels, channels),
-        ("out_channels", config.out_channels, out_channels),
-        ("num_class_embeds", config.num_class_embeds, classes),
-    ):
-        if given not in (None, needed):
-            raise UserError(f"unet.{key} is {given}, but the data and first stage give {needed}; leave it at null")
     halvings = len(config.block_out_channels) - 1
     if side % 2**halvings:
         raise UserError(
@@ -67,10 +58,10 @@ def make_denoiser(
     attended = [width for kind, width in pairs if "Attn" in kind] + [config.block_out_channels[-1]] * config.add_attention
     if config.attention_head_dim and config.attention_head_dim > min(attended, default=math.inf):  # no head would be left
         raise UserError(f"unet.attention_head_dim {config.attention_head_dim} is wider than a block with attention")
-    filled = replace(config, sample_size=side, in_channels=channels, out_channels=out_channels, num_class_embeds=classes)
+    derived = {"sample_size": side, "in_channels": channels, "out_channels": out_channels, "num_class_embeds": classes}
     try:
-        return UNet2DModel(**asdict(filled))
-    except (ValueError, TypeError) as error:
+        return UNet2DModel(**config.arguments(), **derived)
+    except (ValueError, TypeError, KeyError, NameError) as error:  # what diffusers raises for bad values
         raise UserError(f"the section unet does not make a UNet2DModel: {error}") from error
 
 

@@ -68,6 +68,7 @@ class Model:
             "sampler": type(sampler).__name__,
             "num_inference_steps": settings.num_inference_steps,
             "eta": settings.eta,
+            **({} if settings.class_label is None else {"class_label": settings.class_label}),
             "scheduler_config": config,
         }
 

@@ -49,7 +49,7 @@ def open_model(config: Evaluate, device: str) -> Model | FirstStage:
             f"{name} draws {side} px images, the reference has {config.data.resolution} (data.resolution): "
             f"set --data.resolution {side}"
         )
-    model.sampler(config.sampler_settings)  # refuses what this model does not know
+    model.sampler(config)  # refuses what this model does not know
     return model
 
 
@@ -66,11 +66,10 @@ def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[st
 
 def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) -> ImageSet:
     """Samples of the seeds config.seed, config.seed + 1, ..., kept in `folder`; those that are there are not drawn again."""
-    settings = config.sampler_settings
     made_of = {
         **weights_stamp(config, model.unet, model.first_stage),
         "latent_scale": model.first_stage.config.scaling_factor if model.first_stage is not None else None,
-        **model.sampler_facts(settings),
+        **model.sampler_facts(config),
         "seed": config.seed,
         "dtype": config.dtype,
         "format": "8 bits, as drawn",
@@ -78,7 +77,7 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) ->
     pieces = Pieces(folder, made_of, mend)
 
     def drawing(position: int, wanted: int | None) -> Batches:
-        for batch in sampling.sample(model, wanted, config.batch_size, config.seed + position, settings):
+        for batch in sampling.sample(model, wanted, config.batch_size, config.seed + position, config):
             position += len(batch)
             yield batch.expand(-1, 3, -1, -1), position  # grey ones as well: the networks of features look at colours
 

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import asdict
 
 import torch
 from diffusers import VQModel
@@ -62,7 +61,8 @@ def make_vq(config: TrainVQ) -> VQModel:
         UserError: for arguments that diffusers refuses.
     """
     try:
-        vq = VQModel(**asdict(config.vq))
+        side, channels = config.data.resolution, config.data.channels
+        vq = VQModel(**config.vq.arguments(), sample_size=side, in_channels=channels, out_channels=channels)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"the section vq does not make a VQModel: {error}") from error
     if config.train.gradient_checkpointing:
