@@ -210,7 +210,7 @@ def test_the_second_of_two_at_once_waits_and_makes_nothing_twice(tmp_path, capsy
         with first.alone():
             second = pieces.Pieces(tmp_path, {}, "")
             waiting = pool.submit(pieces.fill, second, 3, lambda *_: pytest.fail("made again"), None, "")
-            while "waiting for another process, which makes the same" not in capsys.readouterr().err:
+            while "waiting for another run, which makes the same" not in capsys.readouterr().err:
                 assert not waiting.done()
                 time.sleep(0.01)
             first.add({"x": np.ones((3, 2))}, 3)

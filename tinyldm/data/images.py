@@ -1,17 +1,17 @@
-"""A source of images -> a stream of square RGB images, in an order that depends on (seed, position) alone.
+"""Turns a source of images into batches of square images, in an order that depends on (seed, position) alone.
 
-Undecoded examples -> this process's share -> decode, orient, crop, resize (in threads) -> batches.
+Undecoded examples -> this rank's share -> decode, orient, crop, resize (in threads) -> batches.
 
 The order has no state to save. Position p of the endless stream is example `p - epoch * length` of the shuffle of
-(seed, epoch). Micro-batch k of process r out of R is the positions [(k R + r) B, (k R + r + 1) B): nobody sees another's
-examples, uneven shards do not matter, and one process with batch 2 B sees what two with batch B see.
+(seed, epoch). Micro-batch k of rank r out of R holds the positions [(k R + r) B, (k R + r + 1) B). So no two ranks see the
+same example, uneven shards do not matter, and one rank with batch size 2 B sees what two with B see.
 """
 
 import io
 import itertools
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,32 +25,34 @@ from tinyldm.data.sources import Source, image_bytes
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 
-TRANSFORM = "oriented, central square, Pillow bicubic with antialiasing, 8 bits"  # to_square, for what is kept of its images
-MAX_CORRUPT = 0.05  # more than this share of unreadable images means that something else is wrong
-RETRIES = 2  # of a stream that stalls
-MIN_POSITIONS = 100  # before judging that share
-GROUP = 16  # examples that a thread decodes at once: handing over each by itself costs a tenth of decoding a small photograph
+TRANSFORM = (
+    "oriented, central square, Pillow bicubic with antialiasing, 8 bits"  # names to_square in cache keys: change both together
+)
+MAX_CORRUPT = 0.05  # more unreadable images than this share hint at another problem
+RETRIES = 2  # how often a stalled stream is reopened
+MIN_POSITIONS = 100  # images seen before MAX_CORRUPT applies
+GROUP = 16  # examples per decoding task: a task costs a tenth of decoding a small photograph
 
 
 def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndarray:
     """Orient, crop the central square and resize it with antialiasing.
 
-    Cropping comes first (the result is the same as resizing the shorter side and cropping after), so that a 10 x 10,000
-    strip costs no more than a square.
+    Cropping first gives the same result as resizing the shorter side first. But a 10 x 10,000 strip costs no more than a
+    square.
 
     Args:
-        image: of any mode: grey, palette, CMYK, 16-bit and transparent ones become RGB, the last over white.
-        resolution: side of the result in pixels; smaller images are enlarged.
+        image: an image of any mode: grey, palette, CMYK, 16-bit or transparent (shown on white).
+        resolution: side length of the result in pixels; smaller images are enlarged.
         channels: 3 (RGB) or 1 (grey).
 
     Returns:
         uint8 array (resolution, resolution, channels).
     """
     mode = "RGB" if channels == 3 else "L"
-    image.draft(mode, (2 * resolution, 2 * resolution))  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+    image.draft(mode, (2 * resolution, 2 * resolution))  # decode a large JPEG at 1/2, 1/4 or 1/8 of its size
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits to 8 instead of scaling them
-        grey = np.asarray(image, dtype=np.float32)
+        grey: np.ndarray = np.asarray(image, dtype=np.float32)
         grey = grey / 257 if image.mode.startswith("I") else grey * 255  # modes I are 16-bit files, F is in [0, 1]
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -66,7 +68,7 @@ def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndar
 
 
 class Examples(NamedTuple):
-    """A batch: images uint8 (B, C, H, W), and the numbers of their classes int64 (B,), all 0 where there are none."""
+    """A batch: uint8 images (B, C, H, W) and their int64 labels (B,), all 0 without labels."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -75,13 +77,15 @@ class Examples(NamedTuple):
 class Images:
     """Decodes examples in threads and yields (image, label) in the examples' order.
 
-    Pillow releases the interpreter's lock while it decodes and resizes, so threads do what worker processes would
-    without copies between processes, and a stream is read once however many there are.
+    Pillow releases the interpreter's lock while it decodes and resizes. So threads are as fast as worker processes, copy
+    nothing, and read a stream only once.
 
-    `corrupt` and `seen` count; above 5% the iteration stops.
+    Attributes:
+        seen: number of examples so far.
+        corrupt: how many of them could not be decoded.
 
     Raises:
-        UserError: while iterating, when more than 5% of the images, or all of a small set, are corrupt.
+        UserError: while iterating, if more than 5% of the images are corrupt, or all images of a small data set.
     """
 
     def __init__(self, source: Source, resolution: int, num_workers: int, channels: int = 3):
@@ -89,12 +93,12 @@ class Images:
         self.seen = self.corrupt = 0
 
     def decode(self, fetch: Callable[[], dict[str, Any]]) -> tuple[np.ndarray, int] | str:
-        """uint8 array (resolution, resolution, channels) and label, or why there is none."""
+        """uint8 array (resolution, resolution, channels) and label, or the error as text."""
         try:
             example = fetch()
             with Image.open(io.BytesIO(image_bytes(self.source.cell(example)))) as image:
                 return to_square(image, self.resolution, self.channels), self.source.label(example)
-        except Exception as error:  # Pillow's readers raise what they like: SyntaxError (PNG), RuntimeError (AVIF) ...
+        except Exception as error:  # Pillow's readers raise many types: SyntaxError (PNG), RuntimeError (AVIF) ...
             return f"{type(error).__name__}: {error}"
 
     def _decode_all(self, group: list[Callable[[], dict[str, Any]]]) -> list[tuple[np.ndarray, int] | str]:
@@ -103,13 +107,13 @@ class Images:
     def __call__(
         self, examples: Iterable[Callable[[], dict[str, Any]]], fill: bool = False
     ) -> Iterator[tuple[np.ndarray, int]]:
-        """Decode `examples`, leaving corrupt images out.
+        """Decode `examples` and skip corrupt images.
 
         Args:
-            fill: give the place of a corrupt image to the next readable one: batches stay full, and which image stands
-                where is still a function of the position.
+            fill: yield the next readable image once more for each corrupt one. Batches stay full, and each position still
+                determines its image.
         """
-        waiting = 0  # places whose image was corrupt
+        waiting = 0  # positions that the next readable image fills
         with ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode") as pool:
             pending: deque = deque()
             examples = iter(examples)
@@ -136,24 +140,24 @@ class Images:
             self.check()
 
     def check(self) -> None:
-        """Raise UserError when too many of the images seen so far were corrupt."""
+        """Raise UserError if too many of the images seen so far were corrupt."""
         if self.corrupt > MAX_CORRUPT * self.seen:
             raise UserError(
                 f"{self.corrupt} of {self.seen} images of {self.source.name!r} cannot be read, more than "
-                f"{MAX_CORRUPT:.0%}: is data.image_column right, and are the files whole?"
+                f"{MAX_CORRUPT:.0%}: check data.image_column, and whether the files are damaged"
             )
 
 
 @dataclass
 class ImageBatches:
-    """Endless training batches of one process.
+    """Endless training batches of one rank.
 
     Args:
         images: source and decoder.
-        seed: of the order.
-        batch_size: images a batch.
-        process: (rank, number of processes).
-        length: images in a pass; known after one, or counted when it is needed before.
+        seed: seed of the order.
+        batch_size: images per batch.
+        process: rank and world size.
+        length: images per epoch; counted when first needed.
         timeout: seconds without an example after which the stream counts as stalled.
     """
 
@@ -164,13 +168,13 @@ class ImageBatches:
     length: int | None = None
     timeout: float = 600.0
 
-    def __call__(self, start: int = 0) -> Iterator[Examples]:
-        """Batches from micro-batch number `start` on, read ahead in a thread.
+    def __call__(self, start: int = 0) -> Generator[Examples, None, None]:
+        """Yield batches from micro-batch number `start` on, read ahead in a thread.
 
-        A stream that stalls is opened anew, where it stopped, RETRIES times.
+        A stalled stream is reopened at the same position, up to RETRIES times.
 
         Raises:
-            UserError: while iterating, for a stream that stalls again and again, or what reading it raises.
+            UserError: while iterating, if the stream keeps stalling or cannot be read.
         """
         for left in reversed(range(RETRIES + 1)):
             try:
@@ -181,9 +185,9 @@ class ImageBatches:
             except Stalled as error:
                 if not left:
                     raise
-                print(f"warning: {error}; opening it anew", file=sys.stderr)
+                print(f"warning: {error}; opening it again", file=sys.stderr)
 
-    def _batches(self, start: int) -> Iterator[Examples]:
+    def _batches(self, start: int) -> Generator[Examples, None, None]:
         decoded = self.images(self._examples(start), fill=True)
         while True:
             batch = list(itertools.islice(decoded, self.batch_size))
@@ -192,15 +196,15 @@ class ImageBatches:
             yield collate(batch)
 
     def _examples(self, start: int) -> Iterator[Callable[[], dict[str, Any]]]:
-        rank, processes = self.process
-        position, epoch, skip = start * processes * self.batch_size, 0, 0
+        rank, world_size = self.process
+        position, epoch, skip = start * world_size * self.batch_size, 0, 0
         if position:
             self.length = self.length or self.images.source.length()
             epoch, skip = divmod(position, self.length)
         while True:
             seen_before, first = self.images.seen - self.images.corrupt, position
             for example in self.images.source.epoch(self.seed, epoch, skip):
-                if position // self.batch_size % processes == rank:
+                if position // self.batch_size % world_size == rank:
                     yield example
                 position += 1
             if position == first and not skip:
@@ -210,55 +214,47 @@ class ImageBatches:
             if not skip:
                 self.length = position - first
             if not skip and self.images.seen and self.images.seen - self.images.corrupt == seen_before:
-                self.images.check()  # a whole pass without one image: do not go round for ever
+                self.images.check()  # a whole epoch without an image: do not loop forever
             epoch, skip = epoch + 1, 0
 
 
 def collate(decoded: list[tuple[np.ndarray, int]]) -> Examples:
-    """Batch what Images yields; channels_last in memory, as convolutions like it."""
+    """Make a batch of what Images yields, channels_last in memory for faster convolutions."""
     images, labels = zip(*decoded, strict=True)
     return Examples(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(labels))
 
 
-def one_pass(images: Images, batch_size: int) -> Iterator[torch.Tensor]:
-    """uint8 batches (B, C, H, W) of all examples once, in the order of the files; the last may be smaller."""
-    decoded = images(images.source.epoch(None, 0))
-    while batch := list(itertools.islice(decoded, batch_size)):
-        yield collate(batch).images
-    images.check()
-
-
 def first_examples(images: Images, count: int) -> Examples:
-    """The first `count` images in the order of the files, with their labels.
+    """The first `count` images in file order, with their labels.
 
     Raises:
-        UserError: when there is none.
+        UserError: if there are no images.
     """
     decoded = list(itertools.islice(images(images.source.epoch(None, 0)), count))
     if not decoded:
         raise UserError(
-            f"the held-out part of {images.source.name!r} has no readable image: raise data.eval_fraction, or name a "
-            "split as data.eval_split"
+            f"the held-out part of {images.source.name!r} has no readable image: raise data.eval_fraction, or set "
+            "data.eval_split"
         )
     return collate(decoded)
 
 
 def first_images(images: Images, count: int) -> torch.Tensor:
-    """The first `count` images in the order of the files, uint8 (N, C, H, W).
+    """The first `count` images in file order, uint8 (N, C, H, W).
 
     Raises:
-        UserError: when there is none.
+        UserError: if there are no images.
     """
     return first_examples(images, count).images
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 in 0..255 -> float32 in [-1, 1], on the device that the images are on (a quarter of the bytes to move)."""
+    """uint8 in 0..255 -> float32 in [-1, 1]. Move the images to their device first: uint8 is a quarter of the bytes."""
     return images.float() / 127.5 - 1
 
 
 def mirror_half(images: torch.Tensor, draw: Draw) -> torch.Tensor:
-    """Images (B, C, H, W), each mirrored or not with equal chances."""
+    """Mirror each image of (B, C, H, W) with probability 1/2."""
     flip = draw.uniform(len(images)) < 0.5
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
 

@@ -22,7 +22,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from tinyldm import pictures
 from tinyldm.config.evaluate import Evaluate
-from tinyldm.data.identity import data_key, hub_id
+from tinyldm.data.identity import describe_part, hub_id
 from tinyldm.data.images import to_float, to_uint8
 from tinyldm.data.sources import open_sources
 from tinyldm.diffusion.model import decoded_at_once
@@ -114,7 +114,7 @@ class Evaluation:
             part, found = config.reference, self.part(config.reference, wanted)["features"]
         else:
             part, found = self.read_reference(given, wanted)
-        stamp = {**data_key(config.data, part, config.split_seed), "images": len(found)}
+        stamp = {**describe_part(config.data, part, config.split_seed), "images": len(found)}
         if config.data.revision is None and hub_id(config.data.name):
             self.notes.append("the data set's revision is not pinned: give a commit as data.revision for figures to repeat")
         made_of = json.dumps({"images": stamp, "features": self.network.recipe})
@@ -132,7 +132,7 @@ class Evaluation:
             with np.load(file) as arrays:
                 made_of, found = json.loads(str(arrays["made_of"])), arrays["features"]
             part = made_of["images"]["part"]
-            expected = {**data_key(config.data, part, config.split_seed), "images": wanted or len(found)}
+            expected = {**describe_part(config.data, part, config.split_seed), "images": wanted or len(found)}
         except Exception as error:  # NumPy's reader raises what it likes
             raise UserError(f"{file} is not a reference that evaluate.py has written ({error!r})") from error
         if other := difference(made_of, {"images": expected, "features": self.network.recipe}):

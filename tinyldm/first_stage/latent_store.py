@@ -18,7 +18,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from tinyldm.config.schema import DataConfig
-from tinyldm.data.identity import commit, hub_id, local_files
-from tinyldm.data.images import TRANSFORM, Images, collate, to_float
+from tinyldm.data.identity import cache_key, hub_id
+from tinyldm.data.images import Images, collate, to_float
 from tinyldm.data.prefetch import read_ahead
 from tinyldm.data.sources import Source
 from tinyldm.errors import UserError
@@ -97,15 +97,7 @@ def open_store(
     if accelerator.is_main_process:
         made_of = {
             "version": VERSION,
-            "data": data.name,
-            "revision": data.revision,
-            "commit": commit(data),
-            "parts": [data.data_files, data.split, data.eval_split, source.image_column],
-            "files": digest(local_files(data)),
-            "held out": None if data.eval_split else [data.eval_fraction, seed],
-            "part": part,
-            "resolution": [data.resolution, data.channels],
-            "transform": TRANSFORM,
+            **cache_key(data, part.replace("-", "_"), seed),
             "mirrored": mirrored,
             "factor": first_stage.downscale,
             "first stage": first_stage.fingerprint(),
@@ -203,7 +195,7 @@ class _Builder:
                     self._write(number, latents, batch)
                     latents = []
 
-    def _batches(self) -> Iterator[tuple[int, torch.Tensor | dict[str, int]]]:
+    def _batches(self) -> Generator[tuple[int, torch.Tensor | dict[str, int]], None, None]:
         """(shard, uint8 images (B, C, H, W)) of each shard that is missing, then (shard, how many positions and corrupt images
         it has)."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from tinyldm.config.schema import DataConfig
-from tinyldm.data.identity import commit, data_key, local_files
+from tinyldm.data.identity import cache_key
 from tinyldm.data.images import Images, collate
 from tinyldm.data.sources import Source
 from tinyldm.errors import UserError
@@ -47,8 +47,7 @@ class ImageSet:
 
 def data_part(source: Source, data: DataConfig, part: str, split_seed: int, batch_size: int) -> ImageSet:
     """The images of a part in the order of its files; unreadable ones are left out."""
-    made_of = {**data_key(data, part, split_seed), "commit": commit(data), "files": digest(local_files(data))}
-    return ImageSet(made_of, _from_source(source, data, batch_size))
+    return ImageSet(cache_key(data, part, split_seed), _from_source(source, data, batch_size))
 
 
 def _from_source(source: Source, data: DataConfig, batch_size: int) -> Callable[[int, int | None], Batches]:
