@@ -156,7 +156,7 @@ class ImageBatches:
         images: source and decoder.
         seed: seed of the order.
         batch_size: images per batch.
-        process: rank and world size.
+        rank_and_world: rank and world size.
         length: images per epoch; counted when first needed.
         timeout: seconds without an example after which the stream counts as stalled.
     """
@@ -164,7 +164,7 @@ class ImageBatches:
     images: Images
     seed: int
     batch_size: int
-    process: tuple[int, int] = (0, 1)
+    rank_and_world: tuple[int, int] = (0, 1)
     length: int | None = None
     timeout: float = 600.0
 
@@ -196,7 +196,7 @@ class ImageBatches:
             yield collate(batch)
 
     def _examples(self, start: int) -> Iterator[Callable[[], dict[str, Any]]]:
-        rank, world_size = self.process
+        rank, world_size = self.rank_and_world
         position, epoch, skip = start * world_size * self.batch_size, 0, 0
         if position:
             self.length = self.length or self.images.source.length()

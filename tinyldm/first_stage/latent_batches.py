@@ -72,5 +72,5 @@ class EncodedBatches:
         for micro, batch in enumerate(self.images(start), start):
             pixels = to_float(batch.images.to(self.device))
             if self.mirrored:
-                pixels = mirror_half(pixels, Draw(seed, micro, 0, self.images.process, self.device))
+                pixels = mirror_half(pixels, Draw(seed, micro, 0, self.images.rank_and_world, self.device))
             yield self.first_stage.encode(pixels)
