@@ -34,7 +34,7 @@ def test_what_a_full_disk_looks_like(error, full):
         (
             "OSError(28, 'No space', 'weights.bin')",
             2,
-            "error: no space left for weights.bin: free some, then run it again (a training with --resume latest)\n",
+            "error: no space left for weights.bin: free some space and run it again (a training with --resume latest)\n",
         ),
         ("ZeroDivisionError('a bug')", 1, "Traceback"),
     ],

@@ -1,4 +1,4 @@
-"""One exception for what the user can mend, and the one place that prints it."""
+"""The exception for errors a user can fix, and the only place that prints it."""
 
 import contextlib
 import errno
@@ -10,11 +10,15 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: what is wrong and what to do."""
+    """An error the user can fix. The message is one line: what is wrong and what to do."""
 
 
 class Stopped(Exception):
-    """A run that was asked to stop and has saved what it had. `signal` is what asked for it."""
+    """A signal stopped a run, and the run has saved its state.
+
+    Attributes:
+        signal: the signal.
+    """
 
     def __init__(self, message: str, signal: signal.Signals):
         super().__init__(message)
@@ -22,28 +26,28 @@ class Stopped(Exception):
 
 
 def why(error: BaseException) -> str:
-    """The reason for an error of the Hub's client or of diffusers, in one line. A token in it is replaced by ***."""
-    from huggingface_hub import get_token  # here, so that --help does not wait for the client
+    """The reason for an error of the Hub's client or of diffusers, in one line. Replaces a token in it by ***."""
+    from huggingface_hub import get_token  # imported here to keep --help fast
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-    found, token = root_cause(error), get_token()
-    text = str(found) if isinstance(found, OSError | HTTPError | ValueError | RuntimeError) else repr(found)
-    if isinstance(found, HfHubHTTPError) and found.server_message:
-        text = f"{found.response.status_code}: {found.server_message}"
-    return " ".join((text.replace(token, "***") if token else text).split()) or type(found).__name__
+    cause, token = root_cause(error), get_token()
+    text = str(cause) if isinstance(cause, OSError | HTTPError | ValueError | RuntimeError) else repr(cause)
+    if isinstance(cause, HfHubHTTPError) and cause.server_message:
+        text = f"{cause.response.status_code}: {cause.server_message}"
+    return " ".join((text.replace(token, "***") if token else text).split()) or type(cause).__name__
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What the Hub or the network said: libraries wrap it in errors that only say that something failed."""
+    """The error of the Hub or the network. Libraries wrap it in errors that only report a failure."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     chain = [error]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) and inner not in chain:
         chain.append(inner)
     for kind in (HfHubHTTPError, HTTPError, OfflineModeIsEnabled):
-        for found in chain:
-            if isinstance(found, kind):
-                return found
+        for link in chain:
+            if isinstance(link, kind):
+                return link
     return error
 
 
@@ -51,17 +55,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_full_disk(error: Exception) -> bool:
-    """Whether an error of Python, safetensors (which tells the number in its text) or torch.save means a full disk."""
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    """Whether an error of Python, safetensors or torch.save means a full disk."""
+    match = re.search(r"\(os error (\d+)\)", str(error))  # safetensors gives the number in the message only
+    number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
     return number in FULL or "PytorchStreamWriter failed writing" in str(error)
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print a `UserError` (or a full disk, which no code here can prevent) as one line and exit with code 2.
+    """Print a `UserError` as one line and exit with code 2. A full disk counts as one.
 
-    A run that was stopped by signal n exits with 128 + n, as shells expect. Bugs keep their traceback.
+    After signal n the exit code is 128 + n, as shells expect. Bugs keep their traceback.
     """
     code = 2
     try:
@@ -73,13 +77,13 @@ def one_line_errors() -> Iterator[None]:
     except Exception as error:
         if not is_full_disk(error):
             raise
-        file = getattr(error, "filename", None) or "what was being written"
-        message = f"error: no space left for {file}: free some, then run it again (a training with --resume latest)"
+        file = getattr(error, "filename", None) or "the output"
+        message = f"error: no space left for {file}: free some space and run it again (a training with --resume latest)"
     except KeyboardInterrupt:
         message, code = "interrupted", 128 + signal.SIGINT
     else:
         return
     print(" ".join(message.split()), file=sys.stderr, flush=True)
-    # Not sys.exit: download and prefetch threads may still wait on a dead network, and nothing is left to save.
+    # sys.exit would wait for download and prefetch threads, which may hang on a dead network. Everything is saved.
     sys.stdout.flush()
     os._exit(code)

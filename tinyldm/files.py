@@ -1,4 +1,4 @@
-"""Files and folders: replaced so that a kill leaves the old or the new one, locked, compared."""
+"""Files and folders: atomic replacement, locks, comparison and short names."""
 
 import contextlib
 import hashlib
@@ -14,15 +14,14 @@ from filelock import FileLock, Timeout
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a text file so that a kill at any moment leaves the old or the new one, and two processes at once leave one of
-    theirs."""
+    """Write a text file atomically. A kill leaves the old file or the new one; of two writers, one wins."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     aside.write_text(text, newline="")
     os.replace(aside, file)
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Put a finished folder in the place of an old one; a kill in between leaves the old one as `.old-...`."""
+    """Replace an old folder by a finished one. A kill in between leaves the old one as `.old-...`."""
     old = final.with_name(f".old-{final.name}")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -33,16 +32,16 @@ def replace_folder(new: Path, final: Path) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path, does: str) -> Iterator[None]:
-    """Keeps other processes out of a folder; they wait, and say for whom.
+    """Lock a folder. Another run that holds the lock makes this one wait, with a message.
 
     Args:
-        does: what the process that is waited for does: `makes the same`.
+        does: what the other run does, for the message: `writes the same features`.
     """
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"waiting for another process, which {does}, in {folder}", file=sys.stderr)
+        print(f"waiting for another run, which {does}, in {folder}", file=sys.stderr)
         lock.acquire()
     try:
         yield
@@ -51,11 +50,11 @@ def one_at_a_time(folder: Path, does: str) -> Iterator[None]:
 
 
 def difference(before: Any, now: Any, path: str = "") -> str:
-    """The first place where two JSON values differ, in words; empty where they are equal."""
+    """The first place where two JSON values differ, as text; empty if they are equal."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*now, *before]:
-            if found := difference(before.get(key), now.get(key), f"{path} {key}".strip()):
-                return found
+            if text := difference(before.get(key), now.get(key), f"{path} {key}".strip()):
+                return text
         return ""
     if before == now:
         return ""
@@ -63,6 +62,6 @@ def difference(before: Any, now: Any, path: str = "") -> str:
     return f"{path}: {old} there, {new} now" if old != new else path
 
 
-def digest(made_of: Any) -> str:
-    """A short name for a JSON value."""
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def digest(value: Any) -> str:
+    """A hash of a JSON value, 16 hex digits, used as a folder name."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Everything worth looking at, as a picture: grids, strips, animations, curves."""
+"""Pictures: grids, strips, animations and loss curves."""
 
 import math
 from pathlib import Path
@@ -12,11 +12,11 @@ from torchvision.utils import make_grid
 
 from tinyldm.errors import UserError
 
-MIN_SIDE = 128  # small images are enlarged to at least this side, so that a grid can be judged by eye
+MIN_SIDE = 128  # pixels; grids enlarge smaller images to at least this side
 
 
 def grid(images: torch.Tensor, columns: int | None = None) -> Image.Image:
-    """uint8 images (N, 3, H, W) as one picture, enlarged by a whole factor where they are small."""
+    """Tile uint8 images (N, 3, H, W) into one picture. Small images are enlarged by an integer factor."""
     images = images.cpu()
     columns = columns or max(1, round(math.sqrt(len(images))))
     factor = max(1, MIN_SIDE // images.shape[-1]) if len(images) <= 144 else 1
@@ -27,18 +27,18 @@ def grid(images: torch.Tensor, columns: int | None = None) -> Image.Image:
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
-    """uint8 (3, H, W) -> RGB image; (1, H, W) -> grey one."""
+    """uint8 (3, H, W) -> RGB image; (1, H, W) -> grey image."""
     return to_pil_image(image.cpu())
 
 
 def save_gif(frames: list[Image.Image], path: Path, seconds: float = 4.0) -> None:
-    """An animation that dwells on its last frame."""
+    """Save an animation that pauses on its last frame."""
     each = max(20, round(1000 * seconds / len(frames)))
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=[each] * (len(frames) - 1) + [1500], loop=0)
 
 
-def pyplot():
-    """matplotlib.pyplot without a screen; imported here, since only the end of a run needs it and it takes a while."""
+def pyplot() -> Any:
+    """matplotlib.pyplot without a screen. Imported late: it is slow, and only the end of a run needs it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -48,7 +48,10 @@ def pyplot():
 
 
 def curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Curves of a metrics.csv: the training loss, then each held-out figure; the quarters of the timesteps share a panel."""
+    """Plot the columns of a metrics.csv: the training loss, then each held-out metric.
+
+    The four losses by quarter of the timesteps share a panel.
+    """
     plt = pyplot()
     panels: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for row in rows for key in row if key == "loss" or key.startswith("eval_")):
@@ -71,7 +74,7 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
         if quarters:
             axis.legend(title="q1: least noise", fontsize=8, title_fontsize=8)
         values = sorted(row[key] for row in rows for key in keys if key in row)
-        if title == "loss" and len(values) > 1:  # the first steps would squash everything that follows
+        if title == "loss" and len(values) > 1:  # clip the first steps, which would flatten the rest
             low, high = values[0], values[int(0.98 * (len(values) - 1))]
             axis.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
     figure.tight_layout()
@@ -80,30 +83,30 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 class OutputFolder:
-    """Where sample.py leaves its pictures.
+    """The folder that sample.py writes its pictures to.
 
     Raises:
-        UserError: when it holds pictures already and `overwrite` is false, or cannot be written.
+        UserError: if it already holds pictures and `overwrite` is false, or if it cannot be written.
     """
 
-    ON_TOP = ("grid.png", "samples.npz", "denoising.png", "denoising.gif", "interpolation.png", "interpolation.gif")
+    SUMMARIES = ("grid.png", "samples.npz", "denoising.png", "denoising.gif", "interpolation.png", "interpolation.gif")
 
     def __init__(self, path: str, overwrite: bool):
         self.path, self.images = Path(path), Path(path) / "images"
-        self.old = [*self.images.glob("*"), *(self.path / name for name in self.ON_TOP if (self.path / name).exists())]
+        self.old = [*self.images.glob("*"), *(self.path / name for name in self.SUMMARIES if (self.path / name).exists())]
         if self.old and not overwrite:
-            raise UserError(f"{path} holds pictures already; choose another output_dir, or give --overwrite true")
+            raise UserError(f"{path} holds pictures already: choose another output_dir, or use --overwrite true")
         try:
             self.images.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"output_dir {path} cannot be written ({error.strerror}); choose another") from error
+            raise UserError(f"output_dir {path} cannot be written ({error.strerror}): choose another") from error
         self.batches: list[torch.Tensor] = []
 
     def add(self, batch: torch.Tensor, first_seed: int) -> None:
-        """Save uint8 images (B, 3, H, W) as images/seed-N.png, the first of them in place of all old pictures."""
+        """Save uint8 images (B, 3, H, W) as images/seed-N.png. The first call deletes the old pictures."""
         while self.old:
             file = self.old.pop()
-            if file.match("seed-*.png") or file.name in self.ON_TOP:  # nothing that is not ours
+            if file.match("seed-*.png") or file.name in self.SUMMARIES:  # keeps other files
                 file.unlink()
         seed = first_seed + sum(map(len, self.batches))
         for i, image in enumerate(batch):
@@ -111,18 +114,21 @@ class OutputFolder:
         self.batches.append(batch)
 
     def finish(self) -> None:
-        """grid.png, and samples.npz: arr_0, uint8 (N, H, W, 3), which the usual evaluation suites read."""
+        """Write grid.png and samples.npz.
+
+        The npz holds arr_0, uint8 (N, H, W, 3), which common evaluation suites read.
+        """
         images = torch.cat(self.batches)
         grid(images[:100]).save(self.path / "grid.png")
         np.savez(self.path / "samples.npz", images.permute(0, 2, 3, 1).numpy())
 
     def strip(self, frames: list[torch.Tensor]) -> None:
-        """denoising.png, a row an image from noise to picture, and denoising.gif."""
+        """Write denoising.png and denoising.gif. Each row of the picture goes from noise to image."""
         rows = torch.stack(frames, 1)  # (B, frames, 3, H, W)
         grid(rows.flatten(0, 1), len(frames)).save(self.path / "denoising.png")
         save_gif([grid(frame) for frame in frames], self.path / "denoising.gif")
 
     def interpolation(self, images: torch.Tensor) -> None:
-        """interpolation.png, one row, and interpolation.gif."""
+        """Write interpolation.png, one row of images, and interpolation.gif."""
         grid(images, len(images)).save(self.path / "interpolation.png")
         save_gif([grid(image[None]) for image in images], self.path / "interpolation.gif")

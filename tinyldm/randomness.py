@@ -1,8 +1,10 @@
-"""Random numbers as a function of (seed, step, process): nothing to save, and a resumed run draws what an unbroken one
-would have drawn (the idea is EDM2's)."""
+"""Random numbers as a function of (seed, step, rank), after EDM2.
+
+There is no state to save: a resumed run draws the same numbers as an uninterrupted one.
+"""
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,13 +28,15 @@ def derive_seed(*parts: int | str) -> int:
 class Draw:
     """The random numbers of one micro-batch.
 
-    They are drawn for the micro-batches of all processes at once and each takes its part, so that the numbers belonging
-    to an image do not depend on how many processes share the work.
+    Every rank draws the numbers for all ranks and takes its own share. So the numbers for an image do not depend on the
+    world size.
 
     Args:
-        seed, step, micro: of the run, the optimizer step, and the accumulation step in it.
-        rank: whose part of the numbers is drawn.
-        device: where the numbers are drawn.
+        seed: the run's seed.
+        step: the optimizer step.
+        micro: the accumulation step within it.
+        rank: the rank that takes its share.
+        device: the device to draw on.
     """
 
     def __init__(
@@ -51,19 +55,21 @@ class Draw:
         return self._mine(torch.rand(count * self.count, **self._where), count)
 
     def common(self, count: int) -> torch.Tensor:
-        """`count` numbers in [0, 1), the same in all processes."""
+        """`count` numbers in [0, 1), the same on all ranks."""
         return torch.rand(count, **self._where)
 
     def stratified(self, count: int) -> torch.Tensor:
-        """`count` numbers in [0, 1), each uniform, that together cover the interval evenly: one common offset and equal
-        distances over the batches of all processes (Kingma et al. 2021, appendix I.1)."""
+        """`count` uniform numbers in [0, 1) that together cover the interval evenly.
+
+        The numbers of all ranks are equally spaced, with one random offset (Kingma et al. 2021, appendix I.1).
+        """
         total = count * self.count
         offset = torch.rand(1, **self._where)
         spread = (offset + torch.randperm(total, **self._where) / total) % 1
         return self._mine(spread, count)
 
     @property
-    def _where(self) -> dict:
+    def _where(self) -> dict[str, Any]:
         return {"generator": self.generator, "device": self.device}
 
     def _mine(self, numbers: torch.Tensor, count: int) -> torch.Tensor:

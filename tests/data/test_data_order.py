@@ -195,7 +195,7 @@ def test_a_stream_that_stalls_is_opened_anew_where_it_stopped(tmp_path, monkeypa
     batches = ImageBatches(Images(source, 8, 2), 5, 4, timeout=0.3)
     try:
         assert take(batches(), 8) == expected
-        assert capsys.readouterr().err.count("gave nothing for 0 s: check the network; opening it anew") == 2
+        assert capsys.readouterr().err.count("gave nothing for 0 s: check the network; opening it again") == 2
         stalls = iter([0, 0, 0, 0])
         with pytest.raises(UserError, match="gave nothing"):
             next(batches())

@@ -15,12 +15,13 @@ from tests.support.sources import (
     folder,
     in_order,
     numbers,
+    one_pass,
     parquet,
     picture,
     take,
     whole,
 )
-from tinyldm.data.images import ImageBatches, Images, collate, first_images, one_pass, to_float, to_square, to_uint8
+from tinyldm.data.images import ImageBatches, Images, collate, first_images, to_float, to_square, to_uint8
 from tinyldm.data.sources import open_sources
 from tinyldm.errors import UserError
 from tinyldm.randomness import Rank

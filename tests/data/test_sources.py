@@ -15,6 +15,7 @@ from tests.support.sources import (
     in_order,
     joined,
     numbers,
+    one_pass,
     parquet,
     picture,
     table,
@@ -22,7 +23,7 @@ from tests.support.sources import (
     whole,
 )
 from tinyldm.config.schema import DataConfig
-from tinyldm.data.images import ImageBatches, Images, first_images, one_pass
+from tinyldm.data.images import ImageBatches, Images, first_images
 from tinyldm.data.sources import open_sources
 from tinyldm.errors import UserError
 

@@ -22,8 +22,7 @@ from tinyldm.diffusion import sampling
 from tinyldm.diffusion.model import load_model
 from tinyldm.errors import UserError
 from tinyldm.evaluation import evaluate as evaluation
-from tinyldm.metrics import chunks as pieces
-from tinyldm.metrics import features
+from tinyldm.metrics import chunks, features
 from tinyldm.metrics.features import FeatureNetwork
 
 
@@ -149,17 +148,17 @@ def test_features_go_on_after_a_kill(network, model, go, tmp_path, monkeypatch, 
     whole, _ = go(*model, output=tmp_path / "whole")
     total, network.seen = network.seen, 0
     shutil.rmtree(tmp_path / "cache")
-    monkeypatch.setattr(pieces, "SECONDS", 0.0)
+    monkeypatch.setattr(chunks, "SECONDS", 0.0)
     network.fail = after
     with pytest.raises(KeyboardInterrupt):
         go(*model)
     network.fail, network.seen = None, 0
     assert go(*model)[0] == whole
-    assert total - after <= network.seen < total - after + 8 + 1  # what was lost is less than a batch, which is a piece here
+    assert total - after <= network.seen < total - after + 8 + 1  # what was lost is less than a batch, which is a chunk here
 
 
 def test_drawing_goes_on_after_a_kill(network, model, go, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "SECONDS", 0.0)
+    monkeypatch.setattr(chunks, "SECONDS", 0.0)
     denoise, seeds = sampling.denoise, []
 
     def dies(model, noise, steps, random, eta, labels=None):
@@ -176,19 +175,19 @@ def test_drawing_goes_on_after_a_kill(network, model, go, tmp_path, monkeypatch)
     seeds.remove(None)
     assert seeds == [list(range(first, first + 8)) for first in (0, 8, 16)]  # each seed once
     expected = next(sampling.sample(load_model(model[1]), 24, 8, 0, 2))
-    drawn = pieces.Pieces(
+    drawn = chunks.Chunks(
         tmp_path / "evaluation/drawn", json.loads((tmp_path / "evaluation/drawn/made_of.json").read_text()), ""
     )
     np.testing.assert_array_equal(drawn.read(8)["images"], expected)
 
 
-def test_a_half_written_piece_and_a_damaged_one(network, model, go, tmp_path):
+def test_a_half_written_chunk_and_a_damaged_one(network, model, go, tmp_path):
     go(*model, "--metrics", "fid")
     drawn = tmp_path / "evaluation/drawn"
     (drawn / ".00000001.npz").write_bytes(b"half")
     go(*model, "--metrics", "fid")
     (drawn / "00000000.npz").write_bytes((drawn / "00000000.npz").read_bytes()[:100])
-    with pytest.raises(UserError, match=r"00000000.npz is damaged .*; delete the folder"):
+    with pytest.raises(UserError, match=r"00000000.npz is damaged .*: delete the folder"):
         go(*model, "--metrics", "fid")
 
 
@@ -197,7 +196,7 @@ def test_what_is_there_may_be_looked_at_by_several(tmp_path):
         yield torch.zeros(3, 3, 8, 8), 3
 
     def fill(wanted):
-        return pieces.fill(pieces.Pieces(tmp_path, {}, ""), wanted, images, lambda batch: {"x": batch.numpy()}, "")
+        return chunks.fill(chunks.Chunks(tmp_path, {}, ""), wanted, images, lambda batch: {"x": batch.numpy()}, "")
 
     assert fill(3) == 3
     with FileLock(tmp_path / ".lock"):
@@ -205,12 +204,12 @@ def test_what_is_there_may_be_looked_at_by_several(tmp_path):
 
 
 def test_the_second_of_two_at_once_waits_and_makes_nothing_twice(tmp_path, capsys):
-    first = pieces.Pieces(tmp_path, {}, "")
+    first = chunks.Chunks(tmp_path, {}, "")
     with ThreadPoolExecutor(1) as pool:
-        with first.alone():
-            second = pieces.Pieces(tmp_path, {}, "")
-            waiting = pool.submit(pieces.fill, second, 3, lambda *_: pytest.fail("made again"), None, "")
-            while "waiting for another process, which makes the same" not in capsys.readouterr().err:
+        with first.locked():
+            second = chunks.Chunks(tmp_path, {}, "")
+            waiting = pool.submit(chunks.fill, second, 3, lambda *_: pytest.fail("made again"), None, "")
+            while "waiting for another run, which makes the same" not in capsys.readouterr().err:
                 assert not waiting.done()
                 time.sleep(0.01)
             first.add({"x": np.ones((3, 2))}, 3)
@@ -221,7 +220,7 @@ def test_a_run_that_trains_is_left_alone(network, model, go, tmp_path):
     card = (tmp_path / "run/README.md").read_text()
     with FileLock(tmp_path / "run/.lock"):
         result, printed = go(*model, "--metrics", "fid")
-    assert "a training is at work there" in printed and result["results"]
+    assert "where a training is running" in printed and result["results"]
     assert (tmp_path / "run/README.md").read_text() == card and not (tmp_path / "run/evaluation.json").exists()
 
 
@@ -241,7 +240,7 @@ def test_a_first_stage_by_its_reconstructions(network, vq_run, go, tmp_path):
     card = ModelCard.load(copy / "README.md")
     assert {"rfid", "psnr"} <= {entry.metric_type for entry in card.data.eval_results}
     assert float(rows(copy)[-1]["evaluation_rfid"]) == found["figures"]["rFID"]["reconstructions"]["value"]
-    with pytest.raises(UserError, match="held-out part; leave --reference away"):
+    with pytest.raises(UserError, match="held-out part: remove --reference"):
         go("--model", copy, "--reference", "train", *cache)
 
 
@@ -252,7 +251,7 @@ def test_psnr_and_ssim_are_those_of_the_training(network, vq_run, go, tmp_path, 
     trained = {key: float(value) for key, value in rows(vq_run)[-1].items() if key.startswith("eval_")}
     result, _ = go("--model", vq_run / "vqvae", "--num_images", 20, "--data.resolution", 16, "--data.eval_split", "validation",
                    "--data.cache_dir", tmp_path / "cache")  # fmt: skip
-    found = pieces.Pieces(folder := tmp_path / "evaluation/features/inception-reconstructions",
+    found = chunks.Chunks(folder := tmp_path / "evaluation/features/inception-reconstructions",
                           json.loads((folder / "made_of.json").read_text()), "").read(12)  # fmt: skip
     assert found["PSNR"].mean() == pytest.approx(trained["eval_psnr"], abs=0.02)
     assert found["SSIM"].mean() == pytest.approx(trained["eval_ssim"], abs=1e-3)
@@ -324,7 +323,7 @@ def test_a_saved_reference_is_used_and_a_wrong_one_refused(network, data, go, tm
         "--num_reference=21": r"images images: \d\d there, 21 now",
     }.items():
         images = pictures(tmp_path / "small", side=8) if "resolution" in change else folder
-        with pytest.raises(UserError, match=rf"is not that of this evaluation \({words}\); leave --reference away"):
+        with pytest.raises(UserError, match=rf"is not that of this evaluation \({words}\): remove --reference"):
             go("--images", images, *data, change, "--reference", saved, output=tmp_path / change)
     network.load = lambda device: FeatureNetwork("inception", "FID", "KID", {"network": "new", "resize": ""}, network.embed)
     features.NETWORKS["inception"] = network.load
@@ -345,7 +344,7 @@ def test_unreadable_images_of_the_data_are_left_out_and_found_again_after_a_kill
     (folder / "077.png").write_bytes(b"neither")
     data = ["--data.name", tmp_path / "data", "--data.eval_split", "test", "--data.resolution", 16, "--metrics", "fid"]
     data += ["--images", pictures(tmp_path / "pictures"), "--reference", "train", "--batch_size", 8]
-    monkeypatch.setattr(pieces, "SECONDS", 0.0)
+    monkeypatch.setattr(chunks, "SECONDS", 0.0)
     whole, _ = go(*data, "--data.cache_dir", tmp_path / "one", output=tmp_path / "whole")
     assert whole["results"][0]["reference"]["images"] == 128
     network.seen, network.fail = 0, 90
@@ -365,7 +364,7 @@ def test_a_held_out_part_that_is_too_small(network, data, go, tmp_path):
         go("--images", folder, *small)
     _, printed = go("--images", folder, *small, "--reference", "train", output=tmp_path / "two")
     assert re.search(r"no anchors: the held_out part has only \d images; see data.eval_fraction", printed)
-    with pytest.raises(UserError, match=r"held-out part: there are no images; see data.split"):
+    with pytest.raises(UserError, match=r"held-out part: there are no images: check data.split"):
         go("--images", folder, *data, "--data.eval_fraction", "0.000001", output=tmp_path / "three")
 
 

@@ -228,7 +228,7 @@ def test_another_run_that_builds_the_same_latents_is_waited_for(data, source, st
             time.sleep(0.5)
             assert not waiting.done()
         store = waiting.result()
-    assert "waiting for another process, which encodes the same images" in capfd.readouterr().err
+    assert "waiting for another run, which encodes the same images" in capfd.readouterr().err
     assert np.array_equal(np.concatenate(store.shards), np.concatenate(whole.shards))
 
 
@@ -241,9 +241,9 @@ def test_why_kept_latents_will_not_do_is_said(data, source, stage, capfd):
     open_it(data, source, stage)
     assert "are of something else (first stage: " in capfd.readouterr().err
     open_it(replace(data, resolution=8), source, stage)
-    assert "are of something else (resolution: [16, 3] there, [8, 3] now): encoding anew" in capfd.readouterr().err
+    assert "are of something else (resolution: 16 there, 8 now): encoding anew" in capfd.readouterr().err
     open_it(replace(data, split="all"), source, stage)
-    assert "are of something else (parts: " in capfd.readouterr().err
+    assert "are of something else (splits: " in capfd.readouterr().err
 
 
 def test_a_shard_keeps_no_file_open(data, source, stage):

@@ -242,7 +242,7 @@ def test_too_few_images_and_features_that_are_not_finite(measure):
         measure(good[:19], good)
     broken = good.copy()
     broken[7, 2], broken[9, 0] = np.nan, np.inf
-    with pytest.raises(UserError, match=r"2 of 40 images \(samples\) are not finite, those of number 7"):
+    with pytest.raises(UserError, match=r"2 of 40 images \(samples\) are not finite, first those of number 7"):
         measure(broken, good)
 
 

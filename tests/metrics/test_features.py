@@ -104,9 +104,9 @@ def test_networks_that_cannot_be_had(monkeypatch, tmp_path):
         raise OSError("no network")
 
     monkeypatch.setattr(module, "load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"Inception's weights cannot be had \(no network\).*efficientnet-lite0"):
+    with pytest.raises(UserError, match=r"Inception's weights cannot be loaded \(no network\).*efficientnet-lite0"):
         load("inception")
-    with pytest.raises(UserError, match=r"weights of facebook/dinov2-large cannot be had.*efficientnet-lite0"):
+    with pytest.raises(UserError, match=r"weights of facebook/dinov2-large cannot be loaded.*efficientnet-lite0"):
         load("dinov2")
     for package, name in {
         "torch_fidelity.feature_extractor_inceptionv3": "inception",

@@ -57,12 +57,12 @@ def test_a_part_of_a_data_set_goes_on_behind_unreadable_images(tmp_path):
 def test_what_changes_a_part_changes_its_key(tmp_path):
     source = sources.whole(folder(tmp_path / "a", 3))
     data = DataConfig(name=str(tmp_path / "a"), resolution=8)
-    key = data_part(source, data, "train", 0, 4).made_of
-    assert data_part(source, data, "train", 0, 9).made_of == key
+    key = data_part(source, data, "train", 0, 4).key
+    assert data_part(source, data, "train", 0, 9).key == key
     for other in (data_part(source, data, "held_out", 0, 4), data_part(source, data, "train", 1, 4)):
-        assert other.made_of != key
+        assert other.key != key
     (tmp_path / "a/001.png").write_bytes(sources.picture(77, 9, 9))
-    assert data_part(source, data, "train", 0, 4).made_of != key
+    assert data_part(source, data, "train", 0, 4).key != key
 
 
 # -------------------------------------------------------------------------------------------------------------- bad images

@@ -4,7 +4,7 @@ import contextlib
 import io
 import itertools
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import datasets
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tinyldm.config.schema import DataConfig
-from tinyldm.data.images import Images, one_pass
+from tinyldm.data.images import Images, collate
 from tinyldm.data.sources import Source, open_sources
 
 LABELS = ("cat", "dog")
@@ -84,6 +84,14 @@ def config(path, **changes) -> DataConfig:
 def whole(path, **changes) -> Source:
     """The split `train`, nothing held out."""
     return open_sources(config(path, eval_split="train", **changes), seed=0)[0]
+
+
+def one_pass(images: Images, batch_size: int) -> Iterator[torch.Tensor]:
+    """uint8 batches (B, C, H, W) of all examples once, in file order; the last one may be smaller."""
+    decoded = images(images.source.epoch(None, 0))
+    while batch := list(itertools.islice(decoded, batch_size)):
+        yield collate(batch).images
+    images.check()
 
 
 def in_order(source: Source) -> list[int]:

@@ -1,4 +1,4 @@
-"""Names a part of a data set exactly: the key of everything that is kept about it."""
+"""Identifies a part of a data set: the key of every cache."""
 
 import glob
 import os
@@ -10,41 +10,24 @@ from huggingface_hub.errors import HTTPError
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.images import TRANSFORM
+from tinyldm.files import digest
 
 
 def hub_id(name: str) -> str | None:
-    """The name of a data set, where it is one of the Hub and not a local folder."""
+    """The name of a data set if it is a Hub id, else None."""
     return name if "/" in name and not Path(name).expanduser().exists() else None
 
 
-def commit(data: DataConfig) -> str | None:
-    """Which commit `data.revision` is now; None for a data set that is not on the Hub, and where the Hub cannot be asked."""
-    if not hub_id(data.name):
-        return None
-    try:
-        return HfApi().dataset_info(data.name, revision=data.revision, timeout=10).sha
-    except (OSError, HTTPError):  # no network; whatever else is wrong, reading the data says it better
-        return None
-
-
-def local_files(data: DataConfig) -> list:
-    """Name, size and time of each file of a local data set: a changed folder is another data set."""
-    named = data.data_files or []  # may lie elsewhere than data.name, as for data.name parquet
-    named = [named] if isinstance(named, str) else named.values() if isinstance(named, dict) else named
-    files = {file for pattern in named for file in glob.glob(os.path.expanduser(pattern), recursive=True)}
-    files.update(map(str, Path(data.name).expanduser().rglob("*")))
-    return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in sorted(files) if os.path.isfile(file)]
-
-
-def data_key(data: DataConfig, part: str, split_seed: int) -> dict[str, Any]:
-    """What the images of a part of a data set depend on, but for the files' contents.
+def describe_part(data: DataConfig, part: str, split_seed: int) -> dict[str, Any]:
+    """The settings that choose the images of a part, as JSON.
 
     Args:
         part: `train` or `held_out`.
-        split_seed: which images are held out depends on it where no split is for that.
+        split_seed: chooses the held-out images, unless the data set has its own split for them.
     """
+    local = Path(data.name).expanduser()
     return {
-        "data": str(Path(data.name).resolve()) if Path(data.name).exists() else data.name,
+        "data": str(local.resolve()) if local.exists() else data.name,
         "revision": data.revision,
         "data_files": data.data_files,
         "splits": [data.split, data.eval_split],
@@ -55,3 +38,30 @@ def data_key(data: DataConfig, part: str, split_seed: int) -> dict[str, Any]:
         "channels": data.channels,
         "transform": TRANSFORM,
     }
+
+
+def cache_key(data: DataConfig, part: str, split_seed: int) -> dict[str, Any]:
+    """Identifies the images of a part: its settings and the version of its files.
+
+    `commit` is None for a local data set, and if the Hub cannot be reached. The arguments are those of `describe_part`.
+    """
+    return {**describe_part(data, part, split_seed), "commit": _commit(data), "files": digest(_local_files(data))}
+
+
+def _commit(data: DataConfig) -> str | None:
+    """The commit that `data.revision` names now."""
+    if not hub_id(data.name):
+        return None
+    try:
+        return HfApi().dataset_info(data.name, revision=data.revision, timeout=10).sha
+    except (OSError, HTTPError):  # no network; reading the data reports other errors better
+        return None
+
+
+def _local_files(data: DataConfig) -> list[list[Any]]:
+    """Name, size and time of each file of a local data set."""
+    names = data.data_files or []  # may lie outside data.name, e.g. for `data.name: parquet`
+    patterns: list[Any] = [names] if isinstance(names, str) else list(names.values() if isinstance(names, dict) else names)
+    files = {file for pattern in patterns for file in glob.glob(os.path.expanduser(pattern), recursive=True)}
+    files.update(map(str, Path(data.name).expanduser().rglob("*")))
+    return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in sorted(files) if os.path.isfile(file)]

@@ -1,11 +1,11 @@
-"""A source of images -> a stream of square RGB images, in an order that depends on (seed, position) alone.
+"""Turns a source of images into batches of square images, in an order that depends on (seed, position) alone.
 
-Undecoded examples -> this process's share -> decode, orient, crop, resize (in threads) -> batches.
+Undecoded examples -> this rank's share -> decode, orient, crop, resize (in threads) -> batches.
 
 The order has no state to save. Position p of the endless stream is example `p - epoch * length` of the shuffle of
-(seed, epoch). From position P on, micro-batch k of rank r out of R is the positions P + [(k R + r) B, (k R + r + 1) B): no two
-ranks see the same examples, uneven shards do not matter, one rank with batch 2 B sees what two with batch B see, and a
-training may continue from any position with other batches.
+(seed, epoch). From position P on, micro-batch k of rank r out of R holds the positions P + [(k R + r) B, (k R + r + 1) B).
+So no two ranks see the same example, uneven shards do not matter, and one rank with batch size 2 B sees what two with B
+see. A training may continue from any position with another batch size or number of ranks.
 """
 
 import io
@@ -28,32 +28,34 @@ from tinyldm.data.sources import Source, image_bytes
 from tinyldm.errors import UserError
 from tinyldm.randomness import ALONE, Draw, Rank
 
-TRANSFORM = "oriented, central square, Pillow bicubic with antialiasing, 8 bits"  # to_square, for what is kept of its images
-MAX_CORRUPT = 0.05  # more than this share of unreadable images means that something else is wrong
-RETRIES = 2  # of a stream that stalls
-MIN_POSITIONS = 100  # before judging that share
-GROUP = 16  # examples that a thread decodes at once: handing over each by itself costs a tenth of decoding a small photograph
+TRANSFORM = (
+    "oriented, central square, Pillow bicubic with antialiasing, 8 bits"  # names to_square in cache keys: change both together
+)
+MAX_CORRUPT = 0.05  # more unreadable images than this share hint at another problem
+RETRIES = 2  # how often a stalled stream is reopened
+MIN_POSITIONS = 100  # images seen before MAX_CORRUPT applies
+GROUP = 16  # examples per decoding task: a task costs a tenth of decoding a small photograph
 
 
 def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndarray:
     """Orient, crop the central square and resize it with antialiasing.
 
-    Cropping comes first (the result is the same as resizing the shorter side and cropping after), so that a 10 x 10,000
-    strip costs no more than a square.
+    Cropping first gives the same result as resizing the shorter side first. But a 10 x 10,000 strip costs no more than a
+    square.
 
     Args:
-        image: of any mode: grey, palette, CMYK, 16-bit and transparent ones become RGB, the last over white.
-        resolution: side of the result in pixels; smaller images are enlarged.
+        image: an image of any mode: grey, palette, CMYK, 16-bit or transparent (shown on white).
+        resolution: side length of the result in pixels; smaller images are enlarged.
         channels: 3 (RGB) or 1 (grey).
 
     Returns:
         uint8 array (resolution, resolution, channels).
     """
     mode = "RGB" if channels == 3 else "L"
-    image.draft(mode, (2 * resolution, 2 * resolution))  # a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size
+    image.draft(mode, (2 * resolution, 2 * resolution))  # decode a large JPEG at 1/2, 1/4 or 1/8 of its size
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits to 8 instead of scaling them
-        grey = np.asarray(image, dtype=np.float32)
+        grey: np.ndarray = np.asarray(image, dtype=np.float32)
         grey = grey / 257 if image.mode.startswith("I") else grey * 255  # modes I are 16-bit files, F is in [0, 1]
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -71,13 +73,15 @@ def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndar
 class Images:
     """Decodes examples in threads and yields (image, label) in the examples' order.
 
-    Pillow releases the interpreter's lock while it decodes and resizes, so threads do what worker processes would
-    without copies between processes, and a stream is read once however many there are.
+    Pillow releases the interpreter's lock while it decodes and resizes. So threads are as fast as worker processes, copy
+    nothing, and read a stream only once.
 
-    `corrupt` and `seen` count; above 5% the iteration stops.
+    Attributes:
+        seen: number of examples so far.
+        corrupt: how many of them could not be decoded.
 
     Raises:
-        UserError: while iterating, when more than 5% of the images, or all of a small set, are corrupt.
+        UserError: while iterating, if more than 5% of the images are corrupt, or all images of a small data set.
     """
 
     def __init__(self, source: Source, resolution: int, num_workers: int, channels: int = 3):
@@ -90,12 +94,12 @@ class Images:
         return cls(source, data.resolution, data.num_workers, data.channels)
 
     def decode(self, fetch: Callable[[], dict[str, Any]]) -> tuple[np.ndarray, int | None] | str:
-        """uint8 array (resolution, resolution, channels) and label, or why there is none."""
+        """uint8 array (resolution, resolution, channels) and label, or the error as text."""
         try:
             example = fetch()
             with Image.open(io.BytesIO(image_bytes(self.source.cell(example)))) as image:
                 return to_square(image, self.resolution, self.channels), self.source.label(example)
-        except Exception as error:  # Pillow's readers raise what they like: SyntaxError (PNG), RuntimeError (AVIF) ...
+        except Exception as error:  # Pillow's readers raise many types: SyntaxError (PNG), RuntimeError (AVIF) ...
             return f"{type(error).__name__}: {error}"
 
     def _decode_all(self, group: list[Callable[[], dict[str, Any]]]) -> list[tuple[np.ndarray, int | None] | str]:
@@ -104,13 +108,13 @@ class Images:
     def __call__(
         self, examples: Iterable[Callable[[], dict[str, Any]]], fill: bool = False
     ) -> Iterator[tuple[np.ndarray, int | None]]:
-        """Decode `examples`, leaving corrupt images out.
+        """Decode `examples` and skip corrupt images.
 
         Args:
-            fill: give the place of a corrupt image to the next readable one: batches stay full, and which image stands
-                where is still a function of the position.
+            fill: yield the next readable image once more for each corrupt one. Batches stay full, and each position still
+                determines its image.
         """
-        waiting = 0  # places whose image was corrupt
+        waiting = 0  # positions that the next readable image fills
         with ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode") as pool:
             pending: deque = deque()
             examples = iter(examples)
@@ -137,24 +141,24 @@ class Images:
             self.check()
 
     def check(self) -> None:
-        """Raise UserError when too many of the images seen so far were corrupt."""
+        """Raise UserError if too many of the images seen so far were corrupt."""
         if self.corrupt > MAX_CORRUPT * self.seen:
             raise UserError(
                 f"{self.corrupt} of {self.seen} images of {self.source.name!r} cannot be read, more than "
-                f"{MAX_CORRUPT:.0%}: is data.image_column right, and are the files whole?"
+                f"{MAX_CORRUPT:.0%}: check data.image_column, and whether the files are damaged"
             )
 
 
 @dataclass
 class ImageBatches:
-    """Endless training batches of one process.
+    """Endless training batches of one rank.
 
     Args:
         images: source and decoder.
-        seed: of the order.
-        batch_size: images a batch.
-        rank: whose batches these are.
-        length: images in a pass; known after one, or counted when it is needed before.
+        seed: seed of the order.
+        batch_size: images per batch.
+        rank: the rank that gets these batches.
+        length: images per epoch; counted when first needed.
         timeout: seconds without an example after which the stream counts as stalled.
     """
 
@@ -166,15 +170,15 @@ class ImageBatches:
     timeout: float = 600.0
 
     def __call__(self, position: int = 0) -> Generator[Batch, None, None]:
-        """Batches from a position on, read ahead in a thread.
+        """Yield batches from a position on, read ahead in a thread.
 
         Args:
             position: how many images all ranks have seen before.
 
-        A stream that stalls is opened anew, where it stopped, RETRIES times.
+        A stalled stream is reopened at the same position, up to RETRIES times.
 
         Raises:
-            UserError: while iterating, for a stream that stalls again and again, or what reading it raises.
+            UserError: while iterating, if the stream keeps stalling or cannot be read.
         """
         for left in reversed(range(RETRIES + 1)):
             try:
@@ -185,7 +189,7 @@ class ImageBatches:
             except Stalled as error:
                 if not left:
                     raise
-                print(f"warning: {error}; opening it anew", file=sys.stderr)
+                print(f"warning: {error}; opening it again", file=sys.stderr)
 
     def _batches(self, position: int) -> Generator[Batch, None, None]:
         decoded = self.images(self._examples(position), fill=True)
@@ -213,56 +217,48 @@ class ImageBatches:
             if not skip:
                 self.length = position - first
             if not skip and self.images.seen and self.images.seen - self.images.corrupt == seen_before:
-                self.images.check()  # a whole pass without one image: do not go round for ever
+                self.images.check()  # a whole epoch without an image: do not loop forever
             epoch, skip = epoch + 1, 0
 
 
 def collate(decoded: list[tuple[np.ndarray, int | None]]) -> Batch:
-    """Batch what Images yields; channels_last in memory, as convolutions like it."""
+    """Make a batch of what Images yields, channels_last in memory for faster convolutions."""
     images, labels = zip(*decoded, strict=True)
     condition = Condition() if labels[0] is None else Condition(torch.tensor(labels))
     return Batch(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), condition)
 
 
-def one_pass(images: Images, batch_size: int) -> Iterator[torch.Tensor]:
-    """uint8 batches (B, C, H, W) of all examples once, in the order of the files; the last may be smaller."""
-    decoded = images(images.source.epoch(None, 0))
-    while batch := list(itertools.islice(decoded, batch_size)):
-        yield collate(batch).x
-    images.check()
-
-
 def first_examples(images: Images, count: int) -> Batch:
-    """The first `count` images in the order of the files, with their labels.
+    """The first `count` images in file order, with their labels.
 
     Raises:
-        UserError: when there is none.
+        UserError: if there are no images.
     """
     decoded = list(itertools.islice(images(images.source.epoch(None, 0)), count))
     if not decoded:
         raise UserError(
-            f"the held-out part of {images.source.name!r} has no readable image: raise data.eval_fraction, or name a "
-            "split as data.eval_split"
+            f"the held-out part of {images.source.name!r} has no readable image: raise data.eval_fraction, or set "
+            "data.eval_split"
         )
     return collate(decoded)
 
 
 def first_images(images: Images, count: int) -> torch.Tensor:
-    """The first `count` images in the order of the files, uint8 (N, C, H, W).
+    """The first `count` images in file order, uint8 (N, C, H, W).
 
     Raises:
-        UserError: when there is none.
+        UserError: if there are no images.
     """
     return first_examples(images, count).x
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 in 0..255 -> float32 in [-1, 1], on the device that the images are on (a quarter of the bytes to move)."""
+    """uint8 in 0..255 -> float32 in [-1, 1]. Move the images to their device first: uint8 is a quarter of the bytes."""
     return images.float() / 127.5 - 1
 
 
 def mirror_half(images: torch.Tensor, draw: Draw) -> torch.Tensor:
-    """Images (B, C, H, W), each mirrored or not with equal chances."""
+    """Mirror each image of (B, C, H, W) with probability 1/2."""
     flip = draw.uniform(len(images)) < 0.5
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
 

@@ -1,28 +1,32 @@
-"""Run a generator ahead of its consumer, in a thread."""
+"""Runs a generator in a thread, ahead of its consumer."""
 
 import atexit
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
 
 from tinyldm.errors import UserError
 
+Item = TypeVar("Item")
+
 
 class Stalled(UserError):
-    """A stream that gives nothing any more."""
+    """A stream that no longer yields anything."""
 
 
-def read_ahead(batches: Generator, depth: int = 4, timeout: float = 600.0, read: Callable[[], int] = lambda: 0) -> Iterator:
+def read_ahead(
+    batches: Generator[Item, None, None], depth: int = 4, timeout: float = 600.0, read: Callable[[], int] = lambda: 0
+) -> Generator[Item, None, None]:
     """Run a generator in a thread, `depth` items ahead.
 
     Args:
-        read: counts what it has read: to find its place in a stream it may read for long before it gives something.
+        read: number of examples read so far; while it grows, the stream is not considered stalled.
 
     Raises:
-        Stalled: when nothing came and nothing was read for `timeout` seconds.
-        Exception: what the generator raised.
+        Stalled: after `timeout` seconds in which nothing was yielded or read.
+        Exception: any exception of the generator.
     """
     ready: queue.Queue = queue.Queue(depth)
     stopped = threading.Event()
@@ -36,13 +40,13 @@ def read_ahead(batches: Generator, depth: int = 4, timeout: float = 600.0, read:
 
     def run() -> None:
         try:
-            with contextlib.closing(batches):  # its decoding threads end with it
+            with contextlib.closing(batches):  # also ends its decoding threads
                 for batch in batches:
                     put(batch)
                     if stopped.is_set():
                         return
             put(StopIteration())
-        except BaseException as error:  # handed to the consumer, who raises it
+        except BaseException as error:  # raised again in the consumer
             put(error)
 
     thread = threading.Thread(target=run, daemon=True, name="read_ahead")
@@ -52,7 +56,7 @@ def read_ahead(batches: Generator, depth: int = 4, timeout: float = 600.0, read:
         stopped.set()
         thread.join(timeout=5)
 
-    atexit.register(stop)  # a daemon thread that is inside pyarrow when the interpreter goes aborts the process
+    atexit.register(stop)  # a thread still inside pyarrow at exit would abort the interpreter
     try:
         while True:
             read_before = read()

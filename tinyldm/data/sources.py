@@ -1,9 +1,10 @@
 """Any data set becomes a `Source`: undecoded examples in an order that depends on (seed, epoch) alone.
 
-A Hub id, parquet files, an image folder, WebDataset tars and toyfaces all come through `datasets`. For a new kind of data
-set, this is the file to change; `tinyldm.data` makes batches out of a source.
+`datasets` reads Hub data sets, parquet files, image folders, WebDataset tars and toyfaces. Add new kinds of data sets here;
+images.py makes batches of a source.
 """
 
+import functools
 import hashlib
 import tarfile
 from collections.abc import Callable, Iterator
@@ -22,11 +23,11 @@ from tinyldm.config.schema import DataConfig
 from tinyldm.data import toyfaces
 from tinyldm.errors import UserError
 
-UNREADABLE = (OSError, ValueError, tarfile.TarError, DatasetGenerationError, HTTPError)  # damaged files, a lost network
+UNREADABLE = (OSError, ValueError, tarfile.TarError, DatasetGenerationError, HTTPError)  # damaged files, lost network
 
 
 def image_bytes(value: dict[str, Any] | None) -> bytes:
-    """The encoded file of an undecoded Image cell: parquet has `bytes`, folders have a `path`, WebDataset has both."""
+    """The encoded file in an undecoded Image cell. Parquet has `bytes`, folders have a `path`, WebDataset has both."""
     if not value:
         raise OSError("empty cell")
     if value.get("bytes") is not None:
@@ -39,9 +40,14 @@ def image_bytes(value: dict[str, Any] | None) -> bytes:
 class Source:
     """One part of a data set, undecoded and in a fixed order.
 
-    `dataset` is a datasets.Dataset (random access) or IterableDataset (streamed); `image_column` its column of the type
-    Image(decode=False); `label_column` one of class numbers, or None. `told_length` is what the data set's page says of a
-    stream's length. `read` counts what has come out of a stream, skipped examples too: whether it is still alive.
+    Attributes:
+        dataset: a Dataset (random access) or an IterableDataset (streamed).
+        image_column: its column of type Image(decode=False).
+        name: the data set's name, for messages.
+        shuffle_buffer: examples from which a shuffled stream draws the next one.
+        label_column: its column of type ClassLabel, or None.
+        listed_length: a stream's length by the data set's metadata, or None.
+        read: number of examples read from a stream so far, skipped ones included.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
@@ -49,7 +55,7 @@ class Source:
     name: str
     shuffle_buffer: int
     label_column: str | None = None
-    told_length: int | None = None
+    listed_length: int | None = None
     read: int = 0
 
     @property
@@ -59,45 +65,45 @@ class Source:
 
     @property
     def streamed(self) -> bool:
-        """Whether examples can only be read one after the other."""
+        """Whether examples can only be read in sequence."""
         return isinstance(self.dataset, datasets.IterableDataset)
 
     def length(self) -> int:
-        """Examples in one pass; a stream has to be read through once (undecoded) to know."""
+        """Number of examples. A stream is read once, without decoding, to count them."""
         return sum(1 for _ in self.epoch(None, 0)) if self.streamed else len(self.dataset)
 
     def known_length(self) -> int | None:
-        """Examples in one pass, where that is known without reading through it."""
-        return self.told_length if self.streamed else len(self.dataset)
+        """Number of examples, or None if counting them would mean reading the stream."""
+        return self.listed_length if self.streamed else len(self.dataset)
 
     def epoch(self, seed: int | None, epoch: int, start: int = 0) -> Iterator[Callable[[], dict[str, Any]]]:
-        """The examples from position `start` of one pass on, each as a function that fetches it.
+        """Yield the examples of one epoch from position `start` on, each as a function that fetches it.
 
         Args:
-            seed: order of (seed, epoch). None: the order of the files.
-            epoch: number of the pass, from 0.
-            start: how many to skip; skipped ones are not decoded.
+            seed: the order depends on (seed, epoch). None: file order.
+            epoch: number of the epoch, from 0.
+            start: how many examples to skip, without decoding them.
 
         Raises:
-            UserError: where a stream breaks off: a damaged shard, a lost network.
+            UserError: if a stream breaks off: a damaged shard, a lost network.
         """
         if not self.streamed:
             order = np.arange(len(self.dataset))
             if seed is not None:
                 np.random.default_rng([seed, epoch]).shuffle(order)
             for index in order[start:]:
-                yield lambda index=int(index): self.dataset[index]
+                yield functools.partial(self.dataset.__getitem__, int(index))
             return
         stream = self.dataset
         if seed is not None:
-            # Several shards at a time are read in threads, and datasets sleeps 5 s after each epoch until they are gone.
+            # One shard at a time: with several, datasets reads in threads and sleeps 5 s after each epoch.
             stream = stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=1)
             stream.set_epoch(epoch)
         try:
             for position, example in enumerate(stream):
                 self.read += 1
-                if position >= start:  # stream.skip() would change the order
-                    yield lambda example=example: example
+                if position >= start:  # stream.skip() would change the shuffle
+                    yield functools.partial(_unchanged, example)
         except UNREADABLE as error:
             raise UserError(_why_not(self.name, error)) from error
 
@@ -109,7 +115,7 @@ class Source:
         """The class number of an example; None without labels.
 
         Raises:
-            ValueError: for an example that has none.
+            ValueError: if the example has no valid label.
         """
         if self.label_column is None:
             return None
@@ -119,14 +125,18 @@ class Source:
         return label
 
 
+def _unchanged(example: dict[str, Any]) -> dict[str, Any]:
+    return example
+
+
 def open_sources(data: DataConfig, seed: int) -> tuple[Source, Source]:
     """The training part and the held-out part of a data set, disjoint by construction.
 
-    With `data.eval_split` they are two splits of the data set. Without, an image is held out when a hash of (seed, its
-    encoded bytes) falls below `data.eval_fraction`: independent of shards and order, and a copy goes with its original.
+    With `data.eval_split` they are two splits of the data set. Without, a hash of (seed, encoded image) below
+    `data.eval_fraction` holds an image out. So the choice does not depend on shards and order, and copies stay together.
 
     Raises:
-        UserError: for a data set, split or column that is not there, or a network that is not.
+        UserError: if the data set, split or column does not exist, or the network is down.
     """
     train = _load(data, data.split)
     if data.eval_split:
@@ -137,21 +147,19 @@ def open_sources(data: DataConfig, seed: int) -> tuple[Source, Source]:
         try:
             content = image_bytes(cell)
         except OSError:
-            content = b""  # unreadable: it stays in the training part, where it is counted
+            content = b""  # unreadable images stay in the training part, which counts them
         digest = hashlib.blake2b(content, digest_size=4, key=str(seed).encode()).digest()
         return content != b"" and int.from_bytes(digest, "big") < threshold
 
     column = train.image_column
-    parts = (
-        train.dataset.filter(lambda cell: not held_out(cell), input_columns=[column]),
-        train.dataset.filter(held_out, input_columns=[column]),
-    )
-    return tuple(replace(train, dataset=part, told_length=None) for part in parts)
+    rest = train.dataset.filter(lambda cell: not held_out(cell), input_columns=[column])
+    chosen = train.dataset.filter(held_out, input_columns=[column])
+    return replace(train, dataset=rest, listed_length=None), replace(train, dataset=chosen, listed_length=None)
 
 
 def _load(data: DataConfig, split: str) -> Source:
     if data.name == "toyfaces" and not data.streaming:
-        raise UserError("toyfaces is drawn on the fly; set data.streaming to true")
+        raise UserError("toyfaces is drawn while streaming: set data.streaming to true")
     try:
         if data.name == "toyfaces":
             dataset = toyfaces.load(split, data.resolution)
@@ -165,19 +173,19 @@ def _load(data: DataConfig, split: str) -> Source:
                 split=split,
                 streaming=data.streaming,
             )
-        if dataset.features is None:  # a stream of CSV or JSON lines does not know its columns before it is read
+        if dataset.features is None:  # CSV and JSON lines: the columns are in the data
             dataset = dataset._resolve_features()
     except UNREADABLE as error:
         raise UserError(_why_not(data.name, error)) from error
     column = _image_column(data, dataset.features)
     dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    told = (dataset.info.splits or {}).get(split)
+    listed = (dataset.info.splits or {}).get(split)
     labels = _label_column(data, dataset.features)
-    return Source(dataset, column, data.name, data.shuffle_buffer, labels, told.num_examples if told else None)
+    return Source(dataset, column, data.name, data.shuffle_buffer, labels, listed.num_examples if listed else None)
 
 
 def _digits(split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: the first 1,500 to train on, the others for validation."""
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,500 for training, the rest for validation."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -192,8 +200,10 @@ def _digits(split: str, streaming: bool) -> datasets.Dataset | datasets.Iterable
 
 
 def _plain_folder(name: str) -> str | None:
-    """`**` for a folder of images without folders named after splits, so that all of it is the split `train`: `datasets`
-    finds splits in file names too, and of a.png and train-1.png would silently read the second only."""
+    """`**` for a folder of images without a folder per split, so that all images are the split `train`.
+
+    `datasets` would find splits in file names too: with a.png and train-1.png it would silently read only the second.
+    """
     folder = Path(name).expanduser()
     inside = [entry.relative_to(folder) for entry in folder.rglob("*")] if folder.is_dir() else []
     images = any(entry.suffix.lower() in Image.registered_extensions() for entry in inside)
@@ -205,12 +215,12 @@ def _plain_folder(name: str) -> str | None:
 
 def _why_not(name: str, error: Exception) -> str:
     if isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # its own message says nothing
+        error = error.__cause__  # its own message gives no reason
     text = str(error) or type(error).__name__
     if isinstance(error, ConnectionError | HTTPError):
-        return f"data set {name!r} cannot be reached ({text}): check the network, or give a local folder as data.name"
+        return f"data set {name!r} cannot be reached ({text}): check the network, or set data.name to a local folder"
     if "bad split" in text.lower() or "unknown split" in text.lower():
-        return f"data set {name!r}: {text}; set data.split and data.eval_split (null holds out a part of data.split)"
+        return f"data set {name!r}: {text}; set data.split and data.eval_split (null: hold out a fraction of data.split)"
     if "save_to_disk" in text:
         return f"data set {name!r} was saved by save_to_disk: set data.name to arrow and data.data_files to {name}/**/*.arrow"
     return f"data set {name!r} cannot be read ({text}): data.name takes a Hub id, a folder with images, parquet or tars"
@@ -230,7 +240,7 @@ def _image_column(data: DataConfig, features: datasets.Features) -> str:
     if not images:
         raise UserError(
             f"data set {data.name!r} has no column of the type Image; it has: {names}; "
-            "name the one with encoded images as data.image_column"
+            "set data.image_column to the one with encoded images"
         )
     return images[0]
 
@@ -241,7 +251,7 @@ def _label_column(data: DataConfig, features: datasets.Features) -> str | None:
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if data.label_column not in classes:
         raise UserError(
-            f"data.label_column {data.label_column!r} of {data.name!r} is no column of class labels; "
+            f"data.label_column {data.label_column!r} of {data.name!r} is not a column of class labels; "
             f"it has: {', '.join(classes) or 'none'}"
         )
     return data.label_column

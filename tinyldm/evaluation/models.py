@@ -13,29 +13,31 @@ from tinyldm.diffusion.model import Model, load_model
 from tinyldm.errors import UserError
 from tinyldm.files import digest
 from tinyldm.first_stage.autoencoder import SUBFOLDERS, FirstStage, load_first_stage
-from tinyldm.metrics.chunks import Batches, Pieces, fill
+from tinyldm.metrics.chunks import Batches, Chunks, fill
 from tinyldm.metrics.image_sets import ImageSet
 
 
 def open_model(config: Evaluate, device: str) -> Model | FirstStage:
-    """What config.model names: something that draws, or a first stage.
+    """Load the model that config.model names: a diffusion model, or a first stage.
 
     Raises:
-        UserError: when it is neither, or is not made for images of data.resolution.
+        UserError: if it is neither, or its images have another size than data.resolution.
     """
     name = config.model
+    if name is None:
+        raise UserError("set --model to a run, a pipeline folder, or a Hub id")
     local = Path(name).expanduser()
     if local.is_dir() and not any((local / inside).exists() for inside in ("pipeline", "model_index.json")):
         if not any((local / inside).exists() for inside in ("config.json", *SUBFOLDERS)):
             raise UserError(f"{name} is not a model folder: it has neither pipeline/, model_index.json, vqvae/ nor config.json")
-        model = load_first_stage(FirstStageConfig(path=name))
+        model: Model | FirstStage = load_first_stage(FirstStageConfig(path=name))
     else:
         try:
             model = load_model(name, device, getattr(torch, config.dtype))
         except UserError as error:
             if local.exists() or local.is_absolute() or name.startswith("."):
                 raise
-            try:  # on the Hub, a first stage has no model_index.json either
+            try:  # a first stage on the Hub has no model_index.json
                 model = load_first_stage(FirstStageConfig(path=name))
             except UserError:
                 raise error from None
@@ -54,7 +56,7 @@ def open_model(config: Evaluate, device: str) -> Model | FirstStage:
 
 
 def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[str, Any]:
-    """Which weights: whose, averaged or raw, and their hash."""
+    """Identifies the weights: the model's name, EMA or raw, and their hash."""
     run = run_folder(config.model)
     kind = "as published"
     if run:
@@ -64,9 +66,13 @@ def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[st
     return {"model": str(run.resolve()) if run else config.model, "weights": kind, "weights_hash": digest(prints)}
 
 
-def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) -> ImageSet:
-    """Samples of the seeds config.seed, config.seed + 1, ..., kept in `folder`; those that are there are not drawn again."""
-    made_of = {
+def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str) -> ImageSet:
+    """Samples from the seeds config.seed, config.seed + 1, ..., saved in `folder`. Draws only the missing ones.
+
+    Args:
+        advice: see `Chunks`.
+    """
+    key = {
         **weights_stamp(config, model.unet, model.first_stage),
         "latent_scale": model.first_stage.config.scaling_factor if model.first_stage is not None else None,
         **model.sampler_facts(config),
@@ -74,18 +80,19 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) ->
         "dtype": config.dtype,
         "format": "8 bits, as drawn",
     }
-    pieces = Pieces(folder, made_of, mend)
+    chunks = Chunks(folder, key, advice)
 
-    def drawing(position: int, wanted: int | None) -> Batches:
-        for batch in sampling.sample(model, wanted, config.batch_size, config.seed + position, config):
+    def drawing(position: int, limit: int | None) -> Batches:
+        number = count - position if limit is None else limit
+        for batch in sampling.sample(model, number, config.batch_size, config.seed + position, config):
             position += len(batch)
-            yield batch.expand(-1, 3, -1, -1), position  # grey ones as well: the networks of features look at colours
+            yield batch.expand(-1, 3, -1, -1), position  # grey images too: feature networks take colours
 
-    fill(pieces, count, drawing, lambda batch: {"images": batch.numpy()}, "drawing")
+    fill(chunks, count, drawing, lambda batch: {"images": batch.numpy()}, "drawing")
 
-    def batches(position: int, wanted: int | None) -> Batches:
-        end = count if wanted is None else min(count, position + wanted)
-        for array, after in pieces.each("images", position):
+    def batches(position: int, limit: int | None) -> Batches:
+        end = count if limit is None else min(count, position + limit)
+        for array, after in chunks.each("images", position):
             first = after - len(array)
             for start in range(0, min(len(array), end - first), config.batch_size):
                 batch = array[start : min(start + config.batch_size, end - first)]
@@ -93,4 +100,4 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, mend: str) ->
             if after >= end:
                 return
 
-    return ImageSet(made_of, batches, count)
+    return ImageSet(key, batches, count)

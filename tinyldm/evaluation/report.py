@@ -1,4 +1,4 @@
-"""Where the figures of evaluate.py go: evaluation.json, a table on the screen, and the run's metrics, report and model card."""
+"""Writes what evaluate.py measured: evaluation.json, a table, and the run's metrics.csv, report and model card."""
 
 import csv
 import io
@@ -18,26 +18,26 @@ from tinyldm.files import replace_text
 from tinyldm.training.run_folder import read_metrics
 
 SECTION = "## Evaluation"
-HIGHER = ("precision", "recall", "density", "coverage", "Inception score", "PSNR", "SSIM")  # is better
+HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "Inception score", "PSNR", "SSIM")
 NEARER = "nearer to the training part than held-out images"
-OF_FEATURES = ("precision", "recall", "density", "coverage", NEARER)  # whose names do not say of which features they are
-INTERVALS = "In brackets: the 95% interval over other sets of as many images, the reference held fixed."
+OF_FEATURES = ("precision", "recall", "density", "coverage", NEARER)  # get the network's name added
+INTERVALS = "In brackets: the 95% interval over other sets of as many images against the same reference."
 ANCHORS = (
-    "`real images` are as many that the reference does not hold: a perfect model would get this. `reconstructions` are the "
-    "same after the model's first stage: the denoiser cannot get better."
+    "`real images` are as many images from outside the reference: the result of a perfect model. `reconstructions` are these "
+    "images after the model's first stage: the best result its denoiser can reach."
 )
 
 
 def publish(config: Evaluate, output: Path, images: dict[str, Any], result: dict[str, Any]) -> str:
-    """Write evaluation.json, and what the run gets, where a run was evaluated.
+    """Write evaluation.json, and add the results to the run if a run was evaluated.
 
     Args:
-        images: the recipe of what was evaluated, with its `count`.
-        result: `features`, `reference`, `figures`, ... as evaluation.Evaluation makes them. It takes the place of an older one
-            of the same features and reference; others of the same images stay.
+        images: the key of the evaluated images, with their `count`.
+        result: `features`, `reference`, `figures`, ... from `Evaluation`. It replaces an older result with the same features
+            and reference. Other results of the same images stay.
 
     Returns:
-        What to print.
+        The table and the paths, as text to print.
     """
     file = output / "evaluation.json"
     try:
@@ -46,21 +46,21 @@ def publish(config: Evaluate, output: Path, images: dict[str, Any], result: dict
         kept = [other for other in old["results"] if same and _key(other) != _key(result)]
     except (OSError, ValueError, KeyError, TypeError):
         kept = []
-    whole = {"tinyldm": __version__, "images": images, "results": [*kept, result]}
-    text = json.dumps(whole, indent=1, default=str)
+    results = [*kept, result]
+    text = json.dumps({"tinyldm": __version__, "images": images, "results": results}, indent=1, default=str)
     replace_text(file, text)
     where = str(file)
     if run := run_folder(config.model):
         try:
             with FileLock(run / ".lock", timeout=0):
                 replace_text(run / "evaluation.json", text)
-                add_to_metrics(run, whole["results"])
-                add_to_report(run, images, whole["results"])
-            where += f"; the table is in {run / 'README.md'} too"
+                add_to_metrics(run, results)
+                add_to_report(run, images, results)
+            where += f"; the table is also in {run / 'README.md'}"
         except Timeout:
-            where += f"; {run} has not got it, since a training is at work there"
+            where += f"; not added to {run}, where a training is running"
         except OSError as error:
-            where += f"; {run} has not got it ({error.strerror})"
+            where += f"; not added to {run} ({error.strerror})"
     return f"\n{screen(images, result)}\n\nin {where}"
 
 
@@ -72,7 +72,7 @@ def _key(result: dict[str, Any]) -> tuple[str, str]:
 
 
 def headline(images: dict[str, Any], result: dict[str, Any]) -> str:
-    """What was compared with what, in a line or two."""
+    """A sentence that names the images and the reference."""
     reference, features = result["reference"], result["features"]
     if "sampler" in images:
         last = images["seed"] + images["count"] - 1
@@ -93,25 +93,25 @@ def headline(images: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table of a result, its heading first: figure, then a column for each set of images."""
+    """The table of a result, heading first: the metric, then a column for each set of images."""
     columns = list(next(iter(result["figures"].values()), {}))
     table = [["", *columns]]
     for name, measured in result["figures"].items():
         cells = [f"{m['value']:.4g} [{m['low']:.4g}, {m['high']:.4g}]" for m in measured.values()]
-        table.append([f"{name} {'↑' if name in HIGHER else '↓'}", *cells])
+        table.append([f"{name} {'↑' if name in HIGHER_IS_BETTER else '↓'}", *cells])
     counts = [max(measured[column]["images"] for measured in result["figures"].values()) for column in columns]
     return [*table, ["images", *(f"{count:,}" for count in counts)]] if columns else []
 
 
 def remarks(result: dict[str, Any]) -> list[str]:
-    """What there is to say beside the table: memorisation, codebook, notes."""
+    """The lines below the table: memorisation, codebook, notes."""
     lines = []
-    if found := result.get("memorisation"):
-        near, one = ("{value:.1%} [{low:.1%}, {high:.1%}]".format(**found[key]) for key in ("nearer", "as_near_as_1_percent"))
+    if memory := result.get("memorisation"):
+        near, one = ("{value:.1%} [{low:.1%}, {high:.1%}]".format(**memory[key]) for key in ("nearer", "as_near_as_1_percent"))
         lines.append(
-            f"Memorisation: a sample is nearer to the {found['train_images']:,} training images than a held-out image is in "
-            f"{near} of comparisons (50%: as new images are; towards 100%: copies), and {one} of the samples are as near as "
-            f"the nearest 1% of the {found['held_out_images']:,} held-out images."
+            f"Memorisation: a sample is nearer to the {memory['train_images']:,} training images than a held-out image is in "
+            f"{near} of comparisons (50%: like new images; towards 100%: copies), and {one} of the samples are as near as "
+            f"the nearest 1% of the {memory['held_out_images']:,} held-out images."
         )
     if book := result.get("codebook"):
         lines.append(f"Codebook: {book['used']:.1%} of {book['codes']:,} codes in use, perplexity {book['perplexity']:,.0f}.")
@@ -127,7 +127,7 @@ def screen(images: dict[str, Any], result: dict[str, Any]) -> str:
 
 
 def markdown(images: dict[str, Any], results: list[dict[str, Any]]) -> str:
-    """The section of the run's README.md."""
+    """The section for the run's README.md."""
     parts = [SECTION, ""]
     for result in results:
         cells = rows(result)
@@ -138,7 +138,7 @@ def markdown(images: dict[str, Any], results: list[dict[str, Any]]) -> str:
     return "\n".join([*parts, INTERVALS, *([ANCHORS] if anchors else []), ""])
 
 
-# ------------------------------------------------------------------------------------------------------------ the run's own
+# ---------------------------------------------------------------------------------------------------------- the run folder
 
 
 def slug(name: str) -> str:
@@ -146,21 +146,21 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9-]+", "_", name.lower()).strip("_")
 
 
-def main_figures(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """What was measured of the samples or reconstructions themselves, without the anchors: full names and figures."""
+def main_metrics(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The metrics of the samples or reconstructions, without the anchors: full names and values."""
     name = result["features"]["name"]
-    figures = {key: next(iter(measured.values())) for key, measured in result["figures"].items()}
-    figures |= {NEARER: result["memorisation"]["nearer"]} if "memorisation" in result else {}
-    return [(f"{key} ({name})" if key in OF_FEATURES else key, measured) for key, measured in figures.items()]
+    metrics = {key: next(iter(measured.values())) for key, measured in result["figures"].items()}
+    metrics |= {NEARER: result["memorisation"]["nearer"]} if "memorisation" in result else {}
+    return [(f"{key} ({name})" if key in OF_FEATURES else key, measured) for key, measured in metrics.items()]
 
 
 def add_to_metrics(run: Path, results: list[dict[str, Any]]) -> None:
-    """The figures as columns evaluation_... of the last row of metrics.csv, which is the step of the weights."""
+    """Add columns evaluation_... to the last row of metrics.csv, which belongs to the step of the weights."""
     table = read_metrics(run / "metrics.csv")
     if not table:
         return
     table[-1].update(
-        {f"evaluation_{slug(name)}": figure["value"] for result in results for name, figure in main_figures(result)}
+        {f"evaluation_{slug(name)}": measured["value"] for result in results for name, measured in main_metrics(result)}
     )
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in table for key in row)))
@@ -170,27 +170,30 @@ def add_to_metrics(run: Path, results: list[dict[str, Any]]) -> None:
 
 
 def add_to_report(run: Path, images: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    """The section Evaluation of README.md, and the figures as results of the model card; those of an earlier evaluation go."""
+    """Write the section Evaluation of README.md and the metrics of the model card, replacing those of an earlier evaluation."""
     file = run / "README.md"
     if not file.exists():
         return
     card = ModelCard(file.read_text())
+    metadata: Any = card.data  # its declared type lacks the model card fields
     section = markdown(images, results)
     text = re.sub(rf"\n{SECTION}\n.*?(?=\n## |\Z)", "", card.text, flags=re.DOTALL).rstrip() + "\n"
     before, heading, after = text.partition("\n## Limits and licence")
     card.text = f"{before.rstrip()}\n\n{section}{heading}{after}"
     data = parsing.read_yaml(run / "config.yaml")["data"]
-    ours = [_eval_result(name, measured, images, result, data) for result in results for name, measured in main_figures(result)]
-    others = [entry for entry in card.data.eval_results or [] if "reference_images" not in (entry.metric_args or {})]
-    card.data.eval_results = [*others, *ours]
-    card.data.model_name = card.data.model_name or run.resolve().name
+    ours = [_eval_result(name, measured, images, result, data) for result in results for name, measured in main_metrics(result)]
+    others = [entry for entry in metadata.eval_results or [] if "reference_images" not in (entry.metric_args or {})]
+    metadata.eval_results = [*others, *ours]
+    metadata.model_name = metadata.model_name or run.resolve().name
     replace_text(file, str(card))
 
 
 def _eval_result(
     name: str, measured: dict[str, Any], images: dict[str, Any], result: dict[str, Any], data: dict[str, Any]
 ) -> EvalResult:
-    recipe = {key: images[key] for key in ("sampler", "num_inference_steps", "eta", "seed", "weights") if key in images}
+    recipe: dict[str, Any] = {
+        key: images[key] for key in ("sampler", "num_inference_steps", "eta", "seed", "weights") if key in images
+    }
     return EvalResult(
         task_type="unconditional-image-generation",
         dataset_type=hub_id(data["name"]) or Path(data["name"]).name,

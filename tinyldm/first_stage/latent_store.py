@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.batch import Batch, Condition
-from tinyldm.data.identity import commit, hub_id, local_files
-from tinyldm.data.images import TRANSFORM, Images, collate, to_float
+from tinyldm.data.identity import cache_key, hub_id
+from tinyldm.data.images import Images, collate, to_float
 from tinyldm.data.prefetch import read_ahead
 from tinyldm.data.sources import Source
 from tinyldm.errors import UserError
@@ -106,15 +106,7 @@ def open_store(
     if accelerator.is_main_process:
         made_of = {
             "version": VERSION,
-            "data": data.name,
-            "revision": data.revision,
-            "commit": commit(data),
-            "parts": [data.data_files, data.split, data.eval_split, source.image_column],
-            "files": digest(local_files(data)),
-            "held out": None if data.eval_split else [data.eval_fraction, seed],
-            "part": part,
-            "resolution": [data.resolution, data.channels],
-            "transform": TRANSFORM,
+            **cache_key(data, part.replace("-", "_"), seed),
             "mirrored": mirrored,
             "factor": first_stage.downscale,
             "first stage": first_stage.fingerprint(),

@@ -1,7 +1,7 @@
-"""What takes long is kept in pieces as it is made, so that a kill costs half a minute and the same command goes on.
+"""Saves slow work in chunks: an interrupted command loses at most 30 seconds and resumes when run again.
 
-A folder holds made_of.json, which says what its rows were made of, and a numbered npz for each piece. Rows of another make
-are refused, never mixed in.
+A folder holds made_of.json, the settings that its rows depend on, and a numbered npz file per chunk. Rows made with other
+settings are refused, never mixed in.
 """
 
 import contextlib
@@ -20,134 +20,143 @@ from tqdm.auto import tqdm
 from tinyldm.errors import UserError
 from tinyldm.files import difference, one_at_a_time, replace_text
 
-SECONDS = 30.0  # of work in a piece
-ABOUT = ("rows", "position", "complete")  # numbers beside the arrays of a piece
+SECONDS = 30.0  # of work per chunk
+NUMBERS = ("rows", "position", "complete")  # saved in a chunk beside its arrays
+Arrays = dict[str, np.ndarray]
 Batches = Iterator[tuple[torch.Tensor, int]]  # uint8 (B, 3, H, W), and the position in their source after them
 
 
-class Pieces:
+class Chunks:
     """Rows of arrays in a folder.
 
     Attributes:
-        rows: how many are there.
-        position: where in the source the next row begins: more than `rows` where the source has unreadable images.
+        rows: how many rows the folder holds.
+        position: where in the source the next row starts. Unreadable images make it larger than `rows`.
         complete: whether the source ended with these rows.
 
     Args:
-        made_of: what the rows depend on, as JSON.
-        mend: what to do where the folder holds rows of another make.
+        key: the settings that the rows depend on, as JSON.
+        advice: what to do if the folder holds rows with another key, for the message.
 
     Raises:
-        UserError: when it does, when a piece is damaged, or when the folder cannot be written.
+        UserError: if it holds such rows, if a chunk is damaged, or if the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, made_of: dict[str, Any], mend: str):
-        self.folder, made_of = folder, json.loads(json.dumps(made_of, default=str))
+    def __init__(self, folder: Path, key: dict[str, Any], advice: str):
+        self.folder, key = folder, json.loads(json.dumps(key, default=str))
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / "made_of.json").exists():
-                if other := difference(json.loads((folder / "made_of.json").read_text()), made_of):
-                    raise UserError(f"{folder} was made with other settings ({other}); {mend}")
+                if other := difference(json.loads((folder / "made_of.json").read_text()), key):
+                    raise UserError(f"{folder} was made with other settings ({other}): {advice}")
             else:
-                replace_text(folder / "made_of.json", json.dumps(made_of, indent=1))
+                replace_text(folder / "made_of.json", json.dumps(key, indent=1))
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder} cannot be used ({error}); choose another, or delete it") from error
-        self._look()
+            raise UserError(f"{folder} cannot be used ({error}): choose another, or delete it") from error
+        self._scan()
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         self.rows, self.position, self.complete = 0, 0, False
         self.files = sorted(self.folder.glob("[0-9]*.npz"))
         for file in self.files:
-            piece = _read(file, *ABOUT)
-            self.rows += int(piece["rows"])
-            self.position, self.complete = int(piece["position"]), bool(piece["complete"])
+            chunk = _read(file, *NUMBERS)
+            self.rows += int(chunk["rows"])
+            self.position, self.complete = int(chunk["position"]), bool(chunk["complete"])
 
-    def enough(self, wanted: int | None) -> bool:
-        """Whether the first `wanted` rows are there (None: as many as the source has)."""
-        return self.complete or (wanted is not None and self.rows >= wanted)
+    def enough(self, limit: int | None) -> bool:
+        """Whether the folder holds the first `limit` rows (None: all of the source)."""
+        return self.complete or (limit is not None and self.rows >= limit)
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """While one process adds, another that wants to waits for it, and then sees what was added."""
+    def locked(self) -> Iterator[None]:
+        """Lock the folder for adding chunks. Another run waits, and then sees the new chunks."""
         with one_at_a_time(self.folder, "makes the same"):
-            self._look()
+            self._scan()
             yield
 
-    def add(self, arrays: dict[str, np.ndarray], position: int, complete: bool = False) -> None:
-        """One more piece: arrays of as many rows each; none where nothing but the source's end is new."""
+    def add(self, arrays: Arrays, position: int, complete: bool = False) -> None:
+        """Save a chunk: arrays with the same number of rows. Without arrays it only records the end of the source."""
         rows = len(next(iter(arrays.values()))) if arrays else 0
+        numbers = {"rows": np.array(rows), "position": np.array(position), "complete": np.array(complete)}
         file = self.folder / f"{len(self.files):08d}.npz"
         aside = file.with_name(f".{file.name}")
         with aside.open("wb") as opened:
-            np.savez(opened, rows=rows, position=position, complete=complete, **arrays)
+            np.savez(opened, allow_pickle=False, **numbers, **arrays)
         os.replace(aside, file)
         self.files.append(file)
         self.rows, self.position, self.complete = self.rows + rows, position, complete
 
-    def read(self, wanted: int) -> dict[str, np.ndarray]:
-        """The first `wanted` rows of every array."""
+    def read(self, limit: int) -> Arrays:
+        """The first `limit` rows of every array."""
         parts = [part for file in self.files if (part := _read(file))["rows"]]
-        return {name: np.concatenate([part[name] for part in parts])[:wanted] for name in parts[0] if name not in ABOUT}
+        return {name: np.concatenate([part[name] for part in parts])[:limit] for name in parts[0] if name not in NUMBERS}
 
     def each(self, name: str, start: int = 0) -> Iterator[tuple[np.ndarray, int]]:
-        """The rows of an array from `start` on, a piece at a time, with the row number after them."""
+        """Yield the rows of an array from `start` on, one chunk at a time, with the row number after them."""
         after = 0
         for file in self.files:
-            piece = _read(file, "rows", name)
-            before, after = after, after + int(piece["rows"])
+            chunk = _read(file, "rows", name)
+            before, after = after, after + int(chunk["rows"])
             if after > max(start, before):
-                yield piece[name][max(0, start - before) :], after
+                yield chunk[name][max(0, start - before) :], after
 
 
 def fill(
-    pieces: Pieces,
-    wanted: int | None,
+    chunks: Chunks,
+    limit: int | None,
     batches: Callable[[int, int | None], Batches],
-    make: Callable[[torch.Tensor], dict[str, np.ndarray]],
+    make: Callable[[torch.Tensor], Arrays],
     doing: str,
 ) -> int:
-    """Make what is missing of the first `wanted` rows (None: as many as the source has), and show the progress.
+    """Make the missing ones of the first `limit` rows (None: all of the source), with a progress bar.
 
     Args:
-        batches: (position, how many at most) -> images from there on.
-        make: what is kept of a batch: arrays of as many rows.
+        batches: (position, limit) -> images from there on.
+        make: batch -> the arrays to save, one row per image.
+        doing: the label of the progress bar.
 
     Returns:
-        How many rows there are, up to `wanted`.
+        The number of rows, at most `limit`.
     """
-    if not pieces.enough(wanted):  # else several processes may look at the same time
-        with pieces.alone():
-            _add_missing(pieces, wanted, batches, make, doing)
-    return pieces.rows if wanted is None else min(pieces.rows, wanted)
+    if not chunks.enough(limit):  # otherwise no lock is needed
+        with chunks.locked():
+            _add_missing(chunks, limit, batches, make, doing)
+    return chunks.rows if limit is None else min(chunks.rows, limit)
 
 
-def _add_missing(pieces: Pieces, wanted: int | None, batches: Callable, make: Callable, doing: str) -> None:
-    if pieces.enough(wanted):  # since another process has made it
+def _add_missing(
+    chunks: Chunks,
+    limit: int | None,
+    batches: Callable[[int, int | None], Batches],
+    make: Callable[[torch.Tensor], Arrays],
+    doing: str,
+) -> None:
+    if chunks.enough(limit):  # another run has made them in the meantime
         return
-    missing = None if wanted is None else wanted - pieces.rows
-    waiting: list[dict[str, np.ndarray]] = []
-    since, made, after = time.monotonic(), pieces.rows, pieces.position
-    with tqdm(total=wanted, initial=made, unit="image", desc=doing, dynamic_ncols=True) as bar:
-        for batch, after in batches(pieces.position, missing):
-            waiting.append(make(batch))
-            made += len(batch)
+    missing = None if limit is None else limit - chunks.rows
+    unsaved: list[Arrays] = []
+    since, rows, after = time.monotonic(), chunks.rows, chunks.position
+    with tqdm(total=limit, initial=rows, unit="image", desc=doing, dynamic_ncols=True) as bar:
+        for batch, after in batches(chunks.position, missing):
+            unsaved.append(make(batch))
+            rows += len(batch)
             bar.update(len(batch))
             if time.monotonic() - since >= SECONDS:
-                pieces.add(_joined(waiting), after)
-                waiting, since = [], time.monotonic()
-    ended = wanted is None or made < wanted
-    if waiting or ended:
-        pieces.add(_joined(waiting), after, ended)
+                chunks.add(_concatenate(unsaved), after)
+                unsaved, since = [], time.monotonic()
+    ended = limit is None or rows < limit
+    if unsaved or ended:
+        chunks.add(_concatenate(unsaved), after, ended)
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _concatenate(parts: list[Arrays]) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
-def _read(file: Path, *names: str) -> dict[str, np.ndarray]:
-    """These arrays of a piece, or all."""
+def _read(file: Path, *names: str) -> Arrays:
+    """The arrays of a chunk with these names, or all."""
     try:
         with np.load(file) as arrays:
             return {name: arrays[name] for name in names or arrays.files if name in arrays}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is damaged ({error}); delete the folder {file.parent}") from error
+        raise UserError(f"{file} is damaged ({error}): delete the folder {file.parent}") from error

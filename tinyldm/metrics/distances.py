@@ -1,11 +1,13 @@
-"""Distances between sets of images, as pure functions of their features: arrays (N, D), one row an image.
+"""Distances between sets of images, as pure functions of their features: arrays (N, D), one row per image.
 
-Every function returns an `Estimate`: the figure and a 95% interval that says how far another set of as many samples from the
-same model would be off, with the reference held fixed. The interval is the delete-a-group jackknife (Shao & Wu 1989): the
-figure is computed again without each tenth of the samples. A bootstrap would not do: a Frechet distance grows as images get
-fewer, and a resampled set has only 63% of them, so that its interval would lie beside the figure. The ten sets of the
-jackknife have the same size, the growth is common to them and falls out of their spread. It does not mend the bias: a figure
-of 500 images compares with figures of 500 images only. A share that is 0 or 1 has no spread, and so no width here.
+Every function returns an `Estimate`: the value and a 95% interval. The interval covers the values of other sets of as many
+samples from the same model, against the same reference. It is the delete-a-group jackknife (Shao & Wu 1989), which computes
+the value again without each tenth of the samples.
+
+A bootstrap would fail here. A Frechet distance grows as the number of images falls, and a resampled set has only 63% distinct
+images, so the interval would not contain the value. The ten sets of the jackknife have equal sizes, so this growth cancels
+in their spread. The bias itself remains: compare values of 500 images only with values of 500 images. A share of 0 or 1 has
+no spread, so its interval has no width.
 """
 
 import math
@@ -16,15 +18,15 @@ import numpy as np
 
 from tinyldm.errors import UserError
 
-GROUPS = 10  # of the jackknife, and the usual ten splits of an Inception score
+GROUPS = 10  # of the jackknife; also the usual number of splits for an Inception score
 T_95 = 2.262  # Student's t of GROUPS - 1 degrees of freedom
 MIN_IMAGES = 2 * GROUPS  # two in each group
-MAX_MANIFOLD = 10_000  # images a side of precision, recall, density and coverage: Naeem et al.'s number, and 1 GB of distances
-ROWS = 1000  # of a matrix of distances or kernel values at a time
+MAX_MANIFOLD = 10_000  # images per set for precision, recall, density, coverage (Naeem et al.'s number): 1 GB of distances
+ROWS = 1000  # of a distance or kernel matrix computed at once
 
 
 class Estimate(NamedTuple):
-    """A figure and the ends of its 95% interval."""
+    """A value and the ends of its 95% interval."""
 
     value: float
     low: float
@@ -36,39 +38,39 @@ def check_features(features: np.ndarray, what: str) -> np.ndarray:
 
     Args:
         features: (N, D).
-        what: whose they are, for the message.
+        what: which images they belong to, for the message.
 
     Raises:
-        UserError: for fewer than MIN_IMAGES rows, or a value that is not finite.
+        UserError: if there are fewer than MIN_IMAGES rows, or a value is not finite.
     """
     if len(features) < MIN_IMAGES:
         raise UserError(
-            f"{len(features)} images ({what}) are too few for a covariance and its interval; "
-            f"give at least {MIN_IMAGES}, better as many thousands"
+            f"{len(features)} images ({what}) are too few for a covariance and its interval: "
+            f"use at least {MIN_IMAGES}, better several thousand"
         )
     broken = np.flatnonzero(~np.isfinite(features).all(1))
     if len(broken):
         raise UserError(
-            f"the features of {len(broken)} of {len(features)} images ({what}) are not finite, those of number {broken[0]} "
-            "first: look at that image, and use --dtype float32"
+            f"the features of {len(broken)} of {len(features)} images ({what}) are not finite, first those of "
+            f"number {broken[0]}: check that image, and use --dtype float32"
         )
     return features.astype(np.float64)
 
 
-def jackknife(value: float, left_out: Sequence[float]) -> Estimate:
-    """The interval of a figure from the figures without one group each: SE^2 = (g - 1) / g sum_j (t_j - mean t)^2."""
-    left_out = np.asarray(left_out, np.float64)
-    error = math.sqrt((len(left_out) - 1) * left_out.var())
+def jackknife(value: float, left_out: Sequence[float] | np.ndarray) -> Estimate:
+    """The interval of a value from the values without one group each: SE^2 = (g - 1) / g sum_j (t_j - mean t)^2."""
+    values = np.asarray(left_out, np.float64)
+    error = math.sqrt((len(values) - 1) * values.var())
     return Estimate(float(value), float(value - T_95 * error), float(value + T_95 * error))
 
 
 def groups(count: int) -> np.ndarray:
-    """(count,) the group of each image: images in turn, so that all groups see the whole order."""
+    """(count,) the group of each image, assigned round-robin."""
     return np.arange(count) % GROUPS
 
 
 def average(values: np.ndarray) -> Estimate:
-    """The mean of a figure that each image (N,) has by itself, such as a PSNR."""
+    """The mean of a value per image (N,), such as the PSNR."""
     group = groups(len(values))
     sums, counts = np.bincount(group, values, GROUPS), np.bincount(group, minlength=GROUPS)
     return jackknife(values.mean(), (sums.sum() - sums) / (len(values) - counts))
@@ -86,8 +88,8 @@ def root(covariance: np.ndarray) -> np.ndarray:
 def frechet_distance(mean: np.ndarray, covariance: np.ndarray, mean2: np.ndarray, root2: np.ndarray) -> float:
     """|m - m2|^2 + tr(C + C2 - 2 (C C2)^(1/2)), of two Gaussians (Heusel et al. 2017, equation 6).
 
-    The last trace is that of (R2 C R2)^(1/2) with R2 = C2^(1/2): a symmetric matrix, whose eigenvalues are real and found
-    without loss even when there are fewer images than features and both covariances are singular.
+    The last trace equals that of (R2 C R2)^(1/2) with R2 = C2^(1/2). This matrix is symmetric, so its eigenvalues are real.
+    They are exact even with fewer images than features, when both covariances are singular.
 
     Args:
         mean, mean2: (D,).
@@ -99,9 +101,9 @@ def frechet_distance(mean: np.ndarray, covariance: np.ndarray, mean2: np.ndarray
 
 
 def frechet(samples: np.ndarray, reference: np.ndarray) -> Estimate:
-    """The Frechet distance of features (N, D) to those of the reference (M, D): FID where they are Inception's.
+    """The Frechet distance between features (N, D) and the reference's (M, D). For Inception's features it is the FID.
 
-    0 is best. It is biased upwards by about a constant / N + another / M.
+    0 is best. The bias is positive and falls with 1 / N and 1 / M.
     """
     samples, reference = check_features(samples, "samples"), check_features(reference, "the reference")
     mean2, root2 = reference.mean(0), root(np.cov(reference, rowvar=False))
@@ -131,16 +133,16 @@ def _kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _own_kernel(a: np.ndarray) -> float:
-    """Sum over the rows of their kernel with themselves."""
+    """Sum over all rows of the kernel of a row with itself."""
     return float((((a * a).sum(1) / a.shape[1] + 1) ** 3).sum())
 
 
 def kid(samples: np.ndarray, reference: np.ndarray) -> Estimate:
-    """The unbiased squared MMD with the kernel (x . y / D + 1)^3 (Binkowski et al. 2018): KID where the features are
-    Inception's.
+    """The unbiased squared MMD with the kernel (x . y / D + 1)^3 (Binkowski et al. 2018). For Inception's features it is the
+    KID.
 
-    0 in expectation for equal distributions, at any number of images. Usually it is averaged over random subsets of 1,000
-    images; all images taken as one set, as here, are what that average tends to, without its noise.
+    Its expectation is 0 for equal distributions, at any number of images. Others average it over random subsets of 1,000
+    images. One set of all images, as here, is the limit of that average, without its noise.
 
     Args:
         samples: (N, D).
@@ -168,7 +170,7 @@ def kid(samples: np.ndarray, reference: np.ndarray) -> Estimate:
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Euclidean distances of `a` (N, D) to `b` (M, D), ROWS rows of the (N, M) at a time."""
+    """Euclidean distances between `a` (N, D) and `b` (M, D), in blocks of ROWS rows of `a`."""
     squares = (b * b).sum(1)
     for i in range(0, len(a), ROWS):
         rows = a[i : i + ROWS]
@@ -177,43 +179,44 @@ def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray
 
 
 def _all_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, M) in single precision."""
-    found = np.empty((len(a), len(b)), np.float32)
+    """All distances (N, M) in single precision."""
+    matrix = np.empty((len(a), len(b)), np.float32)
     for rows, distances in _distances(a, b):
-        found[rows] = distances
-    return found
+        matrix[rows] = distances
+    return matrix
 
 
 def nearest(queries: np.ndarray, base: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` nearest rows of `base` (M, D) for each row of `queries` (N, D).
 
     Returns:
-        Distances and indices, both (N, count), the nearest first.
+        Distances and indices, both (N, count), nearest first.
     """
     queries, base = queries.astype(np.float64), base.astype(np.float64)
     count = min(count, len(base))
-    found, indices = np.empty((len(queries), count)), np.empty((len(queries), count), np.int64)
+    smallest, indices = np.empty((len(queries), count)), np.empty((len(queries), count), np.int64)
     for rows, distances in _distances(queries, base):
         closest = np.argpartition(distances, count - 1, axis=1)[:, :count]
         order = np.take_along_axis(distances, closest, 1).argsort(axis=1, kind="stable")
         indices[rows] = np.take_along_axis(closest, order, 1)
-        found[rows] = np.take_along_axis(distances, indices[rows], 1)
-    return found, indices
+        smallest[rows] = np.take_along_axis(distances, indices[rows], 1)
+    return smallest, indices
 
 
 def prdc(samples: np.ndarray, reference: np.ndarray, k_pr: int = 3, k_dc: int = 5) -> dict[str, Estimate]:
-    """How many samples lie where real images lie, and how many real images where samples lie.
+    """Precision, recall, density and coverage: how well samples and real images cover each other.
 
-    A set's manifold is the union of the balls around its images that reach to their k-th nearest neighbours in it.
+    The manifold of a set is a union of balls: one around each image, out to its k-th nearest neighbour in the set.
 
-    precision: share of samples in the reference's manifold; recall: share of the reference in the samples' (Kynkäänniemi et
-    al. 2019, section 2, k = 3). density: how many reference balls a sample lies in, over k, about 1 for real images
-    and not bounded by it; coverage: share of reference balls with a sample in them (Naeem et al. 2020, section 3,
-    k = 5).
+    - precision: share of samples in the reference's manifold (Kynkäänniemi et al. 2019, section 2, k = 3).
+    - recall: share of the reference in the samples' manifold (the same).
+    - density: mean number of reference balls around a sample, over k (Naeem et al. 2020, section 3, k = 5). About 1 for
+      real images, and it may exceed 1.
+    - coverage: share of reference balls that contain a sample (the same).
 
     Args:
-        samples: (N, D); at most MAX_MANIFOLD of them are looked at.
-        reference: (M, D), the same.
+        samples: (N, D); uses at most the first MAX_MANIFOLD.
+        reference: (M, D); the same.
     """
     samples = check_features(samples[:MAX_MANIFOLD], "samples")
     reference = check_features(reference[:MAX_MANIFOLD], "the reference")
@@ -221,7 +224,7 @@ def prdc(samples: np.ndarray, reference: np.ndarray, k_pr: int = 3, k_dc: int = 
     np.fill_diagonal(own, 0)
     real = _all_distances(reference, reference)
     np.fill_diagonal(real, 0)
-    real.partition((k_pr, k_dc), axis=1)  # column k: the distance to the k-th neighbour, as column 0 is the image itself
+    real.partition((k_pr, k_dc), axis=1)  # column k: distance to the k-th neighbour; column 0 is the image itself
     radius_pr, radius_dc = real[:, k_pr].copy(), real[:, k_dc].copy()
     del real
     across = _all_distances(reference, samples)  # (M, N)
@@ -242,14 +245,14 @@ def prdc(samples: np.ndarray, reference: np.ndarray, k_pr: int = 3, k_dc: int = 
 
 
 def nearer(samples: np.ndarray, held_out: np.ndarray) -> Estimate:
-    """How often a sample is nearer to the training part than a held-out image is: P(d(sample) < d(held-out)), ties half.
+    """How often a sample is nearer to the training set than a held-out image: P(d(sample) < d(held-out)), ties count half.
 
-    The statistic of Meehan et al. 2020 ("A Non-Parametric Test to Detect Data-Copying in Generative Models")
-    without its cells. 0.5: samples are as far from the training images as new images are. Towards 1: they are copies.
-    Below 0.5: they are further away than real images, as poor samples are, which says nothing about copies.
+    The statistic of Meehan et al. 2020 ("A Non-Parametric Test to Detect Data-Copying in Generative Models"), without its
+    cells. At 0.5, samples are as far from the training images as new images. Towards 1, they are copies. Below 0.5, they are
+    further away than real images, as poor samples are; this says nothing about copies.
 
     Args:
-        samples: (N,) each sample's distance to its nearest training image.
+        samples: (N,) distance of each sample to its nearest training image.
         held_out: (M,) the same for held-out images.
     """
     held_out = np.sort(held_out)
@@ -261,10 +264,10 @@ def nearer(samples: np.ndarray, held_out: np.ndarray) -> Estimate:
 
 
 def inception_score(logits: np.ndarray) -> Estimate:
-    """exp(E KL(p(y|x) || p(y))), the mean over GROUPS splits (Salimans et al. 2016), from logits (N, classes).
+    """exp(E KL(p(y|x) || p(y))) from logits (N, classes), the mean over GROUPS splits (Salimans et al. 2016).
 
-    From 1 to the number of classes. It says something only where the images show what ImageNet's classes are: for faces it
-    does not. The interval is that of the mean of the splits.
+    It lies between 1 and the number of classes. It is meaningful only for images of ImageNet's classes, so not for faces.
+    The interval is that of the mean over the splits.
     """
     logits = check_features(logits, "samples")
     logits -= logits.max(1, keepdims=True)

