@@ -123,7 +123,9 @@ def parts(s: Sizes, repeats: int) -> list[tuple[str, float, float]]:
         other = (labels + 1) % s.seen
         with torch.no_grad():
             projected = generator.project(fast.with_zero)
-            plain = best_of(lambda: generator.project(zero_shot_plain.hallucinated_texts(every, labels, other, mix, length)), repeats)
+            plain = best_of(
+                lambda: generator.project(zero_shot_plain.hallucinated_texts(every, labels, other, mix, length)), repeats
+            )
             ours = best_of(lambda: losses.hallucinate(projected, fast.gram, labels, other, mix, length), repeats)
         found.append(("hallucinated texts, projected -> mixed projections", plain, ours))
 

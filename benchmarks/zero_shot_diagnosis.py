@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 
 from tinyldm.config.parsing import parse
 from zsl import baselines, classify, metrics, text
-from zsl import data as datasets
 from zsl.config import Train, parse_method
-from zsl.data import ClassTexts, Dataset
+from zsl.data import Dataset
 from zsl.game import Game
-from zsl.job import Material, sample
+from zsl.job import StageData, sample
+from zsl.load import load
 
 
 def oracle(data: Dataset, components: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def fewer(data: Dataset, share: float, seed: int, held_out: np.ndarray) -> Datas
 
 def accuracies(data: Dataset, vectors: np.ndarray, config: Train, seed: int) -> dict[str, list[float]]:
     """Top-1 in percent on the held-out classes of one seed: for each setting of a baseline, and at each evaluation of GAZSL."""
-    material = Material.of(data, vectors, config, seed, "choose", "cpu")
+    material = StageData.prepare(data, vectors, config, seed, "choose", "cpu")
     division = material.division
     among = np.arange(division.seen_classes, len(division.classes))
 
@@ -85,8 +85,8 @@ def main(recipe: str, choices: int = 8) -> None:
         choices: how many choices of held-out seen classes.
     """
     train = parse(Train, "", ["--config", recipe])
-    data = datasets.load(train.data.path, train.data.split, train.data.texts)
-    vectors, _ = text.vectors(ClassTexts(data.class_ids, data.class_names, data.texts, data.articles), train.text)
+    data = load(train.data.path, train.data.split, train.data.texts)
+    vectors, _ = text.vectors(data.class_texts, train.text)
     pivots = copy.deepcopy(train)
     pivots.train.pivot_weight *= 100
     size = min(20, len(vectors) - 1, data.features.shape[1] - 1)
@@ -94,7 +94,7 @@ def main(recipe: str, choices: int = 8) -> None:
     rows: dict[str, list[dict[str, list[float]]]] = {}
     first = train.seed + train.seeds  # choices that the config's own runs do not meet
     for seed in tqdm(range(first, first + choices), desc="choices"):
-        held_out = Material.of(data, vectors, train, seed, "choose", "cpu").division
+        held_out = StageData.prepare(data, vectors, train, seed, "choose", "cpu").division
         held_out = held_out.classes[held_out.seen_classes :]
         tried = {
             "the config": (data, vectors, train),

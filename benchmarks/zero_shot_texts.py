@@ -14,10 +14,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from zsl import baselines, metrics, text
-from zsl import data as datasets
 from zsl.config import TextConfig
 from zsl.data import ClassTexts
 from zsl.division import Scaling, divide
+from zsl.load import load
 
 PLAIN = TextConfig()
 REPRESENTATIONS = {
@@ -54,7 +54,7 @@ def main(path: str, emphasised: str = "configs/zsl/flower-terms.txt", encoder: s
         encoder: a sentence encoder, tried too where it is given.
         choices: how many choices of held-out seen classes.
     """
-    data = datasets.load(path)
+    data = load(path)
     given = ClassTexts(data.class_ids, data.class_names, articles=data.articles)
     tried = representations(emphasised, encoder)
     vectors = {name: text.vectors(given, config)[0] for name, config in tqdm(tried.items(), desc="texts")}

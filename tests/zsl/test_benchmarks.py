@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import zero_shot
-from benchmarks import zero_shot_diagnosis, zero_shot_texts
+from benchmarks import zero_shot, zero_shot_diagnosis, zero_shot_texts
 from tests.support import zsl as support
 from tests.support.runs import ROOT
-from zsl import data, simulate
+from zsl import simulate
 from zsl.game import Game
+from zsl.load import load
 
 
 def test_the_benchmark_runs(capsys):
@@ -44,7 +44,9 @@ def test_texts_are_compared_by_the_plain_baselines(tmp_path, capsys, monkeypatch
     assert "top-1 of 3 held-out seen classes (chance 33.3%), 2 choices" in printed and "TF-IDF, counts" in printed
 
 
-@pytest.mark.parametrize("command", ["benchmarks.zero_shot", "benchmarks.zero_shot_texts", "benchmarks.zero_shot_diagnosis", "zsl.simulate"])
+@pytest.mark.parametrize(
+    "command", ["benchmarks.zero_shot", "benchmarks.zero_shot_texts", "benchmarks.zero_shot_diagnosis", "zsl.simulate"]
+)
 def test_commands_take_their_options_by_name(command):
     """As the docs give them."""
     page = (ROOT / "docs/zsl.md").read_text()
@@ -79,7 +81,7 @@ def test_simulated_features_fill_the_original_folder(tmp_path, monkeypatch):
     folder = tmp_path / "CUB2011"
     for split in ("easy", "hard"):
         simulate.simulate(str(support.CUB_WIKI), str(folder), split)
-    easy, hard = (data.load(str(folder), split) for split in ("easy", "hard"))
+    easy, hard = (load(str(folder), split) for split in ("easy", "hard"))
     assert easy.simulated and hard.simulated
     assert easy.features.shape == hard.features.shape == (11788, 12) and easy.texts.shape == (200, 7551)
     assert (len(easy.seen), len(hard.seen)) == (150, 160) and hard.unseen.tolist() == list(range(160, 200))

@@ -11,10 +11,11 @@ from tests.support import zsl as support
 from tinyldm.errors import UserError
 from zsl import data
 from zsl.division import Scaling, divide
+from zsl.load import load
 
 
 def test_a_folder_of_features_and_articles(tmp_path):
-    found = data.load(str(support.folder(tmp_path / "birds")))
+    found = load(str(support.folder(tmp_path / "birds")))
     assert (found.name, found.features.shape, found.features.dtype) == ("birds", (120, 6), np.float32)
     assert found.unseen.tolist() == [7, 8, 9] and found.seen.tolist() == list(range(7))
     assert len(found.articles) == 10 and found.class_names[3] == "bird 4" and found.texts is None and not found.simulated
@@ -24,7 +25,7 @@ def test_one_file_with_everything_is_written_and_read(tmp_path):
     made = support.dataset()
     made.seen_test, made.validation_classes, made.simulated = np.array([0, 12]), np.array([2, 5]), True
     data.save_npz(made, tmp_path / "birds.npz")
-    found = data.load(str(tmp_path / "birds.npz"))
+    found = load(str(tmp_path / "birds.npz"))
     for key, value in vars(made).items():
         assert np.array_equal(getattr(found, key), value) if isinstance(value, np.ndarray) else getattr(found, key) == value, (
             key
@@ -34,14 +35,14 @@ def test_one_file_with_everything_is_written_and_read(tmp_path):
 def test_class_ids_may_be_any_integers_in_any_order(tmp_path):
     texts = {"texts": np.eye(3), "classes": np.array([70, 5, 900]), "class_names": np.array(["a", "b", "c"])}
     np.savez(tmp_path / "d.npz", features=np.ones((4, 2)), labels=[5, 900, 70, 5], unseen_classes=[900], **texts)
-    found = data.load(str(tmp_path / "d.npz"))
+    found = load(str(tmp_path / "d.npz"))
     assert found.labels.tolist() == [1, 2, 0, 1] and [found.class_names[i] for i in found.unseen] == ["c"]
 
 
 def test_other_texts_take_the_place_of_those_beside_the_features(tmp_path):
     path = support.folder(tmp_path / "birds")
     np.savez(tmp_path / "texts.npz", texts=np.arange(1, 21).reshape(10, 2), classes=np.arange(10, 0, -1))
-    found = data.load(str(path), texts=str(tmp_path / "texts.npz"))
+    found = load(str(path), texts=str(tmp_path / "texts.npz"))
     assert found.articles is None and found.texts[list(found.class_ids).index(1)].tolist() == [19, 20]
 
 
@@ -154,7 +155,7 @@ def test_wrong_arrays(tmp_path, changes, words):
     path = support.folder(tmp_path / "birds")
     np.savez(path / "features.npz", **changed(**changes))
     with pytest.raises(UserError, match=words) as caught:
-        data.load(str(path))
+        load(str(path))
     assert "\n" not in str(caught.value)
 
 
@@ -163,28 +164,28 @@ def test_classes_without_text(tmp_path):
     lines = (path / "articles.jsonl").read_text().splitlines()
     (path / "articles.jsonl").write_text("\n".join(lines[:-1]))
     with pytest.raises(UserError, match=r"labels in .* are out of range: class 10 has no text"):
-        data.load(str(path))
+        load(str(path))
     (path / "articles.jsonl").write_text("\n".join([*lines[:-1], '{"class_id": 10, "name": "empty", "text": "  "}']))
     with pytest.raises(UserError, match=r"class 10 \(empty\) has no text; write one"):
-        data.load(str(path))
+        load(str(path))
     (path / "articles.jsonl").unlink()
     with pytest.raises(UserError, match=r"has no texts and classes in it; give data\.texts"):
-        data.load(str(path))
+        load(str(path))
     vectors = np.ones((10, 3))
     vectors[4] = 0
     np.savez(path / "texts.npz", texts=vectors, classes=np.arange(1, 11))
     with pytest.raises(UserError, match=r"class 5 \(5\) has no text: its vector is all 0"):
-        data.load(str(path))
+        load(str(path))
     vectors[4] = np.inf
     np.savez(path / "texts.npz", texts=vectors, classes=np.arange(1, 11))
     with pytest.raises(UserError, match=r"the text vector of class 5 .* is not finite"):
-        data.load(str(path))
+        load(str(path))
     np.savez(path / "texts.npz", texts=vectors[:9], classes=np.arange(1, 11))
     with pytest.raises(UserError, match="texts are 9 x 3, classes 10"):
-        data.load(str(path))
+        load(str(path))
     np.savez(path / "texts.npz", texts=np.ones((10, 3)), classes=np.ones(10, int))
     with pytest.raises(UserError, match="a class is in `classes` twice"):
-        data.load(str(path))
+        load(str(path))
 
 
 class Evil:
@@ -196,10 +197,10 @@ def test_objects_in_an_npz_are_refused_and_not_executed(tmp_path, capsys):
     path = support.folder(tmp_path / "birds")
     np.savez(path / "features.npz", **changed(features=np.array([[Evil()]], dtype=object)))
     with pytest.raises(UserError, match=r"no .npz of plain arrays"):
-        data.load(str(path))
+        load(str(path))
     (path / "features.npz").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(UserError, match=r"no .npz of plain arrays"):
-        data.load(str(path))
+        load(str(path))
     assert "EXECUTED" not in capsys.readouterr().out
 
 
@@ -208,7 +209,7 @@ def test_damaged_files(tmp_path, content):
     path = support.folder(tmp_path / "birds")
     (path / "features.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"features.npz is no .npz of plain arrays"):
-        data.load(str(path))
+        load(str(path))
 
 
 def test_a_zip_of_something_else(tmp_path):
@@ -217,14 +218,14 @@ def test_a_zip_of_something_else(tmp_path):
         made.writestr("a.txt", "x")
     (path / "features.npz").write_bytes(buffer.getvalue())
     with pytest.raises(UserError, match=r"features.npz has no features"):
-        data.load(str(path))
+        load(str(path))
 
 
 def test_paths_that_are_none(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        data.load(str(tmp_path / "nothing"))
+        load(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match=r"holds no data set: there is no features.npz, res101.mat"):
-        data.load(str(tmp_path))
+        load(str(tmp_path))
     with pytest.raises(UserError, match="cannot be written"):
         (tmp_path / "file").write_text("x")
         data.save_npz(support.dataset(), tmp_path / "file" / "out.npz")

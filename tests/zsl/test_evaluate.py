@@ -12,10 +12,10 @@ from tests.support.published import TOKEN
 from tinyldm.config.schema import HubConfig
 from tinyldm.errors import UserError
 from tinyldm.training import hub
-from zsl import data
 from zsl.__main__ import main
 from zsl.division import divide
-from zsl.evaluate import load_generator
+from zsl.job import load_generator
+from zsl.load import load
 
 
 def evaluated(run, capsys, out, *args) -> tuple[dict, str]:
@@ -85,7 +85,7 @@ def test_a_generator_comes_with_its_scaling(tiny_run):
 
     config = parse(Train, "", ["--config", str(tiny_run / "config.yaml")])
     _, scaling = load_generator(tiny_run / "model" / "cizsl" / "seed-1.safetensors", config)
-    found = data.load(config.data.path)
+    found = load(config.data.path)
     train = found.features[divide(found, 1, config.data.held_out_images).train]
     assert scaling.apply(train).mean() == pytest.approx(0, abs=1e-5) and scaling.apply(train).std() == pytest.approx(
         1, rel=1e-4

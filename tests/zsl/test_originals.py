@@ -9,15 +9,16 @@ import scipy.io
 
 from tests.support import zsl as support
 from tinyldm.errors import UserError
-from zsl import convert, data, originals
+from zsl import convert, originals
 from zsl.config import Convert
 from zsl.division import divide
+from zsl.load import load
 
 
 @pytest.mark.parametrize("split", ["easy", "hard"])
 def test_cub(tmp_path, split):
     folder = support.original_cub(tmp_path / "CUB2011", split)
-    found = data.load(str(folder), split)
+    found = load(str(folder), split)
     assert found.name == f"CUB2011 {split}" and found.features.shape == (72, 7) and found.texts.shape == (12, 9)
     assert (found.unseen + 1).tolist() == [1, 4, 7, 10] and found.class_ids.tolist() == list(range(1, 13))
     ids = np.repeat([2, 3, 5, 6, 8, 9, 11, 12, 1, 4, 7, 10], 6)  # label i is the i-th of train_cid, then of test_cid
@@ -28,11 +29,11 @@ def test_cub(tmp_path, split):
 
 
 def test_the_hard_splits_keep_the_published_validation_classes():
-    assert originals.CUB["validation"] == {"easy": None, "hard": 30} and originals.NAB["validation"]["hard"] == 65
+    assert originals.CUB.validation == {"easy": None, "hard": 30} and originals.NAB.validation["hard"] == 65
 
 
 def test_gbu(tmp_path):
-    found = data.load(str(support.gbu(tmp_path / "AWA2")))
+    found = load(str(support.gbu(tmp_path / "AWA2")))
     assert found.features.shape == (40, 6) and found.texts.shape == (8, 4) and found.class_names[0] == "animal 1"
     assert found.unseen.tolist() == [6, 7] and found.validation_classes.tolist() == [4, 5]
     division = divide(found, 0, 0.2)
@@ -46,7 +47,7 @@ def test_converted_it_is_the_same_without_pickles(tmp_path, make):
     folder = make(tmp_path / "original")
     said = convert.run(Convert(str(folder), str(tmp_path / "one.npz")))
     assert "unseen classes" in said and "SIMULATED" not in said
-    one, two = data.load(str(folder)), data.load(str(tmp_path / "one.npz"))
+    one, two = load(str(folder)), load(str(tmp_path / "one.npz"))
     for key in ("features", "labels", "unseen", "texts", "class_ids", "seen_test", "validation_classes"):
         assert np.array_equal(getattr(one, key), getattr(two, key)), key
     with np.load(tmp_path / "one.npz", allow_pickle=False) as opened:
@@ -57,7 +58,7 @@ def test_simulated_features_stay_marked(tmp_path):
     folder = support.original_cub(tmp_path / "CUB2011")
     (folder / "SIMULATED").touch()
     assert "SIMULATED" in convert.run(Convert(str(folder), str(tmp_path / "one.npz")))
-    assert data.load(str(tmp_path / "one.npz")).simulated
+    assert load(str(tmp_path / "one.npz")).simulated
 
 
 def test_pickles_of_both_pythons(tmp_path):
@@ -119,7 +120,7 @@ def test_what_is_missing_or_does_not_fit(tmp_path):
 
     def refused(words):
         with pytest.raises(UserError, match=words) as caught:
-            data.load(str(folder))
+            load(str(folder))
         assert "\n" not in str(caught.value)
 
     features = folder / "pfc_feat_test.mat"
@@ -138,7 +139,7 @@ def test_what_is_missing_or_does_not_fit(tmp_path):
     scipy.io.savemat(folder / "train_test_split_easy.mat", {"train_cid": [range(1, 9)], "test_cid": [[9, 10, 11, 13]]})
     refused("class ids of the easy split are out of range; the texts have 12 classes")
     with pytest.raises(UserError, match=r"train_test_split_hard\.mat is missing"):
-        data.load(str(folder), "hard")
+        load(str(folder), "hard")
     with pytest.raises(UserError, match="is no original folder"):
         convert.run(Convert(str(tmp_path), str(tmp_path / "x.npz")))
 
@@ -148,7 +149,7 @@ def test_gbu_places_out_of_range(tmp_path):
     content = {key: value for key, value in scipy.io.loadmat(folder / "att_splits.mat").items() if key[0] != "_"}
     scipy.io.savemat(folder / "att_splits.mat", {**content, "test_unseen_loc": np.array([[41]])})
     with pytest.raises(UserError, match="test_unseen_loc are out of range 1 to 40"):
-        data.load(str(folder))
+        load(str(folder))
 
 
 @support.needs_cub_wiki
@@ -164,8 +165,8 @@ def test_gbu_places_out_of_range(tmp_path):
 def test_the_real_splits_and_labels(name, split, counts):
     """Class and image counts as published."""
     folder, names = support.CUB_WIKI / name, originals.NAB if name == "NABird" else originals.CUB
-    train, test = originals.read_mat(folder / names["split"].format(split=split), "train_cid", "test_cid")
-    labels = [originals.read_labels(folder / names["labels"][split].format(part=part)) for part in ("train", "test")]
+    train, test = originals.read_mat(folder / names.split.format(split=split), "train_cid", "test_cid")
+    labels = [originals.read_labels(folder / names.labels[split].format(part=part)) for part in ("train", "test")]
     assert (train.size, test.size, len(labels[0]), len(labels[1])) == counts
     for own, ids in zip(labels, (train, test), strict=True):
         assert np.array_equal(np.unique(own), np.arange(ids.size))
