@@ -55,9 +55,7 @@ def test_every_key_has_a_docstring():
     for node in ast.parse(inspect.getsource(config)).body:
         if isinstance(node, ast.ClassDef) and node.decorator_list:
             for one, following in zip(node.body, [*node.body[1:], None], strict=True):
-                if isinstance(one, ast.AnnAssign) and not ast.unparse(one.annotation).endswith(
-                    "Config"
-                ):  # the section class has one
+                if isinstance(one, ast.AnnAssign) and not ast.unparse(one.annotation).endswith("Config"):
                     assert isinstance(following, ast.Expr), f"{node.name}.{one.target.id}"
 
 
