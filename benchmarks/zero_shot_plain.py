@@ -32,9 +32,7 @@ def visual_pivots(features: torch.Tensor, labels: torch.Tensor, centroids: torch
             continue
         if not faithful and rows.ndim == 0:
             rows = rows[None]
-        total = (
-            total + (features[rows, :].mean(dim=0) - centroids[k]).pow(2).sum().sqrt()
-        )  # 0-d rows: a mean over dimensions
+        total = total + (features[rows, :].mean(dim=0) - centroids[k]).pow(2).sum().sqrt()  # 0-d rows: a mean over dimensions
     return total / len(centroids)
 
 
