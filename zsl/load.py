@@ -29,8 +29,8 @@ def load(path: str, split: str = "easy", texts: str | None = None) -> Dataset:
         if text_file:
             data = with_texts(data, text.read(text_file))
     elif (place / "features.npz").is_file():
-        beside = [place / name for name in ("texts.npz", "articles.jsonl") if (place / name).is_file()]
-        text_file = text_file or (beside[0] if beside else None)
+        candidates = [place / name for name in ("texts.npz", "articles.jsonl") if (place / name).is_file()]
+        text_file = text_file or (candidates[0] if candidates else None)
         data = load_npz(place / "features.npz", text.read(text_file) if text_file else None)
         data.name = place.name
     else:

@@ -15,70 +15,69 @@ from zsl.load import load
 
 
 def test_a_folder_of_features_and_articles(tmp_path):
-    found = load(str(support.folder(tmp_path / "birds")))
-    assert (found.name, found.features.shape, found.features.dtype) == ("birds", (120, 6), np.float32)
-    assert found.unseen.tolist() == [7, 8, 9] and found.seen.tolist() == list(range(7))
-    assert len(found.articles) == 10 and found.class_names[3] == "bird 4" and found.texts is None and not found.simulated
+    loaded = load(str(support.folder(tmp_path / "birds")))
+    assert (loaded.name, loaded.features.shape, loaded.features.dtype) == ("birds", (120, 6), np.float32)
+    assert loaded.unseen.tolist() == [7, 8, 9] and loaded.seen.tolist() == list(range(7))
+    assert len(loaded.articles) == 10 and loaded.class_names[3] == "bird 4" and loaded.texts is None and not loaded.simulated
 
 
 def test_one_file_with_all_arrays_is_written_and_read(tmp_path):
     saved = support.dataset()
     saved.seen_test, saved.validation_classes, saved.simulated = np.array([0, 12]), np.array([2, 5]), True
     data.save_npz(saved, tmp_path / "birds.npz")
-    found = load(str(tmp_path / "birds.npz"))
+    loaded = load(str(tmp_path / "birds.npz"))
     for key, value in vars(saved).items():
-        assert np.array_equal(getattr(found, key), value) if isinstance(value, np.ndarray) else getattr(found, key) == value, (
-            key
-        )
+        same = np.array_equal if isinstance(value, np.ndarray) else lambda one, two: one == two
+        assert same(getattr(loaded, key), value), key
 
 
 def test_class_ids_may_be_any_integers_in_any_order(tmp_path):
     texts = {"texts": np.eye(3), "classes": np.array([70, 5, 900]), "class_names": np.array(["a", "b", "c"])}
     np.savez(tmp_path / "d.npz", features=np.ones((4, 2)), labels=[5, 900, 70, 5], unseen_classes=[900], **texts)
-    found = load(str(tmp_path / "d.npz"))
-    assert found.labels.tolist() == [1, 2, 0, 1] and [found.class_names[i] for i in found.unseen] == ["c"]
+    loaded = load(str(tmp_path / "d.npz"))
+    assert loaded.labels.tolist() == [1, 2, 0, 1] and [loaded.class_names[i] for i in loaded.unseen] == ["c"]
 
 
 def test_other_texts_replace_those_next_to_the_features(tmp_path):
     path = support.folder(tmp_path / "birds")
     np.savez(tmp_path / "texts.npz", texts=np.arange(1, 21).reshape(10, 2), classes=np.arange(10, 0, -1))
-    found = load(str(path), texts=str(tmp_path / "texts.npz"))
-    assert found.articles is None and found.texts[list(found.class_ids).index(1)].tolist() == [19, 20]
+    loaded = load(str(path), texts=str(tmp_path / "texts.npz"))
+    assert loaded.articles is None and loaded.texts[list(loaded.class_ids).index(1)].tolist() == [19, 20]
 
 
 # --------------------------------------------------------------------------------------------------------------- dividing
 
 
 def test_training_and_test_images_do_not_overlap():
-    found = support.dataset()
-    final, choose = divide(found, 0, 0.25), divide(found, 0, 0.25, 0.3)
+    data = support.dataset()
+    final, choose = divide(data, 0, 0.25), divide(data, 0, 0.25, 0.3)
     for division in (final, choose):
         parts = [set(part.tolist()) for part in (division.train, division.seen_test, division.unseen_test)]
         assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
         assert (division.labels[division.train] < division.seen_classes).all()
         assert (division.labels[division.unseen_test] >= division.seen_classes).all()
-        assert np.array_equal(found.labels[division.train], division.classes[division.labels[division.train]])
+        assert np.array_equal(data.labels[division.train], division.classes[division.labels[division.train]])
     assert set(final.classes[7:]) == {7, 8, 9} and len(final.seen_test) == 7 * 3 and len(final.unseen_test) == 36
     # For validation, 2 of the 7 seen classes replace the unseen ones, which are not used.
     assert (choose.seen_classes, len(choose.classes)) == (5, 7) and set(choose.classes) == set(range(7))
-    assert (choose.labels[found.labels >= 7] == -1).all() and len(choose.seen_test) == 5 * 2
+    assert (choose.labels[data.labels >= 7] == -1).all() and len(choose.seen_test) == 5 * 2
     # Validation uses no final test images: it holds out other images of seen classes.
     for part in (choose.train, choose.seen_test, choose.unseen_test):
         assert len(part) and not set(part) & set(final.seen_test) and not set(part) & set(final.unseen_test)
 
 
 def test_the_seed_determines_what_is_held_out():
-    found = support.dataset()
-    one, same, other = (divide(found, seed, 0.25, 0.3) for seed in (0, 0, 1))
+    data = support.dataset()
+    one, same, other = (divide(data, seed, 0.25, 0.3) for seed in (0, 0, 1))
     assert np.array_equal(one.train, same.train) and np.array_equal(one.classes, same.classes)
     assert not np.array_equal(one.train, other.train) and not np.array_equal(one.classes, other.classes)
 
 
 def test_the_held_out_parts_of_the_data_set_itself_are_used():
-    found = support.dataset()
-    found.seen_test, found.validation_classes = np.array([0, 1, 13]), np.array([2, 4])
-    assert divide(found, 0, 0.25).seen_test.tolist() == [0, 1, 13]
-    assert sorted(divide(found, 5, 0.25, 0.5).classes[5:]) == [2, 4]
+    data = support.dataset()
+    data.seen_test, data.validation_classes = np.array([0, 1, 13]), np.array([2, 4])
+    assert divide(data, 0, 0.25).seen_test.tolist() == [0, 1, 13]
+    assert sorted(divide(data, 5, 0.25, 0.5).classes[5:]) == [2, 4]
 
 
 def test_without_held_out_images_all_are_used_for_training():
@@ -96,7 +95,7 @@ def test_holding_out_all_seen_classes_is_refused():
 @pytest.mark.parametrize("name", ["standardize", "centred", "variance", "minmax", "l2", "none"])
 def test_scalings(name):
     train = np.random.default_rng(0).gamma(2.0, 3.0, (50, 4)).astype(np.float32)
-    found = Scaling.fit(name, train).apply(train)
+    scaled = Scaling.fit(name, train).apply(train)
     expected = {
         "standardize": (train - train.mean()) / train.std(),
         "centred": (train - train.mean(0)) / np.sqrt(((train - train.mean(0)) ** 2).mean()),
@@ -105,8 +104,8 @@ def test_scalings(name):
         "l2": train / np.sqrt((train**2).sum(1, keepdims=True)),
         "none": train,
     }[name]
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_constant_column_becomes_0():

@@ -24,12 +24,12 @@ def test_the_loss_equals_the_one_computed_sample_by_sample(divergence, faithful)
         pytest.skip("NaN: see test_the_published_renyi_underflows")
     z = logits().requires_grad_(True)
     orders = ORDERS.clone().requires_grad_(True)
-    found = losses.creativity(method, z, orders, 0.7, faithful)
-    found.backward()
+    actual = losses.creativity(method, z, orders, 0.7, faithful)
+    actual.backward()
     z2, orders2 = z.detach().clone().requires_grad_(True), ORDERS.clone().requires_grad_(True)
     expected = plain(method, z2, orders2, 0.7)
     expected.backward()
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(z.grad, z2.grad, rtol=1e-7, atol=1e-12)
     if orders2.grad is not None:
         torch.testing.assert_close(orders.grad, orders2.grad, rtol=1e-7, atol=1e-12)
@@ -98,8 +98,8 @@ def test_the_published_renyi_underflows():
 def test_the_published_kl_has_an_extra_k_and_its_constant():
     z, count = logits(), 6
     kl = divergences.corrected("kl", z, ORDERS).mean()
-    found = divergences.faithful("kl", z, ORDERS)
-    assert found.item() == pytest.approx((kl.item() + math.log(count)) / count, rel=1e-9)
+    actual = divergences.faithful("kl", z, ORDERS)
+    assert actual.item() == pytest.approx((kl.item() + math.log(count)) / count, rel=1e-9)
 
 
 def test_the_published_k_plus_1_omits_its_weight():

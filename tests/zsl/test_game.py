@@ -74,10 +74,10 @@ def test_pivots_by_a_scatter_mean_equal_those_by_loops(faithful):
     random = torch.Generator().manual_seed(0)
     features, centroids = torch.randn(9, 4, generator=random).double(), torch.randn(5, 4, generator=random).double()
     labels = torch.tensor([0, 0, 0, 2, 2, 3, 0, 2, 0])  # class 3 once, 1 and 4 never
-    found = losses.visual_pivots(features, labels, centroids, faithful)
-    torch.testing.assert_close(found, zero_shot_plain.visual_pivots(features, labels, centroids, faithful))
+    actual = losses.visual_pivots(features, labels, centroids, faithful)
+    torch.testing.assert_close(actual, zero_shot_plain.visual_pivots(features, labels, centroids, faithful))
     without_quirk = losses.visual_pivots(features, labels, centroids, False)
-    assert torch.equal(found, without_quirk) is not faithful
+    assert torch.equal(actual, without_quirk) is not faithful
 
 
 def test_mixed_projections_equal_the_projection_of_hallucinated_texts():
@@ -85,9 +85,9 @@ def test_mixed_projections_equal_the_projection_of_hallucinated_texts():
     texts, first, second = game.data.texts, torch.tensor([0, 1, 2, 3]), torch.tensor([1, 1, 4, 0])
     share = torch.tensor([0.2, 0.5, 0.79, 0.4], dtype=torch.float64)
     projected = game.generator.project(game.with_zero)
-    found = losses.hallucinate(projected, game.gram, first, second, share, 2.5)
+    actual = losses.hallucinate(projected, game.gram, first, second, share, 2.5)
     expected = game.generator.project(zero_shot_plain.hallucinated_texts(texts, first, second, share, 2.5))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_hallucinations_mix_two_different_classes_unless_faithful(monkeypatch):

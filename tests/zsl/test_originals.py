@@ -18,14 +18,14 @@ from zsl.load import load
 @pytest.mark.parametrize("split", ["easy", "hard"])
 def test_cub(tmp_path, split):
     folder = support.original_cub(tmp_path / "CUB2011", split)
-    found = load(str(folder), split)
-    assert found.name == f"CUB2011 {split}" and found.features.shape == (72, 7) and found.texts.shape == (12, 9)
-    assert (found.unseen + 1).tolist() == [1, 4, 7, 10] and found.class_ids.tolist() == list(range(1, 13))
+    loaded = load(str(folder), split)
+    assert loaded.name == f"CUB2011 {split}" and loaded.features.shape == (72, 7) and loaded.texts.shape == (12, 9)
+    assert (loaded.unseen + 1).tolist() == [1, 4, 7, 10] and loaded.class_ids.tolist() == list(range(1, 13))
     ids = np.repeat([2, 3, 5, 6, 8, 9, 11, 12, 1, 4, 7, 10], 6)  # label i is the i-th id in train_cid, then in test_cid
-    assert np.array_equal(found.class_ids[found.labels], ids)
+    assert np.array_equal(loaded.class_ids[loaded.labels], ids)
     ending = "" if split == "easy" else "_hard"
     features = scipy.io.loadmat(folder / f"pfc_feat_test{ending}.mat")["pfc_feat"]
-    assert np.array_equal(found.features[48:], features.astype(np.float32))
+    assert np.array_equal(loaded.features[48:], features.astype(np.float32))
 
 
 def test_the_hard_splits_have_the_published_validation_classes():
@@ -33,10 +33,10 @@ def test_the_hard_splits_have_the_published_validation_classes():
 
 
 def test_gbu(tmp_path):
-    found = load(str(support.gbu(tmp_path / "AWA2")))
-    assert found.features.shape == (40, 6) and found.texts.shape == (8, 4) and found.class_names[0] == "animal 1"
-    assert found.unseen.tolist() == [6, 7] and found.validation_classes.tolist() == [4, 5]
-    division = divide(found, 0, 0.2)
+    loaded = load(str(support.gbu(tmp_path / "AWA2")))
+    assert loaded.features.shape == (40, 6) and loaded.texts.shape == (8, 4) and loaded.class_names[0] == "animal 1"
+    assert loaded.unseen.tolist() == [6, 7] and loaded.validation_classes.tolist() == [4, 5]
+    division = divide(loaded, 0, 0.2)
     assert (
         len(division.train) == 24 and division.seen_test.tolist() == [0, 5, 10, 15, 20, 25] and len(division.unseen_test) == 10
     )
@@ -67,8 +67,8 @@ def test_pickles_of_python_2_and_3(tmp_path):
     contents += [pickle.dumps(labels, protocol) for protocol in (3, 4, 5)] + [pickle.dumps(list(range(40)), 2)]
     for content in contents:
         (tmp_path / "l.pkl").write_bytes(content)
-        found = originals.read_labels(tmp_path / "l.pkl")
-        assert found.dtype == np.int64 and found.tolist() in (labels.tolist(), list(range(40)))
+        labels_read = originals.read_labels(tmp_path / "l.pkl")
+        assert labels_read.dtype == np.int64 and labels_read.tolist() in (labels.tolist(), list(range(40)))
 
 
 class Evil:

@@ -47,10 +47,10 @@ def test_terms_in_too_few_articles_are_ignored():
 def test_emphasised_terms_weigh_more(tmp_path):
     (tmp_path / "terms.txt").write_text("# a comment: blue\nFlowers reds\n")
     plain, terms = text.tfidf(ARTICLES, TextConfig())
-    found, _ = text.tfidf(ARTICLES, TextConfig(emphasised=str(tmp_path / "terms.txt"), emphasis=3.0))
+    emphasised, _ = text.tfidf(ARTICLES, TextConfig(emphasised=str(tmp_path / "terms.txt"), emphasis=3.0))
     factor = np.array([3 if term in ("flower", "red") else 1 for term in terms])
     expected = plain * factor
-    np.testing.assert_allclose(found, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(emphasised, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-5)
     with pytest.raises(UserError, match="cannot be read"):
         text.read_terms(tmp_path / "none.txt")
     (tmp_path / "terms.txt").write_text("# nothing\n")
@@ -76,36 +76,36 @@ def test_lsa_is_the_best_low_rank_approximation_of_inner_products():
 
 
 def test_centred_texts_subtract_the_mean_of_all_classes():
-    given = ClassTexts(np.arange(3), ["a", "b", "c"], articles=ARTICLES)
-    plain, _ = text.vectors(given, TextConfig(min_df=1))
-    found, _ = text.vectors(given, TextConfig(min_df=1, centred=True))
+    texts = ClassTexts(np.arange(3), ["a", "b", "c"], articles=ARTICLES)
+    plain, _ = text.vectors(texts, TextConfig(min_df=1))
+    centred, _ = text.vectors(texts, TextConfig(min_df=1, centred=True))
     away = plain - plain.mean(0)
-    np.testing.assert_allclose(found, away / np.linalg.norm(away, axis=1, keepdims=True), rtol=1e-4, atol=1e-6)
-    reduced, _ = text.vectors(given, TextConfig(min_df=1, centred=True, components=2))
-    np.testing.assert_allclose(reduced @ reduced.T, found @ found.T, rtol=1e-3, atol=1e-5)  # three points lie in a plane
+    np.testing.assert_allclose(centred, away / np.linalg.norm(away, axis=1, keepdims=True), rtol=1e-4, atol=1e-6)
+    reduced, _ = text.vectors(texts, TextConfig(min_df=1, centred=True, components=2))
+    np.testing.assert_allclose(reduced @ reduced.T, centred @ centred.T, rtol=1e-3, atol=1e-5)  # three points lie in a plane
 
 
 def test_similarities_are_those_to_the_nearest_seen_classes():
     texts = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
-    found = text.similarities(texts, 5, 2)
-    for row, own in zip(found, texts, strict=True):
+    similarities = text.similarities(texts, 5, 2)
+    for row, own in zip(similarities, texts, strict=True):
         away = [own - texts[:5].mean(0), *(texts[:5] - texts[:5].mean(0))]
         cosines = [away[0] @ other / np.linalg.norm(away[0]) / np.linalg.norm(other) for other in away[1:]]
         best = np.argsort(cosines)[::-1][:2]
         expected = [cosines[k] if k in best else 0 for k in range(5)]
         np.testing.assert_allclose(row, np.clip(expected, 0, None) / np.clip(expected, 0, None).sum(), rtol=1e-4, atol=1e-5)
-    assert (found[:5].argmax(1) == np.arange(5)).all()  # a seen class is most similar to itself
-    given = text.conditions(texts, 5, 2, 3.0)
-    np.testing.assert_allclose(np.linalg.norm(given, axis=1), 3, rtol=1e-5)
-    assert given.shape == (7, 5) and text.conditions(texts, 5, None, 1.0) is not given
+    assert (similarities[:5].argmax(1) == np.arange(5)).all()  # a seen class is most similar to itself
+    conditions = text.conditions(texts, 5, 2, 3.0)
+    np.testing.assert_allclose(np.linalg.norm(conditions, axis=1), 3, rtol=1e-5)
+    assert conditions.shape == (7, 5) and text.conditions(texts, 5, None, 1.0) is not conditions
 
 
 def test_the_command_writes_vectors(tmp_path):
     articles = support.articles(tmp_path / "articles.jsonl")
     message = text.run(Text(str(articles), str(tmp_path / "texts.npz"), TextConfig(min_df=1)))
     assert message.endswith("texts.npz: 10 classes, 13 columns")  # 12 words and `bird`
-    found = text.read(tmp_path / "texts.npz")
-    assert found.ids.tolist() == list(range(1, 11)) and found.names[9] == "bird 10"
+    loaded = text.read(tmp_path / "texts.npz")
+    assert loaded.ids.tolist() == list(range(1, 11)) and loaded.names[9] == "bird 10"
     with np.load(tmp_path / "texts.npz") as opened:
         assert set(opened.files) == {"texts", "classes", "class_names", "terms"} and "spot" in opened["terms"]
     with pytest.raises(UserError, match="already contains vectors"):
@@ -113,17 +113,17 @@ def test_the_command_writes_vectors(tmp_path):
 
 
 def test_precomputed_vectors_get_length_1_unless_faithful():
-    given = ClassTexts(np.array([1, 2]), ["a", "b"], vectors=np.array([[3, 4], [0, 2]], np.float32))
-    assert text.vectors(given, TextConfig())[0].tolist() == [[np.float32(0.6), np.float32(0.8)], [0, 1]]
-    assert text.vectors(given, TextConfig(), faithful=True)[0].tolist() == [[3, 4], [0, 2]]
+    texts = ClassTexts(np.array([1, 2]), ["a", "b"], vectors=np.array([[3, 4], [0, 2]], np.float32))
+    assert text.vectors(texts, TextConfig())[0].tolist() == [[np.float32(0.6), np.float32(0.8)], [0, 1]]
+    assert text.vectors(texts, TextConfig(), faithful=True)[0].tolist() == [[3, 4], [0, 2]]
     with pytest.raises(UserError, match=r"text\.encoder needs articles"):
-        text.vectors(given, TextConfig(encoder="x"))
+        text.vectors(texts, TextConfig(encoder="x"))
 
 
 def test_a_class_without_common_terms():
-    given = ClassTexts(np.arange(1, 5), list("abcd"), articles=[*ARTICLES, "unheard"])
+    texts = ClassTexts(np.arange(1, 5), list("abcd"), articles=[*ARTICLES, "unheard"])
     with pytest.raises(UserError, match=r"class 4 \(d\) has no term in the vocabulary; write more"):
-        text.vectors(given, TextConfig())
+        text.vectors(texts, TextConfig())
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_a_sentence_encoder_is_appended(tmp_path):
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
-    given = ClassTexts(np.arange(3), list("abc"), articles=ARTICLES)
-    matrix, names = text.vectors(given, TextConfig(encoder=str(tmp_path)))
+    texts = ClassTexts(np.arange(3), list("abc"), articles=ARTICLES)
+    matrix, names = text.vectors(texts, TextConfig(encoder=str(tmp_path)))
     assert matrix.shape == (3, 4 + 8) and names[-1] == "encoder 7"
     np.testing.assert_allclose((matrix[:, :4] ** 2).sum(1), 0.5, rtol=1e-5)
     np.testing.assert_allclose((matrix[:, 4:] ** 2).sum(1), 0.5, rtol=1e-5)
