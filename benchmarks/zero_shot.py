@@ -1,9 +1,9 @@
-"""How much faster the forms in zsl/ are than the straightforward ones, part by part, and how near to their own matrix products.
+"""Speed of zsl/: each part compared with a plain implementation, and an iteration compared with its matrix products.
 
-    python -m benchmarks.zero_shot                      # CIZSL's published sizes on CUB easy: about 2 GB of memory
-    python -m benchmarks.zero_shot --small true         # in a second, to see that it runs
+    python -m benchmarks.zero_shot                      # the published sizes of CIZSL on CUB easy: about 2 GB of memory
+    python -m benchmarks.zero_shot --small true         # one second, to check that it runs
 
-Both forms draw the same random numbers and come to the same weights (tests/zsl/test_game.py).
+Both implementations draw the same random numbers and compute the same weights (tests/zsl/test_game.py).
 """
 
 import time
@@ -21,7 +21,7 @@ from zsl.game import Game, TrainingSet
 
 @dataclass
 class Sizes:
-    """B images a batch, T terms, D features, H hidden, K seen and U unseen classes, N training and M test images."""
+    """Sizes: images per batch, terms, features, layers, seen and unseen classes, training and test images."""
 
     batch: int = 1000
     terms: int = 7551
@@ -39,7 +39,7 @@ SMALL = Sizes(32, 60, 24, 20, 10, 8, 9, 4, 80, 30)
 
 
 def best_of(function: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of so many calls, after one that is not counted."""
+    """Seconds of the fastest call, after one call that is not counted."""
     function()
     seconds = []
     for _ in range(repeats):
@@ -50,13 +50,13 @@ def best_of(function: Callable[[], object], repeats: int) -> float:
 
 
 def products(s: Sizes, critic_steps: int = 5) -> list[tuple[str, int, int, int, int]]:
-    """The matrix products (m x k) (k x n) that an iteration of CIZSL needs: what for, how often, m, k, n.
+    """The matrix products (m x k) (k x n) in an iteration of CIZSL, as (purpose, count, m, k, n).
 
-    A linear layer's products are one forward, one for the gradient of its weights, and one for that of its input where that is
-    asked for. The critic's step: the fake features (forward alone), body over real and fake (no gradient of its input), the
-    penalty's W^T (v * active) with both gradients, and the two heads as one. The generator's: B features of real texts and B of
-    hallucinated ones, forward and back through generator and critic, without the gradients of the critic's weights.
-    Interpolated features and hallucinated texts need none, and texts are projected once a class.
+    A linear layer needs one product forward, one for the gradient of its weights, and one for the gradient of its input if that
+    is needed. A critic step has the fake features (forward only), the body on real and fake features (no gradient of its
+    input), W^T (v * active) of the penalty with both gradients, and the two heads as one. The generator step has B features of
+    real texts and B of hallucinated ones, forward and backward through generator and critic, without gradients of the critic's
+    weights. Interpolated features and hallucinated texts need no products, and texts are projected once per class.
     """
     b, two, k, c = s.batch, 2 * s.batch, s.seen + 1, critic_steps
     return [
@@ -75,7 +75,7 @@ def products(s: Sizes, critic_steps: int = 5) -> list[tuple[str, int, int, int, 
 
 
 def make(kind: type[Game], s: Sizes) -> Game:
-    """CIZSL with Sharma-Mittal over random data."""
+    """A CIZSL game with Sharma-Mittal on random data."""
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(s.train) % s.seen
     texts = torch.rand(s.seen, s.terms, generator=random).pow(20)
@@ -86,37 +86,37 @@ def make(kind: type[Game], s: Sizes) -> Game:
 
 
 def parts(s: Sizes, repeats: int) -> list[tuple[str, float, float]]:
-    """(part, seconds in the straightforward form, seconds in ours)."""
+    """(part, seconds of the plain implementation, seconds of ours)."""
     fast, random = make(Game, s), torch.Generator().manual_seed(1)
     rows, labels = fast._batch(0)
     noise, real = fast._noise(random), fast.data.features[rows]
-    made = torch.randn(s.batch, s.features, generator=random, requires_grad=True)
+    generated = torch.randn(s.batch, s.features, generator=random, requires_grad=True)
     mix = torch.rand(s.batch, generator=random)
-    found = []
+    timings = []
 
     def curve() -> None:
         scores = np.random.default_rng(0).normal(size=(s.train + s.test, s.seen + s.unseen)).astype(np.float32)
         seen_labels, unseen_labels = np.arange(s.train) % s.seen, s.seen + np.arange(s.test) % s.unseen
         args = (scores[: s.train], seen_labels, scores[s.train :], unseen_labels, s.seen)
         plain = best_of(lambda: zero_shot_plain.curve_at(zero_shot_plain.published_offsets(), *args), 1)
-        found.append(
+        timings.append(
             ("seen-unseen curve, 400 offsets -> exact", plain, best_of(lambda: metrics.seen_unseen_curve(*args), repeats))
         )
 
     def pivots() -> None:
         centroids = fast.data.centroids
         pair = [
-            best_of(lambda pivot=pivot: torch.autograd.grad(pivot(made, labels, centroids, False), made), repeats)
+            best_of(lambda pivot=pivot: torch.autograd.grad(pivot(generated, labels, centroids, False), generated), repeats)
             for pivot in (zero_shot_plain.visual_pivots, losses.visual_pivots)
         ]
-        found.append(("pivots with their gradient, class loop -> scatter-mean", *pair))
+        timings.append(("pivots with their gradient, class loop -> scatter-mean", *pair))
 
     def texts() -> None:
         generator, every = fast.generator, fast.data.texts
         with torch.no_grad():
             plain = best_of(lambda: generator(noise, every[labels]), repeats)
             ours = best_of(lambda: generator.from_projected(noise, generator.project(every)[labels]), repeats)
-        found.append(("generated features, text a sample -> text a class", plain, ours))
+        timings.append(("generated features, text per sample -> text per class", plain, ours))
 
     def hallucination() -> None:
         generator, every, length = fast.generator, fast.data.texts, 1.0
@@ -127,34 +127,34 @@ def parts(s: Sizes, repeats: int) -> list[tuple[str, float, float]]:
                 lambda: generator.project(zero_shot_plain.hallucinated_texts(every, labels, other, mix, length)), repeats
             )
             ours = best_of(lambda: losses.hallucinate(projected, fast.gram, labels, other, mix, length), repeats)
-        found.append(("hallucinated texts, projected -> mixed projections", plain, ours))
+        timings.append(("hallucinated texts, projected -> mixed projections", plain, ours))
 
     def penalty() -> None:
         learned = (fast.critic.body.weight, fast.critic.critic.weight)
 
         def plain() -> None:
-            torch.autograd.grad(zero_shot_plain.gradient_penalty(fast.critic, real, made.detach(), mix), learned)
+            torch.autograd.grad(zero_shot_plain.gradient_penalty(fast.critic, real, generated.detach(), mix), learned)
 
         with torch.no_grad():
-            before = fast.critic.body(torch.cat([real, made]))  # known from the critic's own pass
+            before = fast.critic.body(torch.cat([real, generated]))  # already known from the forward pass of the critic
         ours = best_of(lambda: torch.autograd.grad(losses.gradient_penalty(fast.critic, before, mix), learned), repeats)
-        found.append(("gradient penalty with its gradient, autograd twice -> closed form", best_of(plain, repeats), ours))
+        timings.append(("gradient penalty with its gradient, autograd twice -> closed form", best_of(plain, repeats), ours))
 
     def vote() -> None:
         similarities = np.random.default_rng(0).normal(size=(s.test, 60 * s.unseen)).astype(np.float32)
         owners = np.repeat(np.arange(s.unseen), 60)
         plain = best_of(lambda: zero_shot_plain.vote(similarities, owners, 20, s.unseen), 1)
-        found.append(
+        timings.append(
             ("vote of 20 neighbours", plain, best_of(lambda: metrics.vote(similarities, owners, 20, s.unseen), repeats))
         )
 
     for part in (curve, pivots, texts, hallucination, penalty, vote):
         part()
-    return found
+    return timings
 
 
 def iterations(s: Sizes, repeats: int) -> tuple[float, float]:
-    """Seconds of an iteration in the straightforward form and in ours."""
+    """Seconds of an iteration in the plain implementation and in ours."""
     seconds = []
     for kind in (zero_shot_plain.PlainGame, Game):
         game = make(kind, s)
@@ -167,8 +167,8 @@ def main(small: bool = False, repeats: int = 3) -> None:
     """Print the table.
 
     Args:
-        small: tiny sizes, to see that it runs.
-        repeats: the fastest of so many is taken.
+        small: use tiny sizes, to check that it runs.
+        repeats: number of calls, of which the fastest counts.
     """
     s = SMALL if small else Sizes()
     print(f"{s}\n{torch.get_num_threads()} threads, torch {torch.__version__}\n")
@@ -178,7 +178,7 @@ def main(small: bool = False, repeats: int = 3) -> None:
     plain, ours = iterations(s, repeats)
     print(f"{'an iteration of CIZSL':68s} {1e3 * plain:7.1f} ms {1e3 * ours:7.1f} ms  {plain / ours:.2f}\n")
 
-    print(f"{'the iteration, as its matrix products':56s} times      GFLOP   alone")
+    print(f"{'matrix products of the iteration':56s} times      GFLOP   alone")
     total, bound = 0.0, 0.0
     for name, times, m, k, n in products(s):
         a, b = torch.randn(m, k), torch.randn(k, n)

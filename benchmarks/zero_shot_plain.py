@@ -1,7 +1,7 @@
-"""The straightforward form of what zsl/ does, to hold it to: the tests for the numbers, benchmarks/zero_shot.py for the time.
+"""A plain implementation of zsl/: tests compare numbers with it, and benchmarks/zero_shot.py compares speed.
 
-Texts are projected once a sample, the gradient penalty differentiates twice, classes and samples are gone through by loops,
-regularisers are written out as sums, and the seen-unseen curve is looked at from 400 offsets, as published.
+Texts are projected once per sample, and the gradient penalty differentiates twice. Classes and samples are handled in loops.
+Regularisers are explicit sums. The seen-unseen curve is evaluated at 400 offsets, as published.
 """
 
 import math
@@ -16,7 +16,7 @@ from zsl.models import Critic, Generator
 
 
 def gradient_penalty(critic: Critic, real: torch.Tensor, fake: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
-    """E (|grad D(x^)| - 1)^2 by differentiating the critic at x^."""
+    """E (|grad D(x^)| - 1)^2, by differentiating the critic at x^."""
     between = (mix[:, None] * real + (1 - mix[:, None]) * fake).requires_grad_(True)
     scores, _ = critic(between)
     [gradients] = torch.autograd.grad(scores.sum(), between, create_graph=True)
@@ -24,7 +24,7 @@ def gradient_penalty(critic: Critic, real: torch.Tensor, fake: torch.Tensor, mix
 
 
 def visual_pivots(features: torch.Tensor, labels: torch.Tensor, centroids: torch.Tensor, faithful: bool) -> torch.Tensor:
-    """The pivot term, class by class."""
+    """The pivot loss, class by class."""
     total = features.new_zeros(())
     for k in range(len(centroids)):
         rows = torch.nonzero(labels == k).squeeze()
@@ -42,14 +42,14 @@ def squares(generator: Generator) -> torch.Tensor:
 
 
 def text_sparsity(generator: Generator) -> torch.Tensor:
-    """Sum over terms of the length of their column."""
+    """Sum over terms of the norm of their column."""
     return sum(column.pow(2).sum().sqrt() for column in generator.text.weight.T)
 
 
 def hallucinated_texts(
     texts: torch.Tensor, first: torch.Tensor, second: torch.Tensor, share: torch.Tensor, length: float
 ) -> torch.Tensor:
-    """(B, T): mixtures of two classes' texts."""
+    """Mixtures of the texts of two classes (B, T)."""
     mixed = share[:, None] * texts[first] + (1 - share[:, None]) * texts[second]
     return length * mixed / mixed.norm(dim=1, keepdim=True)
 
@@ -79,7 +79,7 @@ def faithful_creativity(method: Method, logits: torch.Tensor, orders: torch.Tens
 
 
 def corrected_creativity(method: Method, logits: torch.Tensor, orders: torch.Tensor, weight: float) -> torch.Tensor:
-    """The corrected one, from the textbook's formulas."""
+    """The corrected creativity loss, from the textbook formulas."""
     if method.divergence == "k+1":
         return weight * torch.stack([torch.logsumexp(row, 0) - row[-1] for row in logits]).mean()
     alpha, beta = orders
@@ -97,12 +97,12 @@ def corrected_creativity(method: Method, logits: torch.Tensor, orders: torch.Ten
 
 
 class PlainGame(Game):
-    """The same game, of the same random numbers, in the straightforward form."""
+    """The same game with the same random numbers, implemented plainly."""
 
     def __init__(self, *args):
         super().__init__(*args)
         for group in self.optimizers["generator"].param_groups:
-            group["weight_decay"] = 0.0  # written out as a sum below
+            group["weight_decay"] = 0.0  # an explicit sum below
 
     def iterate(self, iteration: int) -> None:
         train = self.config.train
@@ -132,11 +132,11 @@ class PlainGame(Game):
         train, faithful = self.config.train, self.config.faithful
         rows, labels = self._batch(number)
         guide = self._guide()
-        made = self.generator(self._noise(self._random("generator", number)), self.data.texts[labels])
-        scores, logits = self.critic(made, guide)
+        generated = self.generator(self._noise(self._random("generator", number)), self.data.texts[labels])
+        scores, logits = self.critic(generated, guide)
         loss = -scores.mean() + F.cross_entropy(logits, labels) / 2
         loss = loss + F.cross_entropy(self.critic(self.data.features[rows], guide)[1], labels) / 2
-        loss = loss + train.pivot_weight * visual_pivots(made, labels, self.data.centroids, faithful)
+        loss = loss + train.pivot_weight * visual_pivots(generated, labels, self.data.centroids, faithful)
         loss = loss + train.weight_decay * squares(self.generator)
         if self.config.model.text_size:
             loss = loss + train.text_sparsity * text_sparsity(self.generator)
@@ -148,13 +148,13 @@ class PlainGame(Game):
         self._step(loss, "generator", "orders")
 
     def plain_hallucination(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise and texts (B, T), from the same numbers as Game._hallucinated."""
+        """Noise and texts (B, T), from the same random numbers as Game._hallucinated."""
         random, count = self._random("hallucinate", number), self.config.train.batch_size
         images = torch.randint(len(self.data.labels), (2, count), generator=random)
         first, second = (self.data.labels[row.to(self.device)] for row in images)
         if not self.config.faithful:
-            further = torch.randint(1, self.classes, (count,), generator=random).to(self.device)
-            second = torch.tensor([(a + b) % self.classes for a, b in zip(first.tolist(), further.tolist(), strict=True)])
+            offset = torch.randint(1, self.classes, (count,), generator=random).to(self.device)
+            second = torch.tensor([(a + b) % self.classes for a, b in zip(first.tolist(), offset.tolist(), strict=True)])
         share = (0.2 + 0.6 * torch.rand(count, generator=random)).to(self.device)
         return self._noise(random), hallucinated_texts(self.data.texts, first, second, share, self.config.model.text_length)
 
@@ -181,12 +181,12 @@ def curve_at(
 
 
 def published_offsets() -> np.ndarray:
-    """The 400 of the published code."""
+    """The 400 offsets of the published code."""
     return np.arange(-2, 2, 0.01)
 
 
 def vote(similarities: np.ndarray, owners: np.ndarray, neighbours: int, classes: int) -> np.ndarray:
-    """The class of most of the nearest samples, image by image."""
+    """The most frequent class among the nearest samples, image by image."""
     predicted = []
     for row in similarities:
         votes = [0] * classes
@@ -197,6 +197,6 @@ def vote(similarities: np.ndarray, owners: np.ndarray, neighbours: int, classes:
 
 
 def sharma_mittal_limits(p: np.ndarray) -> dict[str, float]:
-    """Closed forms, for p (K,) against uniform, that Sharma-Mittal tends to at b -> 1 (Renyi of 1/2) and a, b -> 1 (KL)."""
+    """Limits of Sharma-Mittal between p (K,) and uniform in closed form: b -> 1 (Renyi of 1/2), and a, b -> 1 (KL)."""
     u = 1 / len(p)
     return {"renyi half": -2 * math.log(np.sqrt(p * u).sum()), "kl": float((p * np.log(p / u)).sum())}

@@ -1,2 +1,4 @@
-"""Creativity-inspired generative zero-shot learning from text: GAZSL, CIZSL, CIZSLv2, two plain baselines and an honest
-protocol. See docs/zsl.md; `python -m zsl --help` lists the commands."""
+"""Generative zero-shot learning from class texts: GAZSL, CIZSL, CIZSLv2 and two plain baselines, evaluated by two protocols.
+
+See docs/zsl.md. `python -m zsl --help` lists the commands.
+"""

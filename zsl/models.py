@@ -3,8 +3,9 @@
     generator   x~ = out(LeakyReLU(hidden([z, r]))),  r = text(t)      a class text t (T,) and noise z -> a visual feature (D,)
     critic      h = ReLU(body(x)),  critic(h): real or not,  classes(h): which seen class
 
-No layer between `text` and `hidden` bends, so what belongs to the text alone is computed once a class and not once a sample:
-`Generator.project` is followed by `Generator.from_projected`. `Generator.forward` is the form of the papers; both agree.
+There is no nonlinearity between `text` and `hidden`. The contribution of the text is therefore computed once per class instead
+of once per sample: first `Generator.project`, then `Generator.from_projected`. `Generator.forward` is the equivalent form in
+the papers.
 """
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Xavier-normal weights and zero biases in each linear layer, as published."""
+    """Set Xavier-normal weights and zero biases in each linear layer, as published."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_normal_(module.weight, generator=generator)
@@ -21,14 +22,14 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
 
 
 class Generator(nn.Module):
-    """Text and noise -> visual feature.
+    """Maps text and noise to a visual feature.
 
     Args:
-        text_dim: T, of a class text.
-        text_size: to which it is reduced; None: not at all (the published form for attributes).
-        noise_size, hidden_size: of the noise, and of the hidden layer.
+        text_dim: T, the size of a class text.
+        text_size: the size to which a text is reduced. None: no reduction (the published form for attributes).
+        noise_size, hidden_size: sizes of the noise and of the hidden layer.
         feature_dim: D.
-        bounded: end in Tanh, as published, so that only values in [-1, 1] can be generated.
+        bounded: end with Tanh, as published. Then all values are in [-1, 1].
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Generator(nn.Module):
         return self._bound(self.out(F.leaky_relu(hidden, 0.01)))
 
     def project(self, texts: torch.Tensor) -> torch.Tensor:
-        """Class texts (K, T) -> their part of the hidden layer (K, H), bias included."""
+        """Class texts (K, T) -> their part of the hidden layer (K, H), including the bias."""
         return F.linear(self.text(texts), self.hidden.weight[:, self.noise_size :], self.hidden.bias)
 
     def from_projected(self, noise: torch.Tensor, projected: torch.Tensor) -> torch.Tensor:
@@ -59,13 +60,13 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """Visual feature -> how real it is, and its class.
+    """Maps a visual feature to a realness score and class logits.
 
     Args:
         feature_dim: D.
-        hidden_size: of its one layer.
-        outputs: of the class head: K seen classes, K + 1 for the divergence `k+1`; for CIZSLv2 the size of reduced texts, since
-            its head makes an embedding that is compared with the classes' reduced texts.
+        hidden_size: size of the one hidden layer.
+        outputs: size of the class head: K seen classes, or K + 1 for the divergence `k+1`. For CIZSLv2 it is the size of
+            reduced texts, since its head makes an embedding that is compared with the reduced text of each class.
     """
 
     def __init__(self, feature_dim: int, hidden_size: int, outputs: int):
@@ -75,10 +76,10 @@ class Critic(nn.Module):
         self.classes = nn.Linear(hidden_size, outputs)
 
     def heads(self, before: torch.Tensor, guide: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """From `body(x)` (B, H): scores (B,) and class logits (B, K).
+        """Scores (B,) and class logits (B, K) from `body(x)` (B, H).
 
         Args:
-            guide: CIZSLv2's reduced texts of the K classes (K, R); a class's logit is the embedding's product with its text.
+            guide: the reduced texts of the K classes in CIZSLv2 (K, R). A logit is the product of embedding and text.
         """
         hidden = F.relu(before)
         logits = self.classes(hidden)

@@ -1,4 +1,4 @@
-"""Curves, and real, generated and hallucinated features on a plane."""
+"""Plots of seen-unseen curves, and of real, generated and hallucinated features in two dimensions."""
 
 from pathlib import Path
 
@@ -8,25 +8,25 @@ from tinyldm.files import replace_text
 from tinyldm.pictures import pyplot
 from zsl.metrics import Curve
 
-CLASSES = 10  # unseen ones in a picture of features: as many as there are colours that one can tell apart
-POINTS = 30  # of each class and kind
+CLASSES = 10  # unseen classes in a plot of features: as many as there are colours that are easy to distinguish
+POINTS = 30  # points per class and kind
 
 
-def curves(file: Path, found: dict[str, Curve]) -> None:
-    """Seen-unseen curves by name as a PNG, and their points in a .csv beside it."""
+def curves(file: Path, named: dict[str, Curve]) -> None:
+    """Draw seen-unseen curves as a PNG, and write their points to a .csv with the same name."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(5.5, 4.5))
-    for name, curve in found.items():
+    for name, curve in named.items():
         axis.plot(100 * curve.unseen, 100 * curve.seen, label=f"{name}: AUC {100 * curve.area:.1f}%", linewidth=1.4)
-    axis.set_xlabel("unseen images right, %")
-    axis.set_ylabel("seen images right, %")
+    axis.set_xlabel("accuracy on unseen images, %")
+    axis.set_ylabel("accuracy on seen images, %")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
     lines = ["name,offset,seen,unseen"]
-    for name, curve in found.items():
+    for name, curve in named.items():
         lines += [f"{name},{o:g},{s:g},{u:g}" for o, s, u in zip(curve.offsets, curve.seen, curve.unseen, strict=True)]
     replace_text(file.with_suffix(".csv"), "\n".join(lines) + "\n")
 
@@ -40,13 +40,13 @@ def features(
     names: list[str],
     title: str,
 ) -> None:
-    """Real and generated features of the first unseen classes, and hallucinated ones of none, by PCA and by t-SNE.
+    """Draw real and generated features of the first unseen classes, and hallucinated features, by PCA and t-SNE.
 
     Args:
-        real, labels: of unseen images (N, D), (N,) in 0..C-1.
-        generated: of the same classes (C, S, D).
-        hallucinated: (M, D).
-        names: of the classes (C,).
+        real, labels: features (N, D) and labels (N,) in 0..C-1 of unseen images.
+        generated: generated features of the same classes (C, S, D).
+        hallucinated: hallucinated features, which belong to no class (M, D).
+        names: names of the classes (C,).
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -64,12 +64,12 @@ def features(
     figure, axes = plt.subplots(1, len(planes), figsize=(5.5 * len(planes) + 1.5, 5.2), squeeze=False)
     ends = np.cumsum([len(part) for part in parts])
     for axis, (name, plane) in zip(axes.flat, planes.items(), strict=True):
-        pieces = np.split(plane, ends[:-1])
-        axis.scatter(*pieces[0].T, s=10, color="0.75", marker="x", label="hallucinated", linewidth=0.8)
+        chunks = np.split(plane, ends[:-1])
+        axis.scatter(*chunks[0].T, s=10, color="0.75", marker="x", label="hallucinated", linewidth=0.8)
         for place, index in enumerate(shown):
             colour = plt.get_cmap("tab10")(place)
-            axis.scatter(*pieces[1 + 2 * place].T, s=14, color=colour, label=names[index])
-            axis.scatter(*pieces[2 + 2 * place].T, s=18, facecolors="none", edgecolors=[colour], marker="^", linewidth=0.8)
+            axis.scatter(*chunks[1 + 2 * place].T, s=14, color=colour, label=names[index])
+            axis.scatter(*chunks[2 + 2 * place].T, s=18, facecolors="none", edgecolors=[colour], marker="^", linewidth=0.8)
         axis.set_title(name, size=10)
         axis.set_xticks([])
         axis.set_yticks([])

@@ -1,16 +1,16 @@
-"""Two ways to read the same evaluations, never mixed.
+"""Two protocols that read results from the same evaluations. Their numbers must not be mixed.
 
-    published   the best iteration (and weight) by the figure itself on the test classes, each figure by itself; the seen side
-                of the AUC is training images, unless the data set has test images of seen classes. It flatters.
-    honest      the iteration and weight that were best on held-out seen classes; the seen side is held-out images.
+    published   for each metric, the iteration (and weight) with the best value on the test classes. The seen images of the AUC
+                are training images, unless the data set has its own test images of seen classes. The results are optimistic.
+    honest      the iteration and weight that are best on held-out seen classes. The seen images are held-out images.
 
-Figures that belong together (H and the two accuracies that it is made of) are taken from one evaluation.
+H and the two accuracies that it combines are always taken from the same evaluation.
 """
 
 from typing import Any, NamedTuple
 
 PROTOCOLS = ("honest", "published")
-# What chooses -> what is read there.
+# The metric that selects an evaluation -> the metrics read from it.
 TOGETHER = {"top1": ("top1",), "per_class_top1": ("per_class_top1",), "h": ("h", "seen", "unseen"), "auc": ("auc",)}
 METRICS = tuple(metric for metrics in TOGETHER.values() for metric in metrics)
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 class Result(NamedTuple):
-    """A line of results.csv. `value` is a share of 1; `chosen` says at which iteration, or with which setting."""
+    """A line of results.csv. `value` is a fraction of 1. `chosen` is the selected iteration or setting."""
 
     method: str
     seed: int
@@ -30,39 +30,45 @@ class Result(NamedTuple):
 
 
 def best(rows: list[Row], key: str) -> Row | None:
-    """The row with the largest `key`, the first of equals; None where no row has it."""
+    """The row with the largest `key`, or the first of several equal ones. None if no row has `key`."""
     with_key = [row for row in rows if key in row]
     return max(with_key, key=lambda row: row[key]) if with_key else None
 
 
+def best_value(rows: list[Row], key: str) -> float:
+    """The largest value of `key`, or -1 if no row has it."""
+    row = best(rows, key)
+    return row[key] if row else -1.0
+
+
 def honest(choose: list[Row], final: list[Row], where: str) -> dict[str, tuple[float, Row]]:
-    """Metric -> its value and row in `final`, at what was best in `choose`.
+    """Metric -> its value and row in `final`, selected by the best row in `choose`.
 
     Args:
         choose: evaluations on held-out seen classes.
-        final: on the unseen classes.
-        where: the key that says which rows of both belong together.
+        final: evaluations on the unseen classes.
+        where: the key that matches rows of `choose` and `final`: iteration or setting.
     """
-    found = {}
+    selected: dict[str, tuple[float, Row]] = {}
     by_place = {str(row[where]): row for row in final}
     for key, metrics in TOGETHER.items():
         chosen = best(choose, key)
         row = by_place.get(str(chosen[where])) if chosen else None
-        if row:  # none where the final training broke down before that iteration
-            found |= {metric: (row[metric], row) for metric in metrics if metric in row}
-    return found
+        if row:  # missing if the final training diverged before that iteration
+            selected |= {metric: (row[metric], row) for metric in metrics if metric in row}
+    return selected
 
 
 def published(final: list[Row], own_seen_test: bool) -> dict[str, tuple[float, Row]]:
-    """Metric -> its value and row, at what was best in `final`.
+    """Metric -> its value and row, selected by the best row in `final`.
 
     Args:
-        own_seen_test: the data set has test images of seen classes; otherwise the AUC's seen side is training images.
+        own_seen_test: the data set has its own test images of seen classes. Otherwise the AUC uses training images.
     """
     auc = "auc" if own_seen_test else "auc_train"
-    found = {}
+    selected: dict[str, tuple[float, Row]] = {}
     for key, metrics in TOGETHER.items():
         row = best(final, auc if key == "auc" else key)
         if row:
-            found |= {metric: (row[auc if metric == "auc" else metric], row) for metric in metrics}
-    return found
+            selected |= {metric: (row[auc if metric == "auc" else metric], row) for metric in metrics}
+    return selected

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: results.csv, tables, and README.md, its model card. Every number comes from the run."""
+"""The report of a run: results.csv, tables, and README.md, which is also the model card. Every number comes from the run."""
 
 import csv
 import io
@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tinyldm.config import parsing
 from tinyldm.files import replace_text
 from tinyldm.training.accelerator import default_device
+from tinyldm.training.model_card import hardware
 from zsl.baselines import BASELINES
 from zsl.config import Train
 from zsl.data import Dataset
@@ -29,7 +30,7 @@ TITLES = {
 
 
 def write_results(folder: Path, results: list[Result]) -> None:
-    """results.csv: a line a method, seed, protocol and metric; values are shares of 1."""
+    """Write results.csv: one line per method, seed, protocol and metric. Values are fractions of 1."""
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerow(Result._fields)
@@ -38,7 +39,7 @@ def write_results(folder: Path, results: list[Result]) -> None:
 
 
 def read_results(file: Path) -> list[Result]:
-    """What write_results wrote."""
+    """Read the file of write_results."""
     with file.open(newline="") as opened:
         return [
             Result(
@@ -63,7 +64,7 @@ def values(results: Iterable[Result], method: str, protocol: str, metric: str) -
 
 
 def means(results: list[Result], protocol: str) -> list[list[str]]:
-    """A row a method, `mean ± deviation` in percent over the seeds; a header first."""
+    """One row per method, `mean ± deviation` over the seeds in percent, after a header row."""
     rows = [["method", *(TITLES[metric] for metric in METRICS)]]
     for method in dict.fromkeys(result.method for result in results):
         cells = (list(values(results, method, protocol, metric).values()) for metric in METRICS)
@@ -72,9 +73,9 @@ def means(results: list[Result], protocol: str) -> list[list[str]]:
 
 
 def paired(results: list[Result], protocol: str, metric: str, against: str) -> list[list[str]]:
-    """Each generative method against another, by the differences of equal seeds; a header first.
+    """Compare each generative method with `against` by the differences at equal seeds, after a header row.
 
-    `p` is that of a two-sided t-test of the differences (n - 1 degrees of freedom); `ahead` counts seeds.
+    `p` is from a two-sided t-test of the differences (n - 1 degrees of freedom). `ahead` counts positive differences.
     """
     from scipy.stats import ttest_1samp
 
@@ -93,12 +94,12 @@ def paired(results: list[Result], protocol: str, metric: str, against: str) -> l
 
 
 def best_baseline(results: list[Result], protocol: str, metric: str) -> str:
-    """The baseline with the best mean, to which generative methods are held."""
+    """The baseline with the best mean, which generative methods are compared with."""
     return max(BASELINES, key=lambda name: np.mean(list(values(results, name, protocol, metric).values()) or [-1.0]))
 
 
 def table(results: list[Result]) -> str:
-    """Both protocols, for the terminal."""
+    """Tables of both protocols for the terminal."""
     parts = []
     for protocol in PROTOCOLS:
         rows = means(results, protocol)
@@ -109,7 +110,7 @@ def table(results: list[Result]) -> str:
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """Rows, the header first, as a table of Markdown."""
+    """A Markdown table of rows. The first row is the header."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
@@ -123,33 +124,31 @@ def _mean(cell: list[float], sign: str = "") -> str:
 
 
 def write(folder: Path, config: Train, data: Dataset, vectors: np.ndarray, results: list[Result], pictures: list[str]) -> None:
-    """README.md, from model_cards/zsl.md.
+    """Write README.md from model_cards/zsl.md.
 
     Args:
         pictures: file names in the folder.
     """
-    from tinyldm.training.model_card import hardware  # it loads `datasets`, which --help need not wait for
-
     name = (config.hub.repo_id or folder.resolve().name).split("/")[-1]
-    figures = [
+    eval_results = [
         EvalResult(
             task_type="image-classification",
             task_name="zero-shot classification of unseen classes",
             dataset_type=data.name,
             dataset_name=data.name + (" (SIMULATED features)" if data.simulated else ""),
             metric_type="accuracy",
-            metric_name=f"{method.name}: top-1 of {len(data.unseen)} unseen classes, honest, mean of {len(found)} seeds",
-            metric_value=round(float(np.mean(list(found.values()))), 2),
+            metric_name=f"{method.name}: top-1 of {len(data.unseen)} unseen classes, honest, mean of {len(top1)} seeds",
+            metric_value=round(float(np.mean(list(top1.values()))), 2),
         )
         for method in config.methods
-        if (found := values(results, method.name, "honest", "top1"))
+        if (top1 := values(results, method.name, "honest", "top1"))
     ]
     card_data = ModelCardData(
         model_name=name,
         license="other",
         license_name="follows-the-training-data",
         tags=["tinyldm", "zero-shot-learning", *dict.fromkeys(method.family for method in config.methods)],
-        eval_results=figures or None,
+        eval_results=eval_results or None,
     )
     protocols = []
     for protocol in PROTOCOLS:

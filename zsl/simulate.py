@@ -1,9 +1,9 @@
-"""SIMULATED visual features in the original layout, where the authors' are not to be had: to try formats, splits and code.
+"""SIMULATED visual features in the original layout, to try formats, splits and code without the authors' features.
 
     python -m zsl.simulate --source ../shared/data/cub-wiki --out runs/cub-simulated/CUB2011
 
-writes a CUB2011/ with its real splits and labels, a TF-IDF of the real articles over the original terms, and features that are
-drawn from a formula. Every report of a run over it says so. Never set such a figure beside a published one.
+This writes a CUB2011/ with the real splits and labels, and a TF-IDF of the real articles over the original terms. The features
+are random numbers from a formula. Every report of a run with them says so. Never compare such results with published ones.
 """
 
 import shutil
@@ -19,17 +19,19 @@ from zsl import text
 from zsl.config import TextConfig
 from zsl.originals import CUB, read_labels, read_mat
 
-DIM = 3584  # 7 parts of 512 numbers, as the authors' features
-DIRECTIONS = 64  # of the texts that can be seen
-SHARE = 0.5  # of a class mean's variance that its text tells
-SPREAD = 1.5  # of the images of a class, to that of the class means
+DIM = 3584  # 7 parts of 512 numbers, as in the authors' features
+DIRECTIONS = 64  # dimensions of the texts that determine features
+SHARE = 0.5  # fraction of the variance of class means that the text determines
+SPREAD = 1.5  # deviation of the images of a class, relative to that of the class means
 
 
 def features(texts: np.ndarray, class_id: int, images: int) -> np.ndarray:
-    """Features (images, DIM) float32 of one class: a linear map of its text, what is its own, and noise.
+    """Features (images, DIM) float32 of one class: a linear map of its text, a part of its own, and noise.
 
     Args:
-        texts: LSA of all classes' texts (C, DIRECTIONS), of unit variance; `class_id` counts from 1.
+        texts: LSA of all class texts with unit variance (C, DIRECTIONS).
+        class_id: starts at 1.
+        images: number of images.
     """
     common = np.random.default_rng(derive_seed("simulated", "map")).normal(size=(DIRECTIONS, DIM)) / np.sqrt(DIRECTIONS)
     random = np.random.default_rng(derive_seed("simulated", class_id))
@@ -41,35 +43,35 @@ def simulate(source: str, out: str, split: Literal["easy", "hard"] = "easy") -> 
     """Write the folder.
 
     Args:
-        source: with CUB2011/ (splits, labels, terms) and articles.jsonl of its 200 classes.
+        source: folder with CUB2011/ (splits, labels, terms) and articles.jsonl of its 200 classes.
         out: the folder to write.
-        split: whose features are written.
+        split: the split to write.
     """
     original, target = Path(source) / "CUB2011", Path(out)
     terms = text.read_terms(original / "CUB_Porter_7551D_TFIDF_term.mat")
     articles = text.read(Path(source) / "articles.jsonl")
     order = np.argsort(articles.ids)
-    if articles.ids[order].tolist() != list(range(1, 201)):
-        raise UserError(f"{source}/articles.jsonl must have an article of each of the classes 1 to 200")
+    if articles.articles is None or articles.ids[order].tolist() != list(range(1, 201)):
+        raise UserError(f"{source}/articles.jsonl must have one article for each class from 1 to 200")
     matrix, _ = text.tfidf([articles.articles[i] for i in order], TextConfig(sublinear=False), vocabulary=terms)
     directions = text.reduce(matrix - matrix.mean(0), DIRECTIONS)
     directions /= directions.std()
     try:
         target.mkdir(parents=True, exist_ok=True)
         (target / "SIMULATED").write_text(f"{__doc__}")
-        savemat(target / CUB["texts"], {"PredicateMatrix": matrix.astype(np.float64)})
-        split_file = CUB["split"].format(split=split)
+        savemat(target / CUB.texts, {"PredicateMatrix": matrix.astype(np.float64)})
+        split_file = CUB.split.format(split=split)
         shutil.copyfile(original / split_file, target / split_file)
         for part, ids in zip(("train", "test"), read_mat(original / split_file, "train_cid", "test_cid"), strict=True):
-            name = CUB["labels"][split].format(part=part)
+            name = CUB.labels[split].format(part=part)
             shutil.copyfile(original / name, target / name)
             labels = read_labels(original / name)
-            made = np.empty((len(labels), DIM), np.float32)
+            simulated = np.empty((len(labels), DIM), np.float32)
             for index, class_id in enumerate(ids.ravel()):
-                made[labels == index] = features(directions, int(class_id), int((labels == index).sum()))
-            savemat(target / CUB["features"][split].format(part=part), {"pfc_feat": made})
+                simulated[labels == index] = features(directions, int(class_id), int((labels == index).sum()))
+            savemat(target / CUB.features[split].format(part=part), {"pfc_feat": simulated})
     except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror})") from error
+        raise UserError(f"{target} cannot be written ({error.strerror}); choose another folder") from error
     print(f"{target}: {split} split with SIMULATED features")
 
 

@@ -1,13 +1,14 @@
-"""Articles -> tokens -> Porter stems -> TF-IDF (-> centred, -> LSA, -> with a sentence encoder's vectors): one vector a class.
+"""Turn articles into one vector per class: tokens, Porter stems, TF-IDF, optionally centred, LSA, and a sentence encoder.
 
     python -m zsl text --articles articles.jsonl --out texts.npz
 
-The weights of terms are fitted on the articles of all classes, the unseen ones too, as published: a class's text is what
-zero-shot learning is given. No label and no image is looked at.
+The term weights are fitted on the articles of all classes, including the unseen ones, as published: zero-shot learning may use
+the text of an unseen class. No labels or images are used.
 """
 
 import json
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -16,16 +17,17 @@ import numpy as np
 from tinyldm.errors import UserError
 from zsl.config import Text, TextConfig
 from zsl.data import ClassTexts, read_npz, write_npz
+from zsl.originals import read_mat
 
 TOKEN = re.compile(r"[^\W_]+")
-PASSAGE = 200  # tokens that an encoder reads at a time: models of this kind were trained on such lengths
+PASSAGE = 200  # tokens that an encoder reads at once: such models were trained on texts of this length
 
 
 def read(file: Path) -> ClassTexts:
-    """A texts.npz or an articles.jsonl.
+    """Read a texts.npz or an articles.jsonl.
 
     Raises:
-        UserError: for a file that is neither, a line without its keys, or a class that is there twice.
+        UserError: if the file is neither, a line has missing keys, or a class occurs twice.
     """
     if file.suffix == ".npz":
         return ClassTexts.from_arrays(file, read_npz(file, ("texts", "classes")))
@@ -39,25 +41,25 @@ def read(file: Path) -> ClassTexts:
             row = json.loads(line)
             rows.append((int(row["class_id"]), str(row.get("name", row["class_id"])), str(row["text"])))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            told = f"{type(error).__name__}: {error}"
-            raise UserError(f'{file}, line {number}: write {{"class_id": 1, "name": "a", "text": "..."}} ({told})') from error
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f'{file}, line {number}: write {{"class_id": 1, "name": "a", "text": "..."}} ({reason})') from error
     if not rows:
-        raise UserError(f"{file} holds no article")
+        raise UserError(f"{file} contains no article; write one line per class")
     ids, names, articles = zip(*rows, strict=True)
     if len(set(ids)) < len(ids):
-        raise UserError(f"{file}: class {max(ids, key=ids.count)} has two articles; put them into one line")
+        raise UserError(f"{file}: class {max(ids, key=ids.count)} has two articles; join them in one line")
     return ClassTexts(np.array(ids), list(names), articles=list(articles))
 
 
 @cache
-def _stemmer():
-    from nltk.stem import PorterStemmer  # rules alone: it needs none of nltk's downloads
+def _stemmer() -> Callable[[str], str]:
+    from nltk.stem import PorterStemmer  # consists of rules only, so nltk downloads nothing
 
     return cache(PorterStemmer().stem)
 
 
 def stems(article: str) -> list[str]:
-    """Lower-case tokens of letters and digits, stop words left out, as Porter (1980) stems them."""
+    """Porter (1980) stems of the lower-case tokens of letters and digits, without stop words."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     stem = _stemmer()
@@ -65,14 +67,12 @@ def stems(article: str) -> list[str]:
 
 
 def read_terms(file: Path) -> list[str]:
-    """The stems in a text file of terms, or the terms of an original ..._TFIDF_term.mat, which are stems already.
+    """Read the stems in a text file of terms, or the terms of an original ..._TFIDF_term.mat, which are already stems.
 
     Raises:
-        UserError: when it cannot be read or is empty.
+        UserError: if the file cannot be read or is empty.
     """
     if file.suffix == ".mat":
-        from zsl.originals import read_mat
-
         return [str(term).strip() for term in read_mat(file, "TFIDF_Term")[0].ravel()]
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
@@ -80,29 +80,29 @@ def read_terms(file: Path) -> list[str]:
         raise UserError(f"the terms in {file} cannot be read ({error})") from error
     terms = sorted({stem for line in lines for stem in stems(line)})
     if not terms:
-        raise UserError(f"{file} holds no term")
+        raise UserError(f"{file} contains no terms; write some, or remove text.emphasised")
     return terms
 
 
 def tfidf(articles: list[str], config: TextConfig, vocabulary: list[str] | None = None) -> tuple[np.ndarray, list[str]]:
-    """TF-IDF (C, T) float32 with rows of length 1 (0 where an article holds no term), and the terms.
+    """TF-IDF (C, T) float32 with rows of length 1 (0 if an article has no term), and the terms.
 
     Args:
-        vocabulary: the only terms that count, in this order, however few articles have them. None: all.
+        vocabulary: use only these terms, in this order, even if few articles have them. None: use all terms.
 
     Raises:
-        UserError: where no term is left.
+        UserError: if no term is left.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    least = 1 if vocabulary else config.min_df
+    min_df = 1 if vocabulary else config.min_df
     vectorizer = TfidfVectorizer(
-        analyzer=stems, sublinear_tf=config.sublinear, min_df=least, vocabulary=vocabulary, dtype=np.float32
+        analyzer=stems, sublinear_tf=config.sublinear, min_df=min_df, vocabulary=vocabulary, dtype=np.float32
     )
     try:
         matrix = vectorizer.fit_transform(articles).toarray()
     except ValueError as error:
-        raise UserError(f"no term is in {least} articles ({error}); lower text.min_df") from error
+        raise UserError(f"no term occurs in {min_df} articles ({error}); lower text.min_df") from error
     terms = list(vectorizer.get_feature_names_out())
     if config.emphasised:
         matrix[:, np.isin(terms, read_terms(Path(config.emphasised).expanduser()))] *= config.emphasis
@@ -110,26 +110,28 @@ def tfidf(articles: list[str], config: TextConfig, vocabulary: list[str] | None 
 
 
 def reduce(matrix: np.ndarray, components: int) -> np.ndarray:
-    """LSA (Deerwester et al. 1990): the first singular directions of (C, T), rows of length 1 (C, components).
+    """LSA (Deerwester et al. 1990): project (C, T) on its first singular directions; rows have length 1 (C, components).
 
     Raises:
-        UserError: for more components than classes or terms.
+        UserError: if there are not more classes and terms than components.
     """
-    if components >= min(matrix.shape):
-        raise UserError(
-            f"text.components is {components}; {matrix.shape[0]} x {matrix.shape[1]} texts have fewer than {min(matrix.shape)}"
-        )
+    classes, terms = matrix.shape
+    if components >= min(classes, terms):
+        raise UserError(f"text.components is {components}; with {classes} classes and {terms} terms, use fewer than either")
     left, values, _ = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-    # A singular vector's sign is the machine's choice: fix it, so that two machines agree.
+    # The sign of a singular vector is arbitrary: fix it so that results agree across machines.
     signs = np.sign(left[np.abs(left).argmax(0), np.arange(left.shape[1])])
     return unit((left * signs * values)[:, :components].astype(np.float32))
 
 
 def encode(articles: list[str], model: str) -> np.ndarray:
-    """Mean vectors (C, E), of length 1, of each article's passages by a sentence encoder (mean of its last states).
+    """Vectors (C, E) of length 1 from a sentence encoder: its last states, averaged over tokens and then over passages.
+
+    Args:
+        model: a folder or Hub id.
 
     Raises:
-        UserError: when it cannot be loaded.
+        UserError: if the model cannot be loaded.
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -139,11 +141,11 @@ def encode(articles: list[str], model: str) -> np.ndarray:
         network = AutoModel.from_pretrained(model, use_safetensors=True).eval()
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(
-            f"text.encoder {model} cannot be loaded ({error}); give a folder or Hub id with model.safetensors"
+            f"text.encoder {model} cannot be loaded ({error}); use a folder or Hub id with model.safetensors"
         ) from error
-    vectors = []
+    rows = []
     for article in articles:
-        # Cut by words and not by tokens, which would have to be put together again.
+        # Split by words: tokens would have to be joined again.
         words = article.split()
         passages = [" ".join(words[i : i + PASSAGE // 2]) for i in range(0, len(words), PASSAGE // 2)] or [""]
         batch = tokenizer(passages, padding=True, truncation=True, max_length=PASSAGE, return_tensors="pt")
@@ -151,32 +153,36 @@ def encode(articles: list[str], model: str) -> np.ndarray:
             states = network(**batch).last_hidden_state  # (passages, tokens, E)
         mask = batch["attention_mask"][..., None]
         means = (states * mask).sum(1) / mask.sum(1)
-        vectors.append(torch.nn.functional.normalize(means, dim=1).mean(0).numpy())
-    return unit(np.stack(vectors))
+        rows.append(torch.nn.functional.normalize(means, dim=1).mean(0).numpy())
+    return unit(np.stack(rows))
 
 
 def vectors(texts: ClassTexts, config: TextConfig, faithful: bool = False) -> tuple[np.ndarray, list[str]]:
-    """Class texts (C, T) float32 by the config, and what the columns are called.
+    """Vectors (C, T) float32 of the class texts, and the names of their columns.
 
-    Blocks (TF-IDF or LSA, encoder) have rows of length 1 each, so that they weigh the same. `faithful`: ready-made vectors are
-    left as they are, as published.
+    The TF-IDF or LSA part and the encoder part each have rows of length 1, so that they have the same weight.
+
+    Args:
+        faithful: do not scale precomputed vectors, as published.
 
     Raises:
-        UserError: for an encoder without articles, or a class that is left without any term.
+        UserError: if there is an encoder but no articles, or if a class has no term left.
     """
-    if texts.articles is None:
-        if config.encoder:
-            raise UserError("text.encoder needs articles, but these texts are ready-made vectors")
+    if texts.articles is not None:
+        matrix, names = tfidf(texts.articles, config)
+    elif texts.vectors is None:
+        raise ValueError("texts need articles or vectors")
+    elif config.encoder:
+        raise UserError("text.encoder needs articles, but these texts are vectors; set data.texts to an articles.jsonl")
+    else:
         matrix = texts.vectors if faithful else unit(texts.vectors)
         names = [f"text {i}" for i in range(texts.vectors.shape[1])]
-    else:
-        matrix, names = tfidf(texts.articles, config)
     if config.centred:
         matrix = unit(matrix - matrix.mean(0))
     if config.components:
         matrix = reduce(matrix, config.components)
         names = [f"component {i}" for i in range(config.components)]
-    if config.encoder:
+    if config.encoder and texts.articles is not None:
         encoded = encode(texts.articles, config.encoder)
         if config.centred:
             encoded = unit(encoded - encoded.mean(0))
@@ -186,17 +192,17 @@ def vectors(texts: ClassTexts, config: TextConfig, faithful: bool = False) -> tu
     if len(empty):
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
         raise UserError(
-            f"class {texts.ids[empty[0]]} ({texts.names[empty[0]]}){more} has no term that counts; write more, lower "
-            "text.min_df, or add text.encoder"
+            f"class {texts.ids[empty[0]]} ({texts.names[empty[0]]}){more} has no term in the vocabulary; write more text, "
+            "lower text.min_df, or set text.encoder"
         )
     return matrix, names
 
 
 def run(config: Text) -> str:
-    """The command: write the file and say what is in it."""
+    """Write the file and describe it."""
     texts = read(Path(config.articles).expanduser())
     if texts.articles is None:
-        raise UserError(f"{config.articles} holds vectors already; give articles.jsonl")
+        raise UserError(f"{config.articles} already contains vectors; use an articles.jsonl")
     matrix, names = vectors(texts, config.text)
     out = Path(config.out)
     arrays = {"texts": matrix, "classes": texts.ids, "class_names": np.array(texts.names), "terms": np.array(names)}
@@ -205,11 +211,12 @@ def run(config: Text) -> str:
 
 
 def similarities(texts: np.ndarray, seen_classes: int, count: int) -> np.ndarray:
-    """Weights (C, K): cosines of each class's text to those of the `count` most similar seen classes, 0 for all others; the
-    mean of the seen texts is taken away first, and a row's sum is 1.
+    """Similarities (C, K) of each class to the `count` seen classes with the most similar texts; 0 for all others.
+
+    Similarity is the cosine, after the mean of the seen texts is subtracted. Each row sums to 1.
 
     Args:
-        texts: of all classes, the seen ones first (C, T).
+        texts: texts of all classes, seen classes first (C, T).
         seen_classes: K.
     """
     centred = unit(texts - texts[:seen_classes].mean(0))
@@ -221,12 +228,12 @@ def similarities(texts: np.ndarray, seen_classes: int, count: int) -> np.ndarray
 
 
 def conditions(texts: np.ndarray, seen_classes: int, anchors: int | None, length: float) -> np.ndarray:
-    """What a generator is given of the classes' texts (C, T), seen ones first: TextConfig.anchors, ModelConfig.text_length."""
+    """The generator's input for class texts (C, T), seen classes first: see TextConfig.anchors and ModelConfig.text_length."""
     if anchors:
         texts = unit(similarities(texts, seen_classes, anchors))
     return texts * np.float32(length)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows (N, D) of length 1, 0 where they are 0: their products are cosines."""
+    """Scale rows (N, D) to length 1, so that their products are cosines. Rows of zeros stay 0."""
     return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)

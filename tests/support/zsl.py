@@ -1,4 +1,4 @@
-"""Small zero-shot data sets, and the smallest run that uses every part."""
+"""Small zero-shot data sets, and the smallest run that uses all parts."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ TINY = [
 
 
 def dataset(classes: int = 10, unseen: int = 3, images: int = 12, dim: int = 6, terms: int = 8, seed: int = 0) -> Dataset:
-    """Features around a linear map of the class texts."""
+    """A data set with features that are a linear map of the class texts plus noise."""
     random = np.random.default_rng(seed)
     texts = np.abs(random.normal(size=(classes, terms))).astype(np.float32)
     means = texts @ random.normal(size=(terms, dim))
@@ -38,7 +38,7 @@ def dataset(classes: int = 10, unseen: int = 3, images: int = 12, dim: int = 6, 
 
 
 def articles(path: Path, classes: int = 10, seed: int = 0) -> Path:
-    """articles.jsonl of these classes: each a bag of words."""
+    """Write articles.jsonl, with a random bag of words for each class."""
     random = np.random.default_rng(seed)
     lines = []
     for i in range(1, classes + 1):
@@ -49,7 +49,7 @@ def articles(path: Path, classes: int = 10, seed: int = 0) -> Path:
 
 
 def folder(path: Path, **changes) -> Path:
-    """features.npz and articles.jsonl, as anybody's own data."""
+    """Write features.npz and articles.jsonl, the layout for users' own data. `changes` replace arrays."""
     data = dataset()
     path.mkdir(parents=True, exist_ok=True)
     arrays = {"features": data.features, "labels": data.labels + 1, "unseen_classes": data.unseen + 1}
@@ -61,7 +61,7 @@ def folder(path: Path, **changes) -> Path:
 def game(
     method: str = "gazsl", faithful: bool = False, weight: float = 0.3, kind: type[Game] = Game, seed: int = 3, **train
 ) -> Game:
-    """A game of 5 classes, in torch's default precision."""
+    """A game with 5 classes, in the default precision of torch."""
     random = torch.Generator().manual_seed(7)
     labels = torch.randint(0, 5, (40,), generator=random)
     labels[:5] = torch.arange(5)
@@ -78,7 +78,7 @@ def game(
 
 
 def original_cub(path: Path, split: str = "easy", seed: int = 0) -> Path:
-    """CUB2011/ as its users have it, with 12 classes: .mat and Python-2 pickles, one an array and one a list of scalars."""
+    """Write an original CUB2011/ with 12 classes: .mat files and Python 2 pickles, one with an array and one with scalars."""
     path.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     train, test = np.array([2, 3, 5, 6, 8, 9, 11, 12], np.uint8), np.array([1, 4, 7, 10], np.uint8)
@@ -94,7 +94,7 @@ def original_cub(path: Path, split: str = "easy", seed: int = 0) -> Path:
 
 
 def python2_array(labels: np.ndarray) -> bytes:
-    """What Python 2's cPickle wrote for a uint8 array (protocol 2), its bytes as a latin1 string."""
+    """The bytes that cPickle in Python 2 wrote for a uint8 array (protocol 2), with the data as a latin1 string."""
     raw, count = labels.astype(np.uint8).tobytes(), len(labels)
     return b"".join(
         [
@@ -107,14 +107,14 @@ def python2_array(labels: np.ndarray) -> bytes:
 
 
 def python2_scalars(labels: np.ndarray) -> bytes:
-    """What it wrote for a list of numpy.uint8."""
+    """The bytes that cPickle in Python 2 wrote for a list of numpy.uint8."""
     dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     items = b"".join(b"cnumpy.core.multiarray\nscalar\n" + dtype + b"U\x01" + bytes([label]) + b"\x86R" for label in labels)
     return b"\x80\x02](" + items + b"e."
 
 
 def gbu(path: Path, seed: int = 0) -> Path:
-    """Xian et al.'s layout, with 8 classes: 1-based, features in columns, names in cells."""
+    """Write the layout of Xian et al. with 8 classes: ids from 1, features in columns, names in cells."""
     path.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     labels = np.repeat(np.arange(1, 9), 5)

@@ -7,14 +7,14 @@ from zsl.classify import unit
 from zsl.division import divide
 
 
-def material():
-    found = support.dataset()
-    division = divide(found, 0, 0.25)
-    return found.features[division.train], division.labels[division.train], found.texts[division.classes], division.seen_classes
+def training_data():
+    data = support.dataset()
+    division = divide(data, 0, 0.25)
+    return data.features[division.train], division.labels[division.train], data.texts[division.classes], division.seen_classes
 
 
-def test_eszsl_is_its_closed_form():
-    features, labels, texts, seen = material()
+def test_eszsl_equals_its_closed_form():
+    features, labels, texts, seen = training_data()
     x = (features - features.mean(0)).astype(np.float64)
     s, y = texts[:seen].astype(np.float64), -np.ones((len(labels), seen))
     y[np.arange(len(labels)), labels] = 1
@@ -36,14 +36,14 @@ def test_eszsl_is_its_closed_form():
     assert count == 49
 
 
-def test_a_prototype_is_made_of_the_most_similar_seen_classes():
-    features, labels, texts, seen = material()
+def test_an_unseen_prototype_averages_the_most_similar_seen_classes():
+    features, labels, texts, seen = training_data()
     means = np.stack([features[labels == k].mean(0) for k in range(seen)])
     centred = texts - texts[:seen].mean(0)
     settings = {
         setting["neighbours"]: classifier for setting, classifier in baselines.prototypes(features, labels, texts, seen)
     }
-    assert set(settings) == {1, 2, 3, 5}  # no more than there are seen classes, 7
+    assert set(settings) == {1, 2, 3, 5}  # not more than the 7 seen classes
     for u in range(seen, len(texts)):
         cosines = [centred[u] @ centred[k] / np.linalg.norm(centred[u]) / np.linalg.norm(centred[k]) for k in range(seen)]
         nearest = np.argsort(cosines)[::-1][:3]
@@ -54,19 +54,19 @@ def test_a_prototype_is_made_of_the_most_similar_seen_classes():
 
 
 @pytest.mark.parametrize("name", list(baselines.BASELINES))
-def test_they_find_unseen_classes_where_texts_say_what_is_seen(name):
-    """Features are a linear map of the texts: both must do far better than chance, 1 of 3."""
-    found = support.dataset(classes=40, unseen=3, terms=5)
-    division = divide(found, 0, 0.25)
-    texts = found.texts[division.classes]
+def test_baselines_recognise_unseen_classes_if_texts_determine_features(name):
+    """Features are a linear map of the texts, so both must be far better than chance, 1 of 3."""
+    data = support.dataset(classes=40, unseen=3, terms=5)
+    division = divide(data, 0, 0.25)
+    texts = data.texts[division.classes]
     texts = unit(texts - texts.mean(0))
-    args = (found.features[division.train], division.labels[division.train], texts, division.seen_classes)
-    images, labels = found.features[division.unseen_test], division.labels[division.unseen_test]
+    args = (data.features[division.train], division.labels[division.train], texts, division.seen_classes)
+    images, labels = data.features[division.unseen_test], division.labels[division.unseen_test]
     best = max((c.predict(images, np.arange(37, 40)) == labels).mean() for _, c in baselines.BASELINES[name](*args))
     assert best > 0.6
 
 
-def test_predictions_are_among_those_asked_for():
-    *args, seen = material()
+def test_predictions_are_restricted_to_the_given_classes():
+    *args, seen = training_data()
     _, classifier = next(baselines.prototypes(*args, seen))
     assert set(classifier.predict(args[0], np.array([1, 8]))) <= {1, 8}

@@ -18,25 +18,25 @@ def logits(rows: int = 7, count: int = 6, spread: float = 1.5) -> torch.Tensor:
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("faithful", [False, True])
-def test_the_loss_is_the_one_written_out_sample_by_sample(divergence, faithful):
+def test_the_loss_equals_the_one_computed_sample_by_sample(divergence, faithful):
     method, plain = parse_method(f"cizsl-{divergence}"), faithful_creativity if faithful else corrected_creativity
     if faithful and divergence == "renyi":
-        pytest.skip("NaN: see test_the_published_renyi_breaks_down")
+        pytest.skip("NaN: see test_the_published_renyi_underflows")
     z = logits().requires_grad_(True)
     orders = ORDERS.clone().requires_grad_(True)
-    found = losses.creativity(method, z, orders, 0.7, faithful)
-    found.backward()
+    actual = losses.creativity(method, z, orders, 0.7, faithful)
+    actual.backward()
     z2, orders2 = z.detach().clone().requires_grad_(True), ORDERS.clone().requires_grad_(True)
     expected = plain(method, z2, orders2, 0.7)
     expected.backward()
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(z.grad, z2.grad, rtol=1e-7, atol=1e-12)
     if orders2.grad is not None:
         torch.testing.assert_close(orders.grad, orders2.grad, rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize("divergence", SMOOTH)
-def test_a_corrected_divergence_is_0_for_uniform_alone_and_leads_there(divergence):
+def test_a_corrected_divergence_is_0_only_for_uniform_and_its_gradient_leads_there(divergence):
     z = logits().requires_grad_(True)
     values = divergences.corrected(divergence, z, ORDERS)
     assert (values > 1e-3).all()
@@ -46,7 +46,7 @@ def test_a_corrected_divergence_is_0_for_uniform_alone_and_leads_there(divergenc
     assert (nearer < divergences.corrected("kl", z.detach(), ORDERS)).all()
 
 
-def test_where_sharma_mittal_tends_to():
+def test_limits_of_sharma_mittal():
     z, almost = logits(1), 1 - 1e-7
     p = torch.softmax(z, 1)[0].numpy()
     limits = sharma_mittal_limits(p)
@@ -61,7 +61,7 @@ def test_where_sharma_mittal_tends_to():
 
 
 @pytest.mark.parametrize("divergence", SMOOTH)
-def test_a_corrected_divergence_is_finite_where_the_critic_is_sure(divergence):
+def test_a_corrected_divergence_is_finite_if_the_critic_is_certain(divergence):
     z = torch.zeros(2, 500)
     z[:, 3] = 200.0
     z.requires_grad_(True)
@@ -71,8 +71,8 @@ def test_a_corrected_divergence_is_finite_where_the_critic_is_sure(divergence):
 
 
 @pytest.mark.parametrize(("divergence", "towards"), [("sharma-mittal", 1), ("kl", 1), ("bhattacharyya", -1), ("tsallis", -1)])
-def test_which_way_the_published_losses_push(divergence, towards):
-    """Towards uniform, or away from it (the defect): the mean entropy after a step down the gradient."""
+def test_the_direction_in_which_the_published_losses_push(divergence, towards):
+    """Compare the mean entropy after a gradient step: towards uniform, or away from it (the defect)."""
     z = logits(rows=60).requires_grad_(True)
     divergences.faithful(divergence, z, ORDERS).backward()
     after = z.detach() - 1e-3 * z.grad / z.grad.abs().max()
@@ -84,25 +84,25 @@ def test_which_way_the_published_losses_push(divergence, towards):
 
 
 def test_the_published_losses_are_scaled_by_their_batch():
-    """Minimum to 0, maximum to 1; where all rows are equal, nothing is left but NaN."""
+    """The minimum becomes 0 and the maximum 1. If all rows are equal, the result is NaN."""
     one = divergences.faithful("sharma-mittal", logits(rows=2), ORDERS)
     assert one.item() == pytest.approx(0.5)
     assert divergences.faithful("sharma-mittal", logits(rows=1).repeat(3, 1), ORDERS).isnan()
 
 
-def test_the_published_renyi_breaks_down():
-    """Its exponent (1 - a) / 1e-4 makes all rows the same number."""
+def test_the_published_renyi_underflows():
+    """Its exponent (1 - a) / 1e-4 makes all rows equal."""
     assert divergences.faithful("renyi", logits(count=150, spread=2).float(), ORDERS.float()).isnan()
 
 
 def test_the_published_kl_has_an_extra_k_and_its_constant():
     z, count = logits(), 6
     kl = divergences.corrected("kl", z, ORDERS).mean()
-    found = divergences.faithful("kl", z, ORDERS)
-    assert found.item() == pytest.approx((kl.item() + math.log(count)) / count, rel=1e-9)
+    actual = divergences.faithful("kl", z, ORDERS)
+    assert actual.item() == pytest.approx((kl.item() + math.log(count)) / count, rel=1e-9)
 
 
-def test_the_published_k_plus_1_forgets_its_weight():
+def test_the_published_k_plus_1_omits_its_weight():
     method = parse_method("cizsl-k+1")
     assert losses.creativity(method, logits(), ORDERS, 0.1, True) == losses.creativity(method, logits(), ORDERS, 1.0, True)
     assert losses.creativity(method, logits(), ORDERS, 0.1, False) < losses.creativity(method, logits(), ORDERS, 1.0, False)

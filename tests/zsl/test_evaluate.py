@@ -1,4 +1,4 @@
-"""A run measured again, on its own images and on others, and published."""
+"""Evaluating a run again, on its own and on other images, and pushing it."""
 
 import csv
 import shutil
@@ -9,56 +9,58 @@ from huggingface_hub import ModelCard
 
 from tests.support import zsl as support
 from tests.support.published import TOKEN
+from tinyldm.config.parsing import parse
 from tinyldm.config.schema import HubConfig
 from tinyldm.errors import UserError
 from tinyldm.training import hub
-from zsl import data
 from zsl.__main__ import main
+from zsl.config import Train
 from zsl.division import divide
-from zsl.evaluate import load_generator
+from zsl.job import load_generator
+from zsl.load import load
 
 
-def evaluated(run, capsys, out, *args) -> tuple[dict, str]:
+def evaluate(run, capsys, out, *args) -> tuple[dict, str]:
     main(["evaluate", "--run", str(run), "--output_dir", str(out), *map(str, args)])
     with (out / "evaluation.csv").open(newline="") as file:
-        found = {(row["method"], int(row["seed"]), row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
-    return found, capsys.readouterr().out
+        values = {(row["method"], int(row["seed"]), row["metric"]): float(row["value"]) for row in csv.DictReader(file)}
+    return values, capsys.readouterr().out
 
 
-def test_the_chosen_generators_have_the_figures_of_the_run(tiny_run, capsys, tmp_path):
-    found, table = evaluated(tiny_run, capsys, tmp_path)
+def test_the_chosen_generators_reproduce_the_results_of_the_run(tiny_run, capsys, tmp_path):
+    values, table = evaluate(tiny_run, capsys, tmp_path)
     with (tiny_run / "results.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["protocol"], row["metric"]) == ("honest", "top1")]
     for row in rows:
         if row["method"] not in ("prototype", "eszsl"):
-            assert found[row["method"], int(row["seed"]), "top1"] == float(row["value"])
-    assert len(found) == 4 * 2 * 6 and "cizsl-kl" in table
+            assert values[row["method"], int(row["seed"]), "top1"] == float(row["value"])
+    assert len(values) == 4 * 2 * 6 and "cizsl-kl" in table
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     curve = (tmp_path / "curve.csv").read_text()
     assert curve == (tiny_run / "curve.csv").read_text() and curve.startswith("name,offset,seen,unseen\ngazsl,-inf,")
 
 
-def test_a_run_by_anchors_has_its_figures_too(birds, capsys, tmp_path):
+def test_a_run_with_anchors_reproduces_its_results_too(birds, capsys, tmp_path, no_feature_plots):
     run = tmp_path / "run"
     args = ["--data.path", birds, "--method", "cizsl", "--text.anchors", 3, "--output_dir", run, *support.TINY]
     main(["train", *map(str, args)])
-    found, _ = evaluated(run, capsys, tmp_path)
+    values, _ = evaluate(run, capsys, tmp_path)
     with (run / "results.csv").open(newline="") as file:
         rows = {tuple(row.values())[:4]: float(row["value"]) for row in csv.DictReader(file)}
     for seed in (0, 1):
-        assert found["cizsl", seed, "top1"] == rows["cizsl", str(seed), "honest", "top1"]
+        assert values["cizsl", seed, "top1"] == rows["cizsl", str(seed), "honest", "top1"]
 
 
 def test_other_images_of_the_same_classes(tiny_run, capsys, tmp_path):
-    """All of them are tested, and those of seen classes were not trained on."""
+    """All of them are tested, since none was used for training."""
     new = support.dataset(seed=0)
     np.savez(tmp_path / "new.npz", features=new.features, labels=new.labels + 1)
-    found, _ = evaluated(tiny_run, capsys, tmp_path / "new", "--data", tmp_path / "new.npz")
-    own, _ = evaluated(tiny_run, capsys, tmp_path / "own")
-    assert found["gazsl", 0, "top1"] == own["gazsl", 0, "top1"]  # the same unseen images
-    assert found["gazsl", 0, "seen"] != own["gazsl", 0, "seen"] or found["cizsl", 0, "seen"] != own["cizsl", 0, "seen"]
+    other, _ = evaluate(tiny_run, capsys, tmp_path / "new", "--data", tmp_path / "new.npz")
+    own, _ = evaluate(tiny_run, capsys, tmp_path / "own")
+    assert other["gazsl", 0, "top1"] == own["gazsl", 0, "top1"]  # the same unseen images
+    assert other["gazsl", 0, "seen"] != own["gazsl", 0, "seen"] or other["cizsl", 0, "seen"] != own["cizsl", 0, "seen"]
     for changes, words in (
-        ({"features": new.features[:, :5]}, "has features of 5 numbers, but this run's have 6"),
+        ({"features": new.features[:, :5]}, "has features of size 5, but those of this run have size 6"),
         ({"labels": new.labels % 3 + 1}, "no image is of an unseen class"),
         ({"labels": new.labels + 9}, "class 11 has no text"),
         ({"features": new.features * np.nan}, "features must be finite numbers"),
@@ -68,10 +70,10 @@ def test_other_images_of_the_same_classes(tiny_run, capsys, tmp_path):
             main(["evaluate", "--run", str(tiny_run), "--data", str(tmp_path / "bad.npz")])
 
 
-def test_a_run_without_generators_and_a_damaged_one(tiny_run, tmp_path):
+def test_a_damaged_generator_and_a_run_without_generators(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     (run / "model" / "gazsl" / "seed-0.safetensors").write_bytes(b"hello")
-    with pytest.raises(UserError, match=r"seed-0.safetensors is no generator of this run"):
+    with pytest.raises(UserError, match=r"seed-0.safetensors is not a generator of this run"):
         main(["evaluate", "--run", str(run)])
     for method in ("gazsl", "cizsl", "cizsl-kl", "cizslv2"):
         shutil.rmtree(run / "model" / method)
@@ -79,20 +81,15 @@ def test_a_run_without_generators_and_a_damaged_one(tiny_run, tmp_path):
         main(["evaluate", "--run", str(run)])
 
 
-def test_a_generator_comes_with_its_scaling(tiny_run):
-    from tinyldm.config.parsing import parse
-    from zsl.config import Train
-
+def test_a_generator_is_saved_with_its_scaling(tiny_run):
     config = parse(Train, "", ["--config", str(tiny_run / "config.yaml")])
     _, scaling = load_generator(tiny_run / "model" / "cizsl" / "seed-1.safetensors", config)
-    found = data.load(config.data.path)
-    train = found.features[divide(found, 1, config.data.held_out_images).train]
-    assert scaling.apply(train).mean() == pytest.approx(0, abs=1e-5) and scaling.apply(train).std() == pytest.approx(
-        1, rel=1e-4
-    )
+    dataset = load(config.data.path)
+    scaled = scaling.apply(dataset.features[divide(dataset, 1, config.data.held_out_images).train])
+    assert scaled.mean() == pytest.approx(0, abs=1e-5) and scaled.std() == pytest.approx(1, rel=1e-4)
 
 
-def test_a_run_is_pushed_like_any_other(server, tiny_run, tmp_path):
+def test_a_run_can_be_pushed(server, tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     assert hub.push(run, HubConfig(True, "me/birds"), "x") == f"{server.url}/me/birds"
     pushed = server.files("me/birds")
@@ -105,7 +102,7 @@ def test_a_run_is_pushed_like_any_other(server, tiny_run, tmp_path):
     assert card.data.eval_results[0].metric_type == "accuracy" and "zero-shot-learning" in card.data.tags
 
 
-def test_a_training_pushes_itself(server, birds, tmp_path, capsys):
+def test_training_pushes_the_run(server, birds, tmp_path, capsys, no_feature_plots):
     args = ["--data.path", birds, "--output_dir", tmp_path / "run", *support.TINY, "--method", "gazsl", "--seeds", "1"]
     main(["train", *map(str, args), "--hub.push", "true", "--hub.repo_id", "me/birds"])
     assert capsys.readouterr().out.endswith(f"pushed to {server.url}/me/birds\n")

@@ -8,20 +8,20 @@ from zsl import metrics
 
 
 def scores(seed: int = 0, seen: int = 5, unseen: int = 4, images: int = 60, ties: bool = False):
-    """(seen images' scores, labels, unseen images' scores, labels, K), right more often than not."""
+    """Scores and labels of seen images, scores and labels of unseen images, and K. Most predictions are correct."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, seen, images), random.integers(seen, seen + unseen, images)
-    found = []
+    tables = []
     for own in labels:
         table = random.uniform(-0.5, 0.5, (images, seen + unseen))
         table[np.arange(images), own] += 0.4
-        found.append((table.round(1) if ties else table).astype(np.float32))
-    return found[0], labels[0], found[1], labels[1], seen
+        tables.append((table.round(1) if ties else table).astype(np.float32))
+    return tables[0], labels[0], tables[1], labels[1], seen
 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_curve_is_the_brute_force_one_at_every_offset(seed, ties):
+def test_the_curve_equals_brute_force_at_every_offset(seed, ties):
     args = scores(seed, ties=ties)
     curve = metrics.seen_unseen_curve(*args)
     edges = curve.offsets[1:]
@@ -32,7 +32,7 @@ def test_the_curve_is_the_brute_force_one_at_every_offset(seed, ties):
     assert (np.diff(curve.seen) <= 0).all() and (np.diff(curve.unseen) >= 0).all()
 
 
-def test_400_offsets_come_close_to_it_and_more_come_closer():
+def test_400_offsets_approximate_the_area_and_more_offsets_do_it_better():
     args = scores(images=400)
     exact = metrics.seen_unseen_curve(*args).area
     coarse, fine = (curve_at(offsets, *args)[2] for offsets in (published_offsets(), np.arange(-2, 2, 0.001)))
@@ -41,7 +41,7 @@ def test_400_offsets_come_close_to_it_and_more_come_closer():
 
 
 def test_the_ends_of_the_curve():
-    """No unseen class can win, and no seen one: the accuracies of two separate tasks."""
+    """At one end no unseen class can win, at the other no seen class: the accuracies of two separate tasks."""
     seen_scores, seen_labels, unseen_scores, unseen_labels, known = scores()
     curve = metrics.seen_unseen_curve(seen_scores, seen_labels, unseen_scores, unseen_labels, known)
     assert curve.seen[0] == (seen_scores[:, :known].argmax(1) == seen_labels).mean() and curve.unseen[0] == 0
@@ -57,7 +57,7 @@ def test_a_perfect_classifier_has_area_1_and_a_wrong_one_0():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_vote_is_the_one_counted_image_by_image(seed):
+def test_the_vote_equals_one_counted_image_by_image(seed):
     random = np.random.default_rng(seed)
     similarities, owners = random.normal(size=(50, 40)), np.repeat(np.arange(8), 5)
     assert np.array_equal(metrics.vote(similarities, owners, 7, 8), plain_vote(similarities, owners, 7, 8))

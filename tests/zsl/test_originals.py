@@ -1,4 +1,4 @@
-"""The folders of CIZSL, GAZSL and Xian et al., and pickles that carry more than arrays."""
+"""The folders of CIZSL, GAZSL and Xian et al., and pickles that contain more than arrays."""
 
 import os
 import pickle
@@ -9,44 +9,45 @@ import scipy.io
 
 from tests.support import zsl as support
 from tinyldm.errors import UserError
-from zsl import convert, data, originals
+from zsl import convert, originals
 from zsl.config import Convert
 from zsl.division import divide
+from zsl.load import load
 
 
 @pytest.mark.parametrize("split", ["easy", "hard"])
 def test_cub(tmp_path, split):
     folder = support.original_cub(tmp_path / "CUB2011", split)
-    found = data.load(str(folder), split)
-    assert found.name == f"CUB2011 {split}" and found.features.shape == (72, 7) and found.texts.shape == (12, 9)
-    assert (found.unseen + 1).tolist() == [1, 4, 7, 10] and found.class_ids.tolist() == list(range(1, 13))
-    ids = np.repeat([2, 3, 5, 6, 8, 9, 11, 12, 1, 4, 7, 10], 6)  # label i is the i-th of train_cid, then of test_cid
-    assert np.array_equal(found.class_ids[found.labels], ids)
+    loaded = load(str(folder), split)
+    assert loaded.name == f"CUB2011 {split}" and loaded.features.shape == (72, 7) and loaded.texts.shape == (12, 9)
+    assert (loaded.unseen + 1).tolist() == [1, 4, 7, 10] and loaded.class_ids.tolist() == list(range(1, 13))
+    ids = np.repeat([2, 3, 5, 6, 8, 9, 11, 12, 1, 4, 7, 10], 6)  # label i is the i-th id in train_cid, then in test_cid
+    assert np.array_equal(loaded.class_ids[loaded.labels], ids)
     ending = "" if split == "easy" else "_hard"
     features = scipy.io.loadmat(folder / f"pfc_feat_test{ending}.mat")["pfc_feat"]
-    assert np.array_equal(found.features[48:], features.astype(np.float32))
+    assert np.array_equal(loaded.features[48:], features.astype(np.float32))
 
 
-def test_the_hard_splits_keep_the_published_validation_classes():
-    assert originals.CUB["validation"] == {"easy": None, "hard": 30} and originals.NAB["validation"]["hard"] == 65
+def test_the_hard_splits_have_the_published_validation_classes():
+    assert originals.CUB.validation == {"easy": None, "hard": 30} and originals.NAB.validation["hard"] == 65
 
 
 def test_gbu(tmp_path):
-    found = data.load(str(support.gbu(tmp_path / "AWA2")))
-    assert found.features.shape == (40, 6) and found.texts.shape == (8, 4) and found.class_names[0] == "animal 1"
-    assert found.unseen.tolist() == [6, 7] and found.validation_classes.tolist() == [4, 5]
-    division = divide(found, 0, 0.2)
+    loaded = load(str(support.gbu(tmp_path / "AWA2")))
+    assert loaded.features.shape == (40, 6) and loaded.texts.shape == (8, 4) and loaded.class_names[0] == "animal 1"
+    assert loaded.unseen.tolist() == [6, 7] and loaded.validation_classes.tolist() == [4, 5]
+    division = divide(loaded, 0, 0.2)
     assert (
         len(division.train) == 24 and division.seen_test.tolist() == [0, 5, 10, 15, 20, 25] and len(division.unseen_test) == 10
     )
 
 
 @pytest.mark.parametrize("make", [support.original_cub, support.gbu])
-def test_converted_it_is_the_same_without_pickles(tmp_path, make):
+def test_converting_keeps_the_data_and_removes_pickles(tmp_path, make):
     folder = make(tmp_path / "original")
-    said = convert.run(Convert(str(folder), str(tmp_path / "one.npz")))
-    assert "unseen classes" in said and "SIMULATED" not in said
-    one, two = data.load(str(folder)), data.load(str(tmp_path / "one.npz"))
+    message = convert.run(Convert(str(folder), str(tmp_path / "one.npz")))
+    assert "unseen classes" in message and "SIMULATED" not in message
+    one, two = load(str(folder)), load(str(tmp_path / "one.npz"))
     for key in ("features", "labels", "unseen", "texts", "class_ids", "seen_test", "validation_classes"):
         assert np.array_equal(getattr(one, key), getattr(two, key)), key
     with np.load(tmp_path / "one.npz", allow_pickle=False) as opened:
@@ -57,25 +58,25 @@ def test_simulated_features_stay_marked(tmp_path):
     folder = support.original_cub(tmp_path / "CUB2011")
     (folder / "SIMULATED").touch()
     assert "SIMULATED" in convert.run(Convert(str(folder), str(tmp_path / "one.npz")))
-    assert data.load(str(tmp_path / "one.npz")).simulated
+    assert load(str(tmp_path / "one.npz")).simulated
 
 
-def test_pickles_of_both_pythons(tmp_path):
+def test_pickles_of_python_2_and_3(tmp_path):
     labels = np.arange(40, dtype=np.uint8) % 7
     contents = [support.python2_array(labels), support.python2_scalars(labels), pickle.dumps(labels.astype(np.uint16))]
     contents += [pickle.dumps(labels, protocol) for protocol in (3, 4, 5)] + [pickle.dumps(list(range(40)), 2)]
     for content in contents:
         (tmp_path / "l.pkl").write_bytes(content)
-        found = originals.read_labels(tmp_path / "l.pkl")
-        assert found.dtype == np.int64 and found.tolist() in (labels.tolist(), list(range(40)))
+        labels_read = originals.read_labels(tmp_path / "l.pkl")
+        assert labels_read.dtype == np.int64 and labels_read.tolist() in (labels.tolist(), list(range(40)))
 
 
 class Evil:
     def __init__(self, function, *args):
-        self.made = function, args
+        self.call = function, args
 
     def __reduce__(self):
-        return self.made
+        return self.call
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -88,7 +89,7 @@ class Evil:
         (getattr, (np, "load"), "builtins.getattr|__builtin__.getattr"),
     ],
 )
-def test_a_pickle_that_carries_anything_else_is_refused_and_never_executed(
+def test_a_pickle_that_contains_anything_else_is_refused_and_never_executed(
     tmp_path, monkeypatch, protocol, function, args, named
 ):
     monkeypatch.chdir(tmp_path)
@@ -102,53 +103,53 @@ def test_a_pickle_that_carries_anything_else_is_refused_and_never_executed(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (pickle.dumps(["a", "b"]), "refused: it holds <U1, not whole numbers"),
+        (pickle.dumps(["a", "b"]), "refused: it holds <U1, not integers"),
         (pickle.dumps(np.ones(3)), "refused: it holds float64"),
-        (b"", "no pickle of labels"),
-        (b"\x80\x02](K", "no pickle of labels"),
+        (b"", "not a pickle of labels"),
+        (b"\x80\x02](K", "not a pickle of labels"),
     ],
 )
-def test_pickles_of_no_labels(tmp_path, content, words):
+def test_pickles_without_labels(tmp_path, content, words):
     (tmp_path / "l.pkl").write_bytes(content)
     with pytest.raises(UserError, match=words):
         originals.read_labels(tmp_path / "l.pkl")
 
 
-def test_what_is_missing_or_does_not_fit(tmp_path):
+def test_missing_or_inconsistent_files(tmp_path):
     folder = support.original_cub(tmp_path / "CUB2011")
 
-    def refused(words):
+    def check_refused(words):
         with pytest.raises(UserError, match=words) as caught:
-            data.load(str(folder))
+            load(str(folder))
         assert "\n" not in str(caught.value)
 
     features = folder / "pfc_feat_test.mat"
     kept = features.read_bytes()
     scipy.io.savemat(features, {"pfc_feat": np.ones((23, 7))})
-    refused("has 23 rows, but labels_test.pkl 24 labels")
+    check_refused("has 23 rows, but labels_test.pkl has 24 labels")
     scipy.io.savemat(features, {"other": np.ones(3)})
-    refused("has no pfc_feat; it has other")
+    check_refused("has no pfc_feat; it has other")
     features.write_bytes(kept[:300])
-    refused("cannot be read as a .mat")
+    check_refused("cannot be read as a .mat")
     features.unlink()
-    refused(r"pfc_feat_test.mat is missing; docs/zsl.md says where")
+    check_refused(r"pfc_feat_test.mat is missing; docs/zsl.md says where")
     features.write_bytes(kept)
     (folder / "labels_test.pkl").write_bytes(support.python2_array(np.full(24, 4, np.uint8)))
-    refused("labels are out of range; the easy split has 4 test classes")
+    check_refused("labels are out of range; the easy split has 4 test classes")
     scipy.io.savemat(folder / "train_test_split_easy.mat", {"train_cid": [range(1, 9)], "test_cid": [[9, 10, 11, 13]]})
-    refused("class ids of the easy split are out of range; the texts have 12 classes")
+    check_refused("class ids of the easy split are out of range; the texts have 12 classes")
     with pytest.raises(UserError, match=r"train_test_split_hard\.mat is missing"):
-        data.load(str(folder), "hard")
-    with pytest.raises(UserError, match="is no original folder"):
+        load(str(folder), "hard")
+    with pytest.raises(UserError, match="is not an original folder"):
         convert.run(Convert(str(tmp_path), str(tmp_path / "x.npz")))
 
 
-def test_gbu_places_out_of_range(tmp_path):
+def test_gbu_rows_out_of_range(tmp_path):
     folder = support.gbu(tmp_path / "AWA2")
     content = {key: value for key, value in scipy.io.loadmat(folder / "att_splits.mat").items() if key[0] != "_"}
     scipy.io.savemat(folder / "att_splits.mat", {**content, "test_unseen_loc": np.array([[41]])})
-    with pytest.raises(UserError, match="test_unseen_loc are out of range 1 to 40"):
-        data.load(str(folder))
+    with pytest.raises(UserError, match="test_unseen_loc is outside the range 1 to 40"):
+        load(str(folder))
 
 
 @support.needs_cub_wiki
@@ -164,8 +165,8 @@ def test_gbu_places_out_of_range(tmp_path):
 def test_the_real_splits_and_labels(name, split, counts):
     """Class and image counts as published."""
     folder, names = support.CUB_WIKI / name, originals.NAB if name == "NABird" else originals.CUB
-    train, test = originals.read_mat(folder / names["split"].format(split=split), "train_cid", "test_cid")
-    labels = [originals.read_labels(folder / names["labels"][split].format(part=part)) for part in ("train", "test")]
+    train, test = originals.read_mat(folder / names.split.format(split=split), "train_cid", "test_cid")
+    labels = [originals.read_labels(folder / names.labels[split].format(part=part)) for part in ("train", "test")]
     assert (train.size, test.size, len(labels[0]), len(labels[1])) == counts
     for own, ids in zip(labels, (train, test), strict=True):
         assert np.array_equal(np.unique(own), np.arange(ids.size))

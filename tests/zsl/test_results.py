@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are those of the runs' results.csv that lie beside it."""
+"""The tables in docs/results.md match the results.csv of the runs in docs/results/."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ RUNS = sorted((ROOT / "docs/results").glob("zsl-*/results.csv"))
 
 @pytest.mark.parametrize("file", RUNS, ids=lambda file: file.parent.name)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_page_says_what_was_measured(file: Path, protocol: str):
+def test_the_page_has_the_tables_of_the_run(file: Path, protocol: str):
     page, results = (ROOT / "docs/results.md").read_text(), report.read_results(file)
     tables = [report.means(results, protocol)]
     tables += [report.paired(results, protocol, "top1", report.best_baseline(results, protocol, "top1"))]

@@ -1,4 +1,4 @@
-"""Whole runs: what they leave, that they repeat, that a killed one goes on exactly, and what is refused before training."""
+"""Whole runs: files, repeatability, exact resuming after a kill, and errors before training."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ import signal
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_rel
 
 from tests.support import zsl as support
 from tests.support.processes import Training
@@ -17,7 +18,8 @@ from tinyldm.errors import UserError
 from zsl import report
 from zsl.__main__ import main
 
-HONEST = {"top1", "per_class_top1", "h", "seen", "unseen", "auc"}
+pytestmark = pytest.mark.usefixtures("no_feature_plots")
+METRICS = {"top1", "per_class_top1", "h", "seen", "unseen", "auc"}
 
 
 def train(path, birds, *args) -> None:
@@ -29,23 +31,23 @@ def results(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_what_a_run_leaves(tiny_run):
+def test_the_files_of_a_run(tiny_run):
     jobs = {"gazsl": ["choose", "final"]}
     for method in ("cizsl", "cizsl-kl", "cizslv2"):
         jobs[method] = [f"{stage}-{weight}" for stage in ("choose", "final") for weight in ("0.1", "1")]
     first_seed = {f"jobs/{method}/seed-0/{job}/result.json" for method, names in jobs.items() for job in names}
     models = {f"model/{method}/seed-{seed}.safetensors" for method in jobs for seed in (0, 1)}
     pictures = {"curve.png", "curve.csv", *(f"features-{method}.png" for method in jobs)}
-    found = files(tiny_run) - {".lock"}
-    assert {name for name in found if "seed-1/" not in name} == first_seed | models | pictures | {
+    written = files(tiny_run) - {".lock"}
+    assert {name for name in written if "seed-1/" not in name} == first_seed | models | pictures | {
         "config.yaml",
         "data.sha256",
         "results.csv",
         "README.md",
         "model/classes.npz",
     }
-    # The second seed is trained with the weights that were chosen with the first one.
-    second = {name for name in found if "seed-1/" in name}
+    # The second seed uses only the weights that were chosen with the first seed.
+    second = {name for name in written if "seed-1/" in name}
     assert second >= {"jobs/gazsl/seed-1/choose/result.json", "jobs/gazsl/seed-1/final/result.json"}
     for method in ("cizsl", "cizsl-kl", "cizslv2"):
         weights = {row["weight"] for row in results(tiny_run) if row["method"] == method}
@@ -54,55 +56,54 @@ def test_what_a_run_leaves(tiny_run):
         }
 
 
-def test_results_have_a_line_a_method_seed_protocol_and_metric(tiny_run):
+def test_results_have_one_line_per_method_seed_protocol_and_metric(tiny_run):
     rows = results(tiny_run)
     keys = [tuple(row[key] for key in ("method", "seed", "protocol", "metric")) for row in rows]
     assert len(set(keys)) == len(keys)
     methods = ["prototype", "eszsl", *METHODS.split(",")]
-    assert set(keys) == {(m, s, p, k) for m in methods for s in "01" for p in ("honest", "published") for k in HONEST}
+    assert set(keys) == {(m, s, p, k) for m in methods for s in "01" for p in ("honest", "published") for k in METRICS}
     assert all(0 <= float(row["value"]) <= 1 for row in rows)
     assert all((row["weight"] == "") == (row["method"] in ("prototype", "eszsl", "gazsl")) for row in rows)
 
 
-def test_the_protocols_read_what_they_say(tiny_run):
-    """From the jobs' own evaluations: honest is the iteration that was best on held-out classes, published the best figure."""
+def test_the_protocols_select_from_the_evaluations_of_the_jobs(tiny_run):
+    """honest: the iteration that is best on held-out classes. published: the best value on the test classes."""
 
     def job(name):
         return json.loads((tiny_run / "jobs" / "gazsl" / "seed-1" / name / "result.json").read_text())
 
     choose, final = job("choose"), job("final")
     assert [row["iteration"] for row in final] == [2, 4, 6, 8]
-    found = {(r["protocol"], r["metric"]): r for r in results(tiny_run) if (r["method"], r["seed"]) == ("gazsl", "1")}
+    reported = {(r["protocol"], r["metric"]): r for r in results(tiny_run) if (r["method"], r["seed"]) == ("gazsl", "1")}
     for metric in ("top1", "auc", "h"):
-        at = max(choose, key=lambda row, metric=metric: row[metric])["iteration"]
-        [row] = [row for row in final if row["iteration"] == at]
-        assert found["honest", metric]["chosen"] == f"iteration {at}"
-        assert float(found["honest", metric]["value"]) == row[metric]
-        of = "auc_train" if metric == "auc" else metric
-        assert float(found["published", metric]["value"]) == max(row[of] for row in final)
-    h = next(row for row in final if row["h"] == float(found["published", "h"]["value"]))
+        best = max(choose, key=lambda row, metric=metric: row[metric])["iteration"]
+        [row] = [row for row in final if row["iteration"] == best]
+        assert reported["honest", metric]["chosen"] == f"iteration {best}"
+        assert float(reported["honest", metric]["value"]) == row[metric]
+        key = "auc_train" if metric == "auc" else metric
+        assert float(reported["published", metric]["value"]) == max(row[key] for row in final)
+    h = next(row for row in final if row["h"] == float(reported["published", "h"]["value"]))
     assert (
-        float(found["published", "seen"]["value"]) == h["seen"] and float(found["published", "unseen"]["value"]) == h["unseen"]
+        float(reported["published", "seen"]["value"]) == h["seen"]
+        and float(reported["published", "unseen"]["value"]) == h["unseen"]
     )
 
 
-def test_the_report_holds_both_protocols_and_the_runs_numbers(tiny_run):
+def test_the_report_has_both_protocols_and_the_numbers_of_the_run(tiny_run):
     card = (tiny_run / "README.md").read_text()
     assert card.index("## Honest protocol") < card.index("## Published protocol") and "SIMULATED" not in card
     assert "2 seeds from 0, corrected arithmetic" in card and "7 seen classes, 3 unseen (chance 33.3%)" in card
-    read = report.read_results(tiny_run / "results.csv")
-    top1 = list(report.values(read, "cizsl", "honest", "top1").values())
+    saved = report.read_results(tiny_run / "results.csv")
+    top1 = list(report.values(saved, "cizsl", "honest", "top1").values())
     assert f"| cizsl | {np.mean(top1):.1f} ± {np.std(top1, ddof=1):.1f} |" in card
-    differences = np.array(top1) - list(report.values(read, "gazsl", "honest", "top1").values())
+    differences = np.array(top1) - list(report.values(saved, "gazsl", "honest", "top1").values())
     assert f"| cizsl | {differences.mean():+.1f} ± {differences.std(ddof=1):.1f} |" in card
     for picture in ("curve.png", "features-cizslv2.png"):
         assert f"![{picture}]({picture})" in card and (tiny_run / picture).read_bytes()[:4] == b"\x89PNG"
     assert "creativity_weights:" in card and "Creativity weights: cizsl: " in card
 
 
-def test_the_paired_test_is_that_of_two_lists(tiny_run):
-    from scipy.stats import ttest_rel
-
+def test_the_paired_test_equals_scipys():
     rows = [report.Result("gazsl", s, "honest", "top1", v, None, "") for s, v in enumerate((0.1, 0.2, 0.15))]
     rows += [report.Result("cizsl", s, "honest", "top1", v, None, "") for s, v in enumerate((0.2, 0.22, 0.14))]
     [_, row] = report.paired(rows, "honest", "top1", "gazsl")
@@ -110,9 +111,14 @@ def test_the_paired_test_is_that_of_two_lists(tiny_run):
 
 
 def state(path) -> dict[str, bytes]:
-    """What must not differ between two runs of the same settings."""
-    kept = [*path.glob("jobs/**/result.json"), *path.glob("model/**/*.safetensors"), path / "results.csv", path / "curve.csv"]
-    return {str(file.relative_to(path)): file.read_bytes() for file in kept}
+    """Files that must be equal in two runs with the same settings."""
+    compared = [
+        *path.glob("jobs/**/result.json"),
+        *path.glob("model/**/*.safetensors"),
+        path / "results.csv",
+        path / "curve.csv",
+    ]
+    return {str(file.relative_to(path)): file.read_bytes() for file in compared}
 
 
 def test_a_run_repeats_bit_for_bit(tiny_run, birds, tmp_path):
@@ -120,71 +126,74 @@ def test_a_run_repeats_bit_for_bit(tiny_run, birds, tmp_path):
     assert state(tmp_path / "again") == state(tiny_run)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(birds, tmp_path_factory):
+    """Arguments of a run, its files after an uninterrupted training, and how often it changed files."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    args = ["train", "--data.path", str(birds), "--method", "gazsl,cizsl", *support.TINY, "--seeds", "1"]
+    training = Training("zsl.__main__", [*args, "--output_dir", folder / "run"], folder / "printed.txt")
+    assert training.wait() == 0, training.text()
+    return args, state(folder / "run"), training.changes
+
+
 @pytest.mark.parametrize("change", [0.15, 0.5, 0.85])
-def test_a_killed_run_goes_on_bit_for_bit(birds, tmp_path, change):
-    """SIGKILL before some change of a file, in the middle of a save or of a job; then --resume latest."""
-    args = ["--data.path", birds, "--method", "gazsl,cizsl", *support.TINY, "--seeds", 1, "--output_dir"]
-    whole = Training("zsl.__main__", [*_command(args), tmp_path / "whole"], tmp_path / "1.txt")
-    assert whole.wait() == 0, whole.text()
-    resumed = [*_command([*args[:-1], "--resume", "latest", "--output_dir"]), tmp_path / "run"]
-    killed = Training("zsl.__main__", resumed, tmp_path / "2.txt", signal.SIGKILL, int(change * whole.changes))
+def test_a_killed_run_resumes_bit_for_bit(uninterrupted, tmp_path, change):
+    """SIGKILL before a file changes, in the middle of a save or of a job; then --resume latest."""
+    args, expected, changes = uninterrupted
+    args = [*args, "--resume", "latest", "--output_dir", tmp_path / "run"]
+    killed = Training("zsl.__main__", args, tmp_path / "1.txt", signal.SIGKILL, int(change * changes))
     assert killed.wait() == -signal.SIGKILL, killed.text()
-    again = Training("zsl.__main__", resumed, tmp_path / "3.txt")
-    assert again.wait() == 0, again.text()
-    assert state(tmp_path / "run") == state(tmp_path / "whole")
+    resumed = Training("zsl.__main__", args, tmp_path / "2.txt")
+    assert resumed.wait() == 0, resumed.text()
+    assert state(tmp_path / "run") == expected
     assert not [file for file in (tmp_path / "run").rglob(".*") if file.name != ".lock"]
 
 
-def _command(args) -> list[str]:
-    return ["train", *map(str, args)]
-
-
-def test_a_run_goes_on_with_more_seeds_and_methods_alone(birds, tmp_path):
+def test_a_resumed_run_may_have_more_seeds_and_methods_but_no_other_changes(birds, tmp_path):
     train(tmp_path / "run", birds, "--method", "gazsl", "--seeds", 1)
     one = state(tmp_path / "run")
     train(tmp_path / "run", birds, "--method", "gazsl,cizsl", "--resume", "latest")
     two = state(tmp_path / "run")
-    kept = [name for name in one if name.startswith("jobs/")]
-    assert len(kept) == 2 and all(one[name] == two[name] for name in kept) and len(two) == 8 + 4 + 2
-    with pytest.raises(UserError, match=r"changed since .* began: train .*take another output_dir"):
+    jobs = [name for name in one if name.startswith("jobs/")]
+    assert len(jobs) == 2 and all(one[name] == two[name] for name in jobs) and len(two) == 8 + 4 + 2
+    with pytest.raises(UserError, match=r"changed since .* was started: train .*use another output_dir"):
         train(tmp_path / "run", birds, "--resume", "latest", "--train.learning_rate", 0.1)
     other = shutil.copytree(birds, tmp_path / "birds")
     arrays = dict(np.load(other / "features.npz"))
     np.savez(other / "features.npz", **{**arrays, "features": arrays["features"] + 1})
-    shutil.copytree(other, tmp_path / "kept")
-    with pytest.raises(UserError, match=r"changed since .* began: data"):
+    with pytest.raises(UserError, match=r"changed since .* was started: data"):
         train(tmp_path / "run", other, "--resume", "latest")
     with pytest.raises(UserError, match="in use already"):
         train(tmp_path / "run", birds)
 
 
-def test_other_data_at_the_same_path(tmp_path):
+def test_a_run_with_other_data_at_the_same_path_is_not_resumed(tmp_path):
     path = support.folder(tmp_path / "birds")
     train(tmp_path / "run", path, "--method", "gazsl", "--seeds", 1)
     arrays = dict(np.load(path / "features.npz"))
     np.savez(path / "features.npz", **{**arrays, "features": arrays["features"] + 1})
-    with pytest.raises(UserError, match=r"is not the data that .* began with"):
+    with pytest.raises(UserError, match=r"is not the data that .* was started with"):
         train(tmp_path / "run", path, "--method", "gazsl", "--seeds", 2, "--resume", "latest")
 
 
-def test_a_training_that_breaks_down_says_so_and_the_others_go_on(birds, tmp_path, capfd):
+def test_a_diverged_training_is_reported_and_the_others_continue(birds, tmp_path, capfd):
     train(tmp_path / "run", birds, "--method", "gazsl", "--seeds", 1, "--train.learning_rate", 1e30)
-    told = capfd.readouterr()
-    assert "gazsl, seed 0: the training broke down before its first evaluation; it has no results" in told.err
-    assert "the generator is not finite at iteration 2; stopped there" in told.out + told.err
+    printed = capfd.readouterr()
+    assert "gazsl, seed 0: training diverged before its first evaluation and has no results" in printed.err
+    assert "the generator is not finite at iteration 2; training stops" in printed.out + printed.err
     assert {row["method"] for row in results(tmp_path / "run")} == {"prototype", "eszsl"}
 
 
-def test_all_images_trained_on_means_no_honest_seen_accuracy(birds, tmp_path):
+def test_without_held_out_images_there_is_no_honest_seen_accuracy(birds, tmp_path):
     train(tmp_path / "run", birds, "--method", "gazsl", "--seeds", 1, "--data.held_out_images", 0)
-    found = {row["metric"] for row in results(tmp_path / "run") if row["protocol"] == "honest"}
-    assert found == {"top1", "per_class_top1"}
+    metrics = {row["metric"] for row in results(tmp_path / "run") if row["protocol"] == "honest"}
+    assert metrics == {"top1", "per_class_top1"}
     assert {row["metric"] for row in results(tmp_path / "run") if row["protocol"] == "published"} >= {"top1", "auc"}
-    assert "All images of seen classes were trained on" in (tmp_path / "run" / "README.md").read_text()
+    assert "All images of seen classes were used for training" in (tmp_path / "run" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("make", [support.original_cub, support.gbu])
-def test_original_folders_are_trained_on_as_they_are(make, tmp_path):
+def test_training_on_original_folders(make, tmp_path):
     folder = make(tmp_path / "original")
     (folder / "SIMULATED").touch()
     changes = ("--method", "cizsl", "--seeds", 1, "--model.text_size", "null", "--train.batch_size", 8, "--faithful", "true")
@@ -195,11 +204,11 @@ def test_original_folders_are_trained_on_as_they_are(make, tmp_path):
 
 
 @pytest.mark.parametrize("classifier", ["centroid", "softmax"])
-def test_other_classifiers(birds, tmp_path, classifier):
+def test_training_with_other_classifiers(birds, tmp_path, classifier):
     train(tmp_path / "run", birds, "--method", "gazsl", "--seeds", 1, "--evaluate.classifier", classifier)
     assert len(results(tmp_path / "run")) == 3 * 2 * 6
 
 
-def test_a_batch_that_is_larger_than_the_data(birds, tmp_path):
-    with pytest.raises(UserError, match=r"train.batch_size 90 is larger than the data: \d+ images to train on"):
+def test_a_batch_must_not_be_larger_than_the_data(birds, tmp_path):
+    with pytest.raises(UserError, match=r"train.batch_size 90 is larger than the data: there are \d+ images to train on"):
         train(tmp_path / "run", birds, "--train.batch_size", 90)
