@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tinyldm.randomness import Draw, derive_seed
+from tinyldm.randomness import Draw, Rank, derive_seed
 
 METHODS = {
     "normal": lambda draw, count: draw.normal((count, 3, 2, 2)),
@@ -14,12 +14,12 @@ METHODS = {
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_the_numbers_of_one(method, processes):
     draw = METHODS[method]
-    parts = [draw(Draw(7, 11, 0, (rank, processes)), 4) for rank in range(processes)]
-    assert torch.equal(torch.cat(parts), draw(Draw(7, 11, 0, (0, 1)), 4 * processes))
+    parts = [draw(Draw(7, 11, 0, Rank(rank, processes)), 4) for rank in range(processes)]
+    assert torch.equal(torch.cat(parts), draw(Draw(7, 11, 0, Rank(0, 1)), 4 * processes))
 
 
 def test_a_second_call_goes_on_alike_whatever_was_drawn_before():
-    one, two = Draw(0, 0, 0, (0, 1)), [Draw(0, 0, 0, (rank, 2)) for rank in range(2)]
+    one, two = Draw(0, 0, 0, Rank(0, 1)), [Draw(0, 0, 0, Rank(rank, 2)) for rank in range(2)]
     for method in METHODS.values():
         assert torch.equal(method(one, 6), torch.cat([method(draw, 3) for draw in two]))
 
@@ -27,7 +27,7 @@ def test_a_second_call_goes_on_alike_whatever_was_drawn_before():
 @pytest.mark.parametrize("method", METHODS)
 def test_seed_step_and_micro_batch_each_change_the_numbers(method):
     draws = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)]
-    numbers = {tuple(METHODS[method](Draw(*which, (0, 1)), 3).flatten().tolist()) for which in draws}
+    numbers = {tuple(METHODS[method](Draw(*which, Rank(0, 1)), 3).flatten().tolist()) for which in draws}
     assert len(numbers) == len(draws)
 
 
@@ -40,7 +40,7 @@ def test_derived_seeds_are_the_same_for_ever():
 
 
 def test_distributions():
-    draw = Draw(0, 0, 0, (0, 1))
+    draw = Draw(0, 0, 0, Rank(0, 1))
     normal, uniform = draw.normal((100_000,)), draw.uniform(100_000)
     assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.02  # five standard errors
     assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.005

@@ -94,7 +94,9 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         if config.loss.perceptual == "lpips":
             notes.append("LPIPS is not counted: a VGG16 on each image and on its reconstruction")
         return
-    shape, classes = (channels, side, side), None
+    assert isinstance(config, TrainLDM | TrainDDPM)
+    unet, shape = config.unet, (int(channels), side, side)
+    classes: int | None = None
     if isinstance(config, TrainLDM):
         stage = first_stage(config, notes)
         shape = (stage.channels, stage.check_resolution(side), stage.check_resolution(side))
@@ -108,7 +110,7 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
     learned = make_process(config.scheduler).learns_variance
 
     def denoiser() -> nn.Module:
-        network = make_denoiser(config.unet, shape[1], shape[0], classes, learned)
+        network = make_denoiser(unet, shape[1], shape[0], classes, learned)
         switch_on(network, config.train)
         return network
 
@@ -273,15 +275,14 @@ def describe(config: Training) -> str:
     # A step runs through each trained network, the discriminator twice: for an image and for its reconstruction.
     seconds = sum((2 if "discriminator" in name else 1) / speed for name, (speed, trained) in speeds.items() if trained)
     images = images_an_epoch(config)
-    if config.train.max_steps is None and images is None:
-        wanted, told = 1000, "1,000 images"
-    elif config.train.max_steps is None:
-        wanted = round(config.train.num_epochs * images)
-        told = f"{config.train.num_epochs:g} epochs of {images:,} images"
+    if config.train.max_steps is not None:
+        per_step = batch * config.train.gradient_accumulation_steps
+        total, length = config.train.max_steps * per_step, f"{config.train.max_steps:,} steps of {per_step} images"
+    elif config.train.num_epochs is not None and images is not None:
+        total, length = round(config.train.num_epochs * images), f"{config.train.num_epochs:g} epochs of {images:,} images"
     else:
-        accumulated = batch * config.train.gradient_accumulation_steps
-        wanted, told = config.train.max_steps * accumulated, f"{config.train.max_steps:,} steps of {accumulated} images"
-    lines += ["", f"{told} will take {duration(wanted * seconds)} here ({hardware(device)}): {1 / seconds:,.1f} images/s."]
+        total, length = 1000, "1,000 images"
+    lines += ["", f"{length} will take {duration(total * seconds)} here ({hardware(device)}): {1 / seconds:,.1f} images/s."]
     if images:
         lines[-1] += f" An epoch of {images:,} images: {duration(images * seconds)}."
     for speed, trained in speeds.values():

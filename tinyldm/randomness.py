@@ -4,12 +4,14 @@ There is no state to save: a resumed run draws the same numbers as an uninterrup
 """
 
 import hashlib
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 
-class Rank(NamedTuple):
+@dataclass(frozen=True)
+class Rank:
     """One of `count` processes that train together, in the sense of torch.distributed."""
 
     index: int = 0
@@ -39,20 +41,17 @@ class Draw:
         device: the device to draw on.
     """
 
-    def __init__(
-        self, seed: int, step: int, micro: int, rank: Rank | tuple[int, int] = ALONE, device: torch.device | str = "cpu"
-    ):
-        self.rank, self.count = rank
-        self.device = device
+    def __init__(self, seed: int, step: int, micro: int, rank: Rank = ALONE, device: torch.device | str = "cpu"):
+        self.rank, self.device = rank, device
         self.generator = torch.Generator(device).manual_seed(derive_seed("step", seed, step, micro))
 
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Standard normal numbers (B, ...) in float32."""
-        return self._mine(torch.randn((shape[0] * self.count, *shape[1:]), **self._where), shape[0])
+        return self._mine(torch.randn((shape[0] * self.rank.count, *shape[1:]), **self._where), shape[0])
 
     def uniform(self, count: int) -> torch.Tensor:
         """`count` numbers in [0, 1)."""
-        return self._mine(torch.rand(count * self.count, **self._where), count)
+        return self._mine(torch.rand(count * self.rank.count, **self._where), count)
 
     def common(self, count: int) -> torch.Tensor:
         """`count` numbers in [0, 1), the same on all ranks."""
@@ -63,7 +62,7 @@ class Draw:
 
         The numbers of all ranks are equally spaced, with one random offset (Kingma et al. 2021, appendix I.1).
         """
-        total = count * self.count
+        total = count * self.rank.count
         offset = torch.rand(1, **self._where)
         spread = (offset + torch.randperm(total, **self._where) / total) % 1
         return self._mine(spread, count)
@@ -73,4 +72,4 @@ class Draw:
         return {"generator": self.generator, "device": self.device}
 
     def _mine(self, numbers: torch.Tensor, count: int) -> torch.Tensor:
-        return numbers[self.rank * count : (self.rank + 1) * count]
+        return numbers[self.rank.index * count : (self.rank.index + 1) * count]

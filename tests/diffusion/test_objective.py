@@ -7,7 +7,7 @@ from diffusers.training_utils import compute_snr
 from tests.support.models import GaussianDenoiser, process, scheduler
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.objective import diffusion_loss, held_out_error
-from tinyldm.randomness import Draw
+from tinyldm.randomness import Draw, Rank
 
 KINDS = ("epsilon", "v_prediction", "sample")
 T = torch.tensor([0, 10, 500, 999])
@@ -132,13 +132,13 @@ def test_the_perfect_denoiser_of_gaussian_data_has_the_known_loss(kind):
 def test_timesteps_are_spread_evenly_over_the_batches_of_all_ranks():
     forward, batch = process(), 20
     for step in range(100):
-        drawn = torch.cat([forward.draw_times(batch, Draw(0, step, 0, (rank, 2))) for rank in range(2)])
+        drawn = torch.cat([forward.draw_times(batch, Draw(0, step, 0, Rank(rank, 2))) for rank in range(2)])
         assert drawn.dtype == torch.long and drawn.min() >= 0 and drawn.max() < 1000
         gaps = drawn.sort().values.diff()
         assert gaps.min() >= 24 and gaps.max() <= 26  # 40 timesteps, 1000 / 40 apart
 
 
 def test_each_image_draws_its_timestep_uniformly():
-    drawn = torch.stack([process(num_train_timesteps=8).draw_times(2, Draw(0, step, 0, (0, 1))) for step in range(4000)])
+    drawn = torch.stack([process(num_train_timesteps=8).draw_times(2, Draw(0, step, 0, Rank(0, 1))) for step in range(4000)])
     for column in drawn.T:
         assert (torch.bincount(column, minlength=8) - 500).abs().max() < 105  # five standard deviations of 21

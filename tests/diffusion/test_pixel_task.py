@@ -14,7 +14,7 @@ from tinyldm.config.schema import TrainDDPM
 from tinyldm.diffusion.denoiser import make_denoiser
 from tinyldm.diffusion.process import LossHistory
 from tinyldm.errors import UserError
-from tinyldm.randomness import Draw
+from tinyldm.randomness import Draw, Rank
 
 LEARNED = ["--scheduler.variance_type", "learned_range"]
 KINDS = {
@@ -114,11 +114,11 @@ def test_contradictions(args, words, tmp_path, monkeypatch):
 def test_timesteps_are_drawn_by_their_losses():
     """p(t) as sqrt(E[L^2]), and weights that make the mean that of a uniform draw."""
     history, losses = LossHistory(4, length=2), torch.tensor([1.0, 2.0, 3.0, 10.0])
-    timesteps, weights = history.draw(1000, Draw(0, 0, 0, (0, 1)))
+    timesteps, weights = history.draw(1000, Draw(0, 0, 0, Rank(0, 1)))
     assert (weights == 1).all() and set(timesteps.tolist()) == {0, 1, 2, 3}  # nothing is known yet
     for _ in range(3):
         history.update(torch.arange(4), losses)
-    timesteps, weights = history.draw(40000, Draw(0, 1, 0, (0, 1)))
+    timesteps, weights = history.draw(40000, Draw(0, 1, 0, Rank(0, 1)))
     shares = torch.bincount(timesteps, minlength=4) / 40000
     assert torch.allclose(shares, losses / losses.sum(), atol=0.01)
     assert (weights * losses[timesteps]).mean().item() == pytest.approx(losses.mean().item(), rel=0.01)

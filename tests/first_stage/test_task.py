@@ -74,7 +74,7 @@ def make_task(monkeypatch) -> Callable[..., VQTask]:
 
 
 def draw(step: int = 0) -> Draw:
-    return Draw(0, step, 0, (0, 1))
+    return Draw(0, step, 0, Rank(0, 1))
 
 
 def gradients(network: torch.nn.Module) -> dict[str, torch.Tensor]:

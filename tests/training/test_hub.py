@@ -111,7 +111,7 @@ def test_only_a_run_with_a_model_is_pushed(server, tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         hub.push_command(str(tmp_path), "me/faces")
     (tmp_path / "config.yaml").write_text("output_dir: x\n")
-    with pytest.raises(UserError, match="is not a run, or holds no model yet"):
+    with pytest.raises(UserError, match="is not a run, or has no model yet"):
         hub.push_command(str(tmp_path), "me/faces")
     assert not server.commits
 
@@ -223,8 +223,8 @@ def test_a_token_that_may_write_there_passes(server):
         ("faces", user("me"), "hub.repo_id is 'faces'; give user/name"),
         ("me/fa ces", user("me"), "hub.repo_id is 'me/fa ces'; give user/name"),
         ("you/faces", user("me", "lab"), "this token is me's and writes to me, lab only"),
-        ("me/faces", user("me", role="read"), "this token may only read"),
-        ("me/faces", user("me", role="fineGrained", fineGrained={"scoped": []}), "this token may only read"),
+        ("me/faces", user("me", role="read"), "this token can only read"),
+        ("me/faces", user("me", role="fineGrained", fineGrained={"scoped": []}), "this token can only read"),
         ("me/faces", None, "does not accept this token.*Invalid user token"),
     ],
 )

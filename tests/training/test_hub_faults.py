@@ -123,7 +123,7 @@ def test_a_push_that_fails_leaves_the_old_commit_and_can_be_repeated(server, pus
     with pytest.raises(UserError) as caught:
         hub.push(pushed, HUB, "second")
     assert str(caught.value).startswith(f"the push to me/faces failed ({words}") and "\n" not in str(caught.value)
-    assert str(caught.value).endswith(f"; the run is whole in {pushed}")
+    assert str(caught.value).endswith(f"; the run is complete in {pushed}")
     assert server.count("POST", "/repos/create") == tries
     assert capsys.readouterr().err.count("trying again in 0 s\n") == tries - 1
     assert server.history("me/faces") == ["first"] and server.files("me/faces") == before
@@ -144,7 +144,7 @@ def test_a_full_quota_is_told_at_once_and_the_command_repeats_the_push(server, p
     assert full.returncode == 2 and server.files("me/faces") == before
     assert full.stderr == (
         "error: the push to me/faces failed (403: Private repository storage limit reached, please upgrade your plan); "
-        f"the run is whole in {pushed}\n"
+        f"the run is complete in {pushed}\n"
     )
     server.quota = 10**9
     assert again().returncode == 0
@@ -168,7 +168,7 @@ def test_the_token_shows_nowhere(server, pushed, tmp_path, capfd):
         assert TOKEN.encode() not in file.read_bytes(), file
 
 
-# -------------------------------------------------------------------------------------------------- while training goes on
+# -------------------------------------------------------------------------------------------------- while training
 
 
 def test_training_goes_on_while_a_push_hangs_and_what_is_pushed_is_what_was_saved(server, pushed, capsys):
@@ -179,7 +179,7 @@ def test_training_goes_on_while_a_push_hangs_and_what_is_pushed_is_what_was_save
     while not server.count("PUT", "/lfs/"):
         threading.Event().wait(0.01)
     background.start("Step 40")
-    assert capsys.readouterr().err == "Step 40: not pushed, the push before it is still going on\n"
+    assert capsys.readouterr().err == "Step 40: not pushed, the last push is still running\n"
     # What a later save does meanwhile: other figures, and a new folder in the place of the pipeline's.
     (pushed / "metrics.csv").write_text("step\n50\n")
     shutil.rmtree(pushed / "pipeline")
@@ -202,9 +202,9 @@ def test_a_training_does_not_die_of_its_pushes(server, tmp_path, monkeypatch, ca
     folder = tmp_path / "my runs"
     with pytest.raises(UserError) as caught:
         run(monkeypatch, train_vq, "--output_dir", folder, *args, "--train.max_steps", 2)
-    failed = f"the push to me/vq failed (403: no); the run is whole in {folder}"
+    failed = f"the push to me/vq failed (403: no); the run is complete in {folder}"
     assert str(caught.value) == f"{failed}: `python -m tinyldm.training.hub push '{folder}'` repeats the push"
-    assert capsys.readouterr().err.count(f"Step 1: {failed}; training goes on\n") == 1
+    assert capsys.readouterr().err.count(f"Step 1: {failed}; training continues\n") == 1
     assert (folder / "checkpoints" / "step-2" / "state.json").exists()
     server.faults.clear()
     hub.push_command(str(folder))
@@ -217,7 +217,7 @@ def test_a_full_disk_where_files_are_taken_aside_stops_no_training(server, pushe
 
     monkeypatch.setattr(hub.shutil, "copy2", full)
     hub.BackgroundPush(pushed, HUB).start("Step 30")
-    expected = f"Step 30: {pushed} cannot be pushed: [Errno {errno.ENOSPC}] No space left on device; training goes on\n"
+    expected = f"Step 30: {pushed} cannot be pushed: [Errno {errno.ENOSPC}] No space left on device; training continues\n"
     assert capsys.readouterr().err == expected
     assert not list(pushed.glob(".pushing*"))
 

@@ -42,7 +42,7 @@ def test_a_used_folder_is_refused_and_left_as_it_is(tmp_path):
     with opened(tmp_path) as run:
         run.log(step=1, loss=0.5)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock"}
-    with pytest.raises(UserError, match="in use already; continue with --resume latest, or --overwrite true"):
+    with pytest.raises(UserError, match="in use; continue with --resume latest, or replace it with --overwrite true"):
         RunFolder(config(tmp_path, seed=3))
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock"}
 
@@ -103,7 +103,7 @@ input()
         try:
             assert other.stdout.readline() == "ready\n"
             for changes in ({}, {"overwrite": True}, {"resume": "latest"}):
-                with pytest.raises(UserError, match=r"another process trains in .*; choose another output_dir"):
+                with pytest.raises(UserError, match=r"another program trains in .*; choose another output_dir"):
                     RunFolder(config(tmp_path, **changes))
         finally:
             other.kill()  # even a killed process leaves no lock behind

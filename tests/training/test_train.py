@@ -192,7 +192,7 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(vq_run, tmp_path):
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "is in use already; continue with --resume latest, or --overwrite true" in errors[0]
+    assert "is in use; continue with --resume latest, or replace it with --overwrite true" in errors[0]
     assert "Traceback" not in done.stderr
 
 
@@ -254,7 +254,7 @@ def test_changed_keys_are_named_and_harmless_ones_accepted(ldm_args, tmp_path, m
     run(monkeypatch, train_ldm, *args, "--train.max_steps", 2, "--train.batch_size", 4, "--resume", "latest")
     told = capsys.readouterr().err
     assert "changed since step-1: train.max_steps 1 -> 2, train.batch_size 8 -> 4\n" in told
-    assert "images per step 8 -> 4: the order of the images goes on from another place" in told
+    assert "images per step 8 -> 4: data continue at image" in told
     assert [row["images"] for row in rows(tmp_path / "run")] == ["8", "12"]
     assert "12 images seen" in (tmp_path / "run" / "README.md").read_text()
     adam = ["--train.adam_beta1", 0.8, "--train.adam_weight_decay", 0.5]

@@ -334,7 +334,7 @@ class Evaluation:
         pictures.grid(torch.cat(rows), min(8, count)).save(self.output / "reconstructions.png")
 
 
-def codebook_use(codes: np.ndarray, model: nn.Module) -> dict[str, float]:
+def codebook_use(codes: np.ndarray, model: VQModel) -> dict[str, float]:
     """How many codes a VQModel has, the share that occurs, and the perplexity of their distribution."""
     uses = np.bincount(codes.ravel(), minlength=model.config.num_vq_embeddings)
     perplexity = float(torch.special.entr(torch.from_numpy(uses / uses.sum())).sum().exp())

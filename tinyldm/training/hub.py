@@ -1,8 +1,8 @@
-"""Publishing a run: what a user loads at the root of the repository, and what shows where it comes from beside it.
+"""Publishes a run on the Hub: the model at the root of the repository, its report and figures beside it.
 
-    python -m tinyldm.training.hub push runs/faces   # what a training with hub.push does at its end, again
+    python -m tinyldm.training.hub push runs/faces   # the push that a training with hub.push does at its end
 
-A push is one commit, so that nobody ever sees half of one. Its files are taken aside first, since a training writes on.
+A push is one commit, so nobody ever sees half of it. Its files are copied aside first, since a training changes them.
 """
 
 import os
@@ -35,23 +35,24 @@ BESIDE = (
     "features-*.png",
 )
 ASIDE = ".pushing-"
-PAUSES = (10.0, 60.0)  # seconds before the second and third try; the client has tried most requests for 20 s by then
-LONGEST_PAUSE = 300.0  # that a Retry-After may ask for
-TIMEOUT = 120.0  # seconds without a sign of life; the client by itself would wait for ever
-HOPELESS = (401, 402, 403, 404)  # the token, its rights, a full quota (403 as well), a repository that is gone
+PAUSES = (10.0, 60.0)  # seconds before the second and third try; the client retries most requests for 20 s before
+LONGEST_PAUSE = 300.0  # seconds; a longer Retry-After is a failure
+TIMEOUT = 120.0  # seconds without a byte; the client itself would wait forever
+HOPELESS = (401, 402, 403, 404)  # statuses that a second try cannot change: the token, its rights, the quota, no repository
 
 
 def check_token(hub: HubConfig) -> None:
-    """Make sure, before a night of training, that its pushes can be done.
+    """Checks, before training starts, that the token can push to the repository.
 
     Raises:
-        UserError: for a repo_id that is none, without a valid token or a network, or with a token that cannot write there.
+        UserError: for an invalid repo_id, without a valid token or a network, or with a token that cannot write there.
     """
+    repo_id = hub.repo_id or ""
     try:
-        validate_repo_id(hub.repo_id)
-        namespace, _ = hub.repo_id.split("/")
+        validate_repo_id(repo_id)
+        namespace, _ = repo_id.split("/")
     except ValueError as error:
-        raise UserError(f"hub.repo_id is {hub.repo_id!r}; give user/name, of letters, digits, dots and dashes") from error
+        raise UserError(f"hub.repo_id is {repo_id!r}; give user/name, of letters, digits, dots and dashes") from error
     try:
         get_session().timeout = TIMEOUT
         me = HfApi().whoami()
@@ -65,38 +66,40 @@ def check_token(hub: HubConfig) -> None:
     token = me.get("auth", {}).get("accessToken", {})
     rights = [right for scope in token.get("fineGrained", {}).get("scoped", []) for right in scope["permissions"]]
     if token.get("role") == "read" or (token.get("role") == "fineGrained" and "repo.write" not in rights):
-        raise UserError("hub.push: this token may only read; make one that may write: https://huggingface.co/settings/tokens")
+        raise UserError("hub.push: this token can only read; make one that can write: https://huggingface.co/settings/tokens")
 
 
 def push(run: Path, hub: HubConfig, message: str) -> str:
-    """Upload a run in one commit and return its address; what can get better is tried again.
+    """Upload a run in one commit and return its address. Temporary failures are retried.
 
     The pipeline's files go to the root, so that `DiffusionPipeline.from_pretrained(repo_id)` finds them; a first stage
-    stays in vqvae/, the generators of a zero-shot run in model/. Checkpoints and logs stay at home.
+    stays in vqvae/, the generators of a zero-shot run in model/. Checkpoints and logs are not uploaded.
 
     Raises:
-        UserError: for a folder that holds no model, or when the upload fails; the run is whole on the disk.
+        UserError: for a folder without a model, or when the upload fails; the run on the disk is complete.
     """
-    return _upload(_take_aside(run, hub.repo_id), run, hub, message)
+    return _upload(_copy_aside(run, _repo_id(hub)), run, hub, message)
 
 
 class BackgroundPush:
-    """Pushes a run that goes on training, one push at a time, in a thread. Training neither waits for it nor dies of it."""
+    """Pushes a run while it trains, in a thread, one push at a time.
+
+    Training does not wait for the upload, and a failed upload does not stop it."""
 
     def __init__(self, run: Path, hub: HubConfig):
         self.run, self.hub = run, hub
         self.thread: threading.Thread | None = None
-        for left in run.glob(f"{ASIDE}*"):  # by a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in run.glob(f"{ASIDE}*"):  # from a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def start(self, message: str) -> None:
-        """Push what is on the disk now, unless the push before is still going on."""
+        """Push what is on the disk now, unless the last push is still running."""
         if self.thread and self.thread.is_alive():
-            return _say(f"{message}: not pushed, the push before it is still going on")
+            return _print(f"{message}: not pushed, the last push is still running")
         try:
-            aside = _take_aside(self.run, self.hub.repo_id)
+            aside = _copy_aside(self.run, _repo_id(self.hub))
         except UserError as error:
-            return _say(f"{message}: {error}; training goes on")
+            return _print(f"{message}: {error}; training continues")
         # A daemon, so that a network that hangs does not keep the interpreter from ending.
         self.thread = threading.Thread(target=self._push, args=(aside, message), name="hub-push", daemon=True)
         self.thread.start()
@@ -105,7 +108,7 @@ class BackgroundPush:
         """Push the final state, in the foreground, and return its address.
 
         Raises:
-            UserError: when that fails, with what repeats it.
+            UserError: when that fails, with the command that repeats it.
         """
         if self.thread:
             self.thread.join()
@@ -123,21 +126,27 @@ class BackgroundPush:
             with disable_progress_bars():
                 _upload(aside, self.run, self.hub, message)
         except UserError as error:
-            _say(f"{message}: {error}; training goes on")
+            _print(f"{message}: {error}; training continues")
         finally:
             logging.set_verbosity(verbosity)
 
 
-def _take_aside(run: Path, repo_id: str) -> Path:
-    """What is to be pushed, laid out as in the repository, in a new folder inside the run.
+def _repo_id(hub: HubConfig) -> str:
+    if not hub.repo_id:
+        raise UserError("hub.repo_id is missing; give user/name")
+    return hub.repo_id
+
+
+def _copy_aside(run: Path, repo_id: str) -> Path:
+    """A new folder inside the run with the files to push, laid out as in the repository.
 
     Raises:
-        UserError: for a folder that is no run or holds no model, or where that cannot be written.
+        UserError: for a folder that is not a run or has no model, or that cannot be written.
     """
     config = read_yaml(run / "config.yaml")
     model = next((name for name in PLACES if (run / name).is_dir()), None)
     if not ({"output_dir", "data", "train", "hub"} <= config.keys() and model):
-        raise UserError(f"{run} is not a run, or holds no model yet: there is no {'/ and no '.join(PLACES)}/")
+        raise UserError(f"{run} is not a run, or has no model yet: there is no {'/ and no '.join(PLACES)}/")
     aside = run / f"{ASIDE}{os.getpid()}-{time.time_ns()}"
     try:
         shutil.copytree(run / model, aside / PLACES[model], copy_function=_link, dirs_exist_ok=True)
@@ -159,7 +168,7 @@ def _take_aside(run: Path, repo_id: str) -> Path:
 
 
 def _link(source: str, target: str) -> None:
-    """Weights need not be copied: a save replaces the model's folder and never writes into its files."""
+    """Links instead of copying: a save replaces the model's folder and never writes into its files."""
     try:
         os.link(source, target)
     except OSError:  # a file system without links
@@ -170,31 +179,32 @@ def _upload(aside: Path, run: Path, hub: HubConfig, message: str) -> str:
     """Commit a folder as it is, in up to three tries, and delete it.
 
     Raises:
-        UserError: when the last one fails, or one that cannot get better.
+        UserError: when the last try fails, or one that a retry cannot help.
     """
+    repo_id, pauses = _repo_id(hub), iter(PAUSES)
     try:
-        for pause in (*PAUSES, None):
+        while True:
             try:
                 get_session().timeout = TIMEOUT
                 api = HfApi()
-                api.create_repo(hub.repo_id, private=hub.private, exist_ok=True)
+                api.create_repo(repo_id, private=hub.private, exist_ok=True)
                 files = sorted(file for file in aside.rglob("*") if file.is_file())
                 operations = [CommitOperationAdd(file.relative_to(aside).as_posix(), file) for file in files]
-                return str(api.create_commit(hub.repo_id, operations, commit_message=message).repo_url)
-            except Exception as error:  # of httpx2, of hf_xet, OSError, RuntimeError, ValueError: no training dies of any
-                response = getattr(root_cause(error), "response", None)
-                asked = response.headers.get("Retry-After", "") if response is not None else ""
-                wait = max(pause or 0.0, float(asked) if asked.isdigit() else 0.0)
-                failed = f"the push to {hub.repo_id} failed ({why(error)})"
+                return str(api.create_commit(repo_id, operations, commit_message=message).repo_url)
+            except Exception as error:  # httpx2, hf_xet, OSError, RuntimeError, ValueError: none may end a training
+                response, pause = getattr(root_cause(error), "response", None), next(pauses, None)
+                retry_after = response.headers.get("Retry-After", "") if response is not None else ""
+                wait = max(pause or 0.0, float(retry_after) if retry_after.isdigit() else 0.0)
+                failed = f"the push to {repo_id} failed ({why(error)})"
                 if pause is None or wait > LONGEST_PAUSE or (response is not None and response.status_code in HOPELESS):
-                    raise UserError(f"{failed}; the run is whole in {run}") from error
-                _say(f"{failed}; trying again in {wait:.0f} s")
+                    raise UserError(f"{failed}; the run is complete in {run}") from error
+                _print(f"{failed}; trying again in {wait:.0f} s")
                 time.sleep(wait)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
@@ -203,8 +213,8 @@ def push_command(run: str, repo_id: str | None = None, private: bool | None = No
 
     Args:
         run: the run folder.
-        repo_id: user/name, where that is not the run's hub.repo_id.
-        private: create it as a private one, where that is not the run's hub.private.
+        repo_id: user/name, instead of the run's hub.repo_id.
+        private: whether to create it as a private repository, instead of the run's hub.private.
     """
     before = read_yaml(Path(run) / "config.yaml").get("hub") or {}
     hub = HubConfig(True, repo_id or before.get("repo_id"), before.get("private", False) if private is None else private)
