@@ -95,7 +95,7 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
             notes.append("LPIPS is not counted: a VGG16 on each image and on its reconstruction")
         return
     assert isinstance(config, TrainLDM | TrainDDPM)
-    unet, shape = config.unet, (int(channels), side, side)
+    unet, shape = config.unet, (int(channels), int(side), int(side))
     classes: int | None = None
     if isinstance(config, TrainLDM):
         stage = first_stage(config, notes)

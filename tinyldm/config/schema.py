@@ -152,7 +152,7 @@ class TrainDDPM(Training):
 TRAININGS: dict[str, type[Training]] = {"train_vq": TrainVQ, "train_ldm": TrainLDM, "train_ddpm": TrainDDPM}
 
 
-@dataclass(kw_only=True)
+@dataclass
 class SamplerSettings:
     """How noise becomes an image: the keys that sample.py and evaluate.py share."""
 
@@ -171,7 +171,7 @@ class SamplerSettings:
             raise UserError(f"eta only applies to DDIM, not {self.scheduler}: remove it or use --scheduler ddim")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Sample(SamplerSettings):
     """Draw images with a trained model."""
 
