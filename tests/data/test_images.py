@@ -177,7 +177,7 @@ def test_an_unreadable_picture_is_left_out_or_its_place_is_taken_by_the_next(nam
         assert found == [0, 1, 2, *range(4, 25)]
         filled = Images(whole(path, streaming=streaming), 8, 3)
         places = list(filled(filled.source.epoch(None, 0), fill=True))
-        assert numbers(collate(places).images) == [0, 1, 2, 4, *range(4, 25)]
+        assert numbers(collate(places).x) == [0, 1, 2, 4, *range(4, 25)]
         assert capsys.readouterr().err.count("skipped an unreadable image") == 2
         assert (images.seen, images.corrupt) == (25, 1)
 

@@ -75,7 +75,7 @@ def test_the_same_pictures_from_every_kind_of_source(kind, streaming, tmp_path, 
     assert held_out.length() and sorted(in_order(train) + in_order(held_out)) == list(range(11))
     stream = ImageBatches(Images(train, 8, 2), 0, train.length())
     with contextlib.closing(stream()) as batches:
-        assert sorted(numbers(next(batches).images)) == sorted(in_order(train))
+        assert sorted(numbers(next(batches).x)) == sorted(in_order(train))
         next(batches)
     assert stream.length == train.length()  # counted on the way
 

@@ -351,11 +351,11 @@ def test_half_of_the_views_are_mirrored_and_change_per_epoch():
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_encoding_at_each_step_gives_the_latents_of_the_images(source, stage, mirrored, rank):
-    images = ImageBatches(Images(source, SIDE, 1), 3, 4, (rank, 2))
-    with contextlib.closing(EncodedBatches(images, stage, torch.device("cpu"), mirrored, 3)(2)) as batches:
-        encoded = [next(batches) for _ in range(4)]
-    with contextlib.closing(ImageBatches(Images(source, SIDE, 1), 3, 4, (rank, 2))(2)) as plain:
-        pixels = [to_float(next(plain).images) for _ in range(4)]
+    images = ImageBatches(Images(source, SIDE, 1), 3, 4, Rank(rank, 2))
+    with contextlib.closing(EncodedBatches(images, stage, torch.device("cpu"), mirrored, 3)(16)) as batches:
+        encoded = [next(batches).x for _ in range(4)]
+    with contextlib.closing(ImageBatches(Images(source, SIDE, 1), 3, 4, Rank(rank, 2))(16)) as plain:
+        pixels = [to_float(next(plain).x) for _ in range(4)]
     flipped = 0
     for latent, image in zip(torch.cat(encoded), torch.cat(pixels), strict=True):
         views = [stage.encode(view[None])[0] for view in (image, image.flip(-1))]

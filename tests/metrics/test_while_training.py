@@ -14,7 +14,7 @@ import train_vq
 from tests.support.evaluations import FakeNetwork
 from tests.support.runs import DDPM, EVERY_STEP, VQ, rows, run
 from tinyldm.config.parsing import parse
-from tinyldm.config.schema import TrainDDPM
+from tinyldm.config.schema import SamplerSettings, TrainDDPM
 from tinyldm.diffusion import sampling
 from tinyldm.diffusion.model import load_model
 from tinyldm.errors import UserError
@@ -50,7 +50,7 @@ def test_it_is_the_distance_of_the_samples_that_the_run_draws(args, tmp_path, mo
     assert measured.keys() == {"2", "4"}
 
     model = load_model(str(tmp_path / "run"))
-    drawn = network.embed(torch.cat(list(sampling.sample(model, 30, 7, 0, 2))))["features"]
+    drawn = network.embed(torch.cat(list(sampling.sample(model, 30, 7, 0, SamplerSettings("ddim", 2)))))["features"]
     config = parse(TrainDDPM, "", ["--output_dir", "run", *map(str, args), "--train.max_steps", "4"])
     quality = Quality(config, Accelerator(cpu=True))
     reference = np.concatenate([np.load(file)["features"] for file in (tmp_path / "cache").rglob("0*.npz")])

@@ -90,7 +90,7 @@ def one_pass(images: Images, batch_size: int) -> Iterator[torch.Tensor]:
     """uint8 batches (B, C, H, W) of all examples once, in file order; the last one may be smaller."""
     decoded = images(images.source.epoch(None, 0))
     while batch := list(itertools.islice(decoded, batch_size)):
-        yield collate(batch).images
+        yield collate(batch).x
     images.check()
 
 
@@ -105,4 +105,4 @@ def joined(parts: Iterable[list]) -> list:
 def take(batches, count: int) -> list[list[int]]:
     """The numbers in the next batches of a generator, which is closed afterwards."""
     with contextlib.closing(batches):
-        return [numbers(batch.images) for batch in itertools.islice(batches, count)]
+        return [numbers(batch.x) for batch in itertools.islice(batches, count)]

@@ -14,7 +14,7 @@ from tinyldm.errors import UserError
 METRICS = ("fid", "kid", "prdc", "is", "memorisation")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Evaluate(SamplerSettings):
     """Compare a model, or a set of images, with real images."""
 
