@@ -207,6 +207,6 @@ def test_two_processes_that_write_one_file_at_once(tmp_path, monkeypatch):
 )
 def test_what_is_no_table_of_numbers(content, tmp_path):
     (tmp_path / "metrics.csv").write_bytes(content)
-    with pytest.raises(UserError, match="not a table of numbers any more") as caught:
+    with pytest.raises(UserError, match="is not a table of numbers") as caught:
         read_metrics(tmp_path / "metrics.csv")
     assert "\n" not in str(caught.value)
