@@ -27,7 +27,7 @@ def test_every_named_file_exists(page):
 
 
 def test_a_missing_file_is_found():
-    text = "[a](none.md#b) `zsl/none.py` `none.py` `docs/none*` a -->|data/none.py| b; python -m zsl.none --config configs/none.yaml"
+    text = "[a](none.md#b) `zsl/none.py` `none.py` `docs/none*` -->|data/none.py| python -m zsl.none --config configs/none.yaml"
     expected = ["configs/none.yaml", "docs/none*", "none.py", "tinyldm/data/none.py", "zsl/none", "zsl/none.py"]
     assert missing(text, ROOT) == sorted([*expected, f"{ROOT}/none.md"])
     assert missing("[a](README.md) `zsl/*.py` `runs/none` -->|data/images.py| python -m zsl train https://none.md", ROOT) == []
