@@ -1,0 +1,33 @@
+"""Pages name only files that exist: in links, in backticks, on the arrows of diagrams and in commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import ROOT
+
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/README.md", "docs/design.md", "docs/nothing-lost.md"]
+QUOTED = r"`((?:(?:tinyldm|zsl|tests|docs|configs|model_cards|benchmarks)/[\w./*-]*|\w+\.py))`"
+MODULE, RECIPE, ARROW = r"python -m ((?:tinyldm|zsl|benchmarks)[\w.]*)", r"--config (configs/\S+\w)", r"-->\|([\w/]+\.py)\|"
+
+
+def missing(text: str, folder: Path) -> list[str]:
+    """The paths in the text of a page in this folder that do not exist; they may contain *."""
+    links = {(folder / link).as_posix() for link in re.findall(r"\]\(([^)#:\s]+)[)#]", text)}
+    names = {*re.findall(QUOTED, text), *re.findall(RECIPE, text), *(f"tinyldm/{path}" for path in re.findall(ARROW, text))}
+    modules = {module.replace(".", "/") for module in re.findall(MODULE, text)}
+    gone = [path for path in links if not Path(path).exists()] + [path for path in names if not any(ROOT.glob(path))]
+    return sorted(gone + [path for path in modules if not any(ROOT.glob(f"{path}.py")) and not (ROOT / path).is_dir()])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_named_file_exists(page):
+    assert missing((ROOT / page).read_text(), (ROOT / page).parent) == []
+
+
+def test_a_missing_file_is_found():
+    text = "[a](none.md#b) `zsl/none.py` `none.py` `docs/none*` -->|data/none.py| python -m zsl.none --config configs/none.yaml"
+    expected = ["configs/none.yaml", "docs/none*", "none.py", "tinyldm/data/none.py", "zsl/none", "zsl/none.py"]
+    assert missing(text, ROOT) == sorted([*expected, f"{ROOT}/none.md"])
+    assert missing("[a](README.md) `zsl/*.py` `runs/none` -->|data/images.py| python -m zsl train https://none.md", ROOT) == []
