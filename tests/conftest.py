@@ -1,4 +1,4 @@
-"""No test asks the network or touches the user's caches: said here, before anything imports huggingface_hub."""
+"""Fixtures that several files share. The environment set first keeps tests off the network and the user's caches."""
 
 import atexit
 import os
@@ -18,6 +18,11 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 import train_ldm  # noqa: E402
 import train_vq  # noqa: E402
 from tests.support.runs import DATA, EVERY_STEP, LDM, VQ, run  # noqa: E402
+from tinyldm.training import accelerator  # noqa: E402
+
+# A training uses all cores. Tiny networks are slower with more than one, and pytest-xdist has work for the others.
+torch.set_num_threads(1)
+accelerator.cores = lambda: 1
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +40,7 @@ def small_faces(tmp_path_factory) -> Path:
 def vq_run(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         path = tmp_path_factory.mktemp("vq") / "run"
-        run(patch, train_vq, "--output_dir", path, *DATA, *EVERY_STEP, *VQ, "--train.max_steps", 4)
+        run(patch, train_vq, "--output_dir", path, *DATA, *EVERY_STEP, *VQ, "--train.max_steps", 4, curves=True)
     return path
 
 
@@ -65,7 +70,8 @@ def traced(monkeypatch) -> None:
 def ldm_run(ldm_args, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         path = tmp_path_factory.mktemp("ldm") / "run"
-        run(patch, train_ldm, "--output_dir", path, *ldm_args, "--train.max_steps", 6, "--train.checkpointing_steps", 2)
+        steps = ["--train.max_steps", 6, "--train.checkpointing_steps", 2]
+        run(patch, train_ldm, "--output_dir", path, *ldm_args, *steps, curves=True)
     return path
 
 

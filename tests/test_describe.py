@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.runs import ROOT
+from tests.support.runs import ROOT, quicken
 from tinyldm import describe
 from tinyldm.config.schema import FirstStageConfig, TrainConfig
 from tinyldm.describe import Part, count, held_bytes, measure
@@ -22,6 +22,7 @@ SMALL += ["--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]", "--unet.attentio
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(describe, "MEASURED_SECONDS", 0.2)
+    quicken(monkeypatch)  # it counts the images
 
 
 def say(*args) -> str:

@@ -161,7 +161,10 @@ def test_a_stream_counts_what_it_skips(tmp_path):
     assert source.read == 2 * length
 
 
-def test_a_stream_that_stalls_is_opened_anew_where_it_stopped(tmp_path, monkeypatch, capsys):
+def test_a_stream_that_stalls_is_opened_again_where_it_stopped(tmp_path, monkeypatch, capsys):
+    join = threading.Thread.join
+    # A stalled reader sleeps on; its consumer would wait five seconds for it.
+    monkeypatch.setattr(threading.Thread, "join", lambda self, timeout=None: join(self, timeout and min(timeout, 0.1)))
     source, asleep = uneven(tmp_path, streaming=True), threading.Event()
     expected = batches_of(source, 4, 8)
     whole_epoch, stalls = Source.epoch, iter([5, 2, None])
@@ -170,7 +173,7 @@ def test_a_stream_that_stalls_is_opened_anew_where_it_stopped(tmp_path, monkeypa
         stop = next(stalls, None)
         for i, example in enumerate(whole_epoch(self, seed, number, start)):
             if i == stop:
-                asleep.wait(30)
+                asleep.wait(60)
             yield example
 
     monkeypatch.setattr(Source, "epoch", epoch)

@@ -3,11 +3,11 @@
 import hashlib
 import itertools
 import json
-import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 import sample
 import train_ldm
 import train_vq
-from tests.support.runs import DATA, EVERY_STEP, ROOT, VQ, files, rows, run, same_weights
+from tests.support.processes import Training
+from tests.support.runs import DATA, EVERY_STEP, VQ, files, rows, run, same_weights
 from tinyldm.data.images import ImageBatches
 from tinyldm.errors import UserError
 
@@ -181,19 +182,14 @@ def test_it_learns(ldm_args, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------- one line, exit code 2
 
 
-def script(name: str, *args: str | Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, ROOT / name, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
-
-
-def test_what_a_user_can_mend_is_one_line_and_exit_code_2(vq_run, tmp_path):
-    done = script("train_vq.py", "--output_dir", vq_run, *DATA, *VQ, "--train.max_steps", 1)
-    assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+def test_a_users_mistake_is_one_line_and_exit_code_2(vq_run, tmp_path):
+    args = ["--output_dir", vq_run, *DATA, *VQ, "--train.max_steps", 1]
+    training = Training("train_vq", args, tmp_path / "printed.txt")
+    assert training.wait() == 2
+    errors = [line for line in training.text().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "is in use already; continue with --resume latest, or --overwrite true" in errors[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in training.text()
 
 
 def test_encoding_at_each_step_trains_and_resumes(ldm_args, tmp_path, monkeypatch):
@@ -289,21 +285,20 @@ def test_a_missing_logger_compiler_or_gpu_is_refused(ldm_args, tmp_path, monkeyp
             run(monkeypatch, train_ldm, *base, "--train.mixed_precision", "fp16")
 
 
+def small_disk() -> None:
+    """Files may not grow beyond 100 kB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
 def test_a_full_disk_while_saving_loses_nothing(ldm_args, tmp_path, monkeypatch):
-    """Files may not grow beyond 100 kB: the second checkpoint fails, the first one is whole, exit code 2 and one line."""
+    """The second checkpoint fails, the first one is whole, exit code 2 and one line."""
     args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.checkpointing_steps", 1]
     run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
-    code = (
-        "import resource, signal, runpy, sys\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    command = [sys.executable, "-c", code, "train_ldm.py", *map(str, args), "--train.max_steps", "2", "--resume", "latest"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == 2, done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: no space left")]
+    args = [*args, "--train.max_steps", 2, "--resume", "latest"]
+    training = Training("train_ldm", args, tmp_path / "printed.txt", before=small_disk)
+    assert training.wait() == 2, training.text()
+    assert [line for line in training.text().splitlines() if line.startswith("error: no space left")]
     from tinyldm.training import checkpoint
 
     assert checkpoint.find(tmp_path / "run", "latest").name == "step-1"
@@ -319,15 +314,18 @@ def test_loaded_by_diffusers_alone(ldm_run):
 
 @pytest.mark.usefixtures("forgetful", "traced")
 @pytest.mark.parametrize("compiled", ["false", "true"])
-def test_mixed_precision_keeps_losses_and_weights_in_full_precision(compiled, ldm_args, ldm_run, tmp_path, monkeypatch):
+def test_mixed_precision_keeps_losses_and_weights_in_full_precision(compiled, ldm_args, tmp_path, monkeypatch):
     """As configs/celebahq256.yaml has it on a GPU: compiled too, with a held-out batch that is not full."""
     args = ["--train.mixed_precision", "bf16", "--train.compile", compiled, "--train.max_steps", 2]
-    small = ["--train.batch_size", 2, "--train.num_eval_images", 3]
+    small = ["--train.batch_size", 2, "--train.num_eval_images", 3, "--unet.layers_per_block", 1]
+    small += ["--unet.block_out_channels", "[8]", "--unet.down_block_types", "[AttnDownBlock2D]"]
+    small += ["--unet.up_block_types", "[AttnUpBlock2D]"]
     run(monkeypatch, train_ldm, "--output_dir", tmp_path / "run", *ldm_args, *args, *small)
     assert all(0 < float(row["loss"]) < 10 for row in rows(tmp_path / "run"))
     assert 0 < float(rows(tmp_path / "run")[-1]["eval_loss"]) < 100
     weights = load_file(tmp_path / "run/checkpoints/step-2/unet.safetensors")
-    assert weights.keys() == load_file(ldm_run / "checkpoints/step-6/unet.safetensors").keys()
+    unet = UNet2DModel.from_config(UNet2DModel.load_config(tmp_path / "run/pipeline/unet"))
+    assert weights.keys() == unet.state_dict().keys()  # not those of a compiled module
     assert all(weight.dtype == torch.float32 for weight in weights.values())
 
 
