@@ -1,10 +1,12 @@
 """The smallest trainings that use every part, and helpers to look at their folders."""
 
 import csv
+import functools
 import sys
 from pathlib import Path
 
 import pytest
+import sklearn.datasets
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -37,11 +39,16 @@ DDPM = [
 DIGITS = [*("--data.name", "digits", "--data.eval_split", "validation", "--data.resolution", "8", "--data.channels", "1")]
 
 
-def quicken(patch: pytest.MonkeyPatch) -> None:
-    """Leaves out what takes long and no test of a training looks at: 10,000 faces to count, curves to draw.
+load_digits = functools.cache(sklearn.datasets.load_digits)
 
-    A resumed run counts the images of its stream, so that toyfaces draws all of them. The runs of conftest.py draw curves.
+
+def quicken(patch: pytest.MonkeyPatch) -> None:
+    """Leaves out what takes long and no test of a training looks at.
+
+    A resumed run counts the images of its stream, and toyfaces would draw 10,000. The digits are read once a process. The
+    curves are not drawn, but for the runs of conftest.py.
     """
+    patch.setattr(sklearn.datasets, "load_digits", load_digits)
     patch.setitem(toyfaces.SPLITS, "train", (0, 200))
     patch.setattr(pictures, "curves", lambda rows, path: Image.new("RGB", (8, 8)).save(path))
 
