@@ -27,7 +27,7 @@ accelerator.cores = lambda: 1
 
 @pytest.fixture(scope="session")
 def small_faces(tmp_path_factory) -> Path:
-    """60 drawn faces in a folder: a data set that is encoded in a second."""
+    """60 drawn faces in a folder, which are encoded in a second."""
     from tinyldm.data import toyfaces
 
     folder = tmp_path_factory.mktemp("faces")
@@ -53,7 +53,7 @@ def ldm_args(vq_run, small_faces, tmp_path_factory) -> list[str]:
 
 @pytest.fixture
 def forgetful():
-    """Accelerate remembers the precision of the runs before, and would refuse another one in this process."""
+    """Accelerate remembers the precision of earlier runs and refuses another one in the same process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -61,7 +61,7 @@ def forgetful():
 
 @pytest.fixture
 def traced(monkeypatch) -> None:
-    """torch.compile up to the graphs, without the minutes of code generation."""
+    """torch.compile traces the graphs, but generates no code, which takes minutes."""
     compiled = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled(network, backend="aot_eager"))
 
@@ -77,7 +77,7 @@ def ldm_run(ldm_args, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A Hub on loopback to which this process is pointed; pushes do not pause between their tries."""
+    """A Hub on loopback that this process talks to. Pushes are repeated without a pause."""
     from tests.support.hub_server import HubServer, user
     from tests.support.published import TOKEN, connect
     from tinyldm.training import hub
@@ -86,6 +86,13 @@ def server(tmp_path, monkeypatch):
         connect(monkeypatch, server)
         monkeypatch.setattr(hub, "PAUSES", (0.0, 0.0))
         yield server
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that use the runs of this file are slow, because these are trained first."""
+    for item in items:
+        if "vq_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_addoption(parser):

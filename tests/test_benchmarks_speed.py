@@ -93,6 +93,7 @@ def test_pairs_are_measured_in_turns():
     assert measure.ratio([(1, 2), (3, 2), (8, 2)]) == {"median": 1.5, "min": 0.5, "max": 4, "pairs": 3, "ours": 3, "other": 2}
 
 
+@pytest.mark.slow
 def test_each_result_records_its_command_and_machine(folder):
     names = {file.stem for file in folder.glob("*.json")}
     quick = {"latents", "same_image", "loop", "data", "memory", "sampling", "decoding", "training", "costs"}
@@ -102,12 +103,14 @@ def test_each_result_records_its_command_and_machine(folder):
         assert found["command"].startswith(f"python -m benchmarks.{name}") and found["machine"]["torch"] and found["small"]
 
 
+@pytest.mark.slow
 def test_kept_latents_are_faster_than_encoding(folder):
     """Encoding takes SLOW seconds a batch of 2, which only a training without kept latents spends in each step."""
     found = result(folder, "latents")["kept"]
     assert found["other"] < 2 / SLOW < found["ours"]
 
 
+@pytest.mark.slow
 def test_the_loop_counts_what_happens_now_and_then(folder):
     found = result(folder, "loop")
     keys = {"logging_steps", "eval_steps", "eval_steps, its row and curves", "sample_steps", "checkpointing_steps"}
@@ -116,10 +119,12 @@ def test_the_loop_counts_what_happens_now_and_then(folder):
     assert found["seconds_a_step"]["defaults"]["eval_steps"] == pytest.approx(found["now_and_then"]["eval_steps"] / 1000)
 
 
+@pytest.mark.slow
 def test_the_same_pictures_as_diffusers(folder):
     assert result(folder, "sampling")["speed"]["same_pictures"] == 1
 
 
+@pytest.mark.slow
 def test_code_indices_and_the_latents_themselves_decode_to_the_same_image(folder):
     forms = result(folder, "same_image")["forms"]
     assert forms["float32"]["values"] == forms["code indices"]["codes"] == forms["code indices"]["images"] == 0
@@ -131,6 +136,7 @@ def test_code_indices_and_the_latents_themselves_decode_to_the_same_image(folder
     assert forms[kept]["codes"] == 0 and forms[kept]["most"] <= 1
 
 
+@pytest.mark.slow
 def test_both_loops_of_a_space_are_held_against_the_same_images(folder):
     runs = result(folder, "training")["trainings"]
     assert set(runs) == {f"{space}, {who}" for space in ("pixels", "latents") for who in ("ours", "example")}
@@ -143,6 +149,7 @@ def test_both_loops_of_a_space_are_held_against_the_same_images(folder):
 # ---------------------------------------------------------------------------------------------------------------- sweeps
 
 
+@pytest.mark.slow
 def test_every_variant_is_a_recipe_of_about_5_million_parameters():
     for variant in sweep_unet.VARIANTS:
         args = ["--config", str(page.ROOT / "configs/faces64.yaml"), "--output_dir", "x", *sweep_unet.BASE_ARGS, *variant.args]
@@ -157,6 +164,7 @@ def test_every_variant_is_a_recipe_of_about_5_million_parameters():
         assert config.loss.revive_steps * config.train.batch_size == 800
 
 
+@pytest.mark.slow
 def test_a_sweep_resumes_where_it_stopped(folder, monkeypatch):
     table, trained = folder / "sweep_unet.csv", []
     monkeypatch.setattr(sweep, "train_steps", lambda *args: trained.append(args))
@@ -182,6 +190,7 @@ def test_only_the_best_are_trained_with_another_seed(figure, second):
     assert [variant.name for variant in sweep.going_on(variants, rows, 1, figure, 1)] == second
 
 
+@pytest.mark.slow
 def test_averages_of_one_training(folder):
     found = result(folder, "ema")
     assert len(found["marks"]) == ema.MARKS and found["marks"][-1] == found["steps"]
@@ -215,11 +224,13 @@ def test_the_page_says_what_the_files_say():
     assert set(page.BLOCK.findall(text)) == {*page.BLOCKS, "scale"}
 
 
+@pytest.mark.slow
 def test_small_results_are_not_measurements(folder):
     filled = page.fill(page.PAGE.read_text(encoding="utf-8"), folder)
     assert filled.count(page.NOT_YET) == len(page.BLOCKS) + 1
 
 
+@pytest.mark.slow
 def test_the_page_of_everything_measured(folder, tmp_path):
     for file in folder.glob("*.json"):
         (tmp_path / file.name).write_text(json.dumps(json.loads(file.read_text()) | {"small": False}))

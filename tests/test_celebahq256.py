@@ -28,6 +28,7 @@ def vq_f4(tmp_path_factory) -> Path:
     return folder.parent
 
 
+@pytest.mark.slow
 def test_the_first_stage_is_the_published_one(vq_f4):
     """Rombach et al. 2022, table 8: VQ-f4 has 8192 codes of 3 channels; its checkpoint has 55.3M parameters."""
     vq = VQModel.from_pretrained(vq_f4, subfolder="vqvae")
@@ -49,6 +50,7 @@ def test_the_recipe_is_what_the_readme_says():
     assert not config.scheduler.clip_sample
 
 
+@pytest.mark.slow
 def test_one_step_at_full_size(vq_f4, tmp_path, monkeypatch):
     data = tmp_path / "images"
     data.mkdir()

@@ -26,6 +26,8 @@ from tinyldm.metrics import chunks as pieces
 from tinyldm.metrics import features
 from tinyldm.metrics.features import FeatureNetwork
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def network(monkeypatch):

@@ -24,6 +24,9 @@ from tests.support.runs import DATA, EVERY_STEP, VQ, files, rows, run, same_weig
 from tinyldm.data.images import ImageBatches
 from tinyldm.errors import UserError
 
+pytestmark = pytest.mark.slow
+
+
 # ------------------------------------------------------------------------------------------------- what a run leaves
 
 
@@ -41,7 +44,7 @@ def test_a_first_stage_run_leaves_exactly_this(vq_run):
         *(f"checkpoints/step-4/{name}" for name in ("optimizers.pt", "state.json", "checksums.json")),
     }
     assert [row["step"] for row in rows(vq_run)] == ["1", "2", "3", "4"]
-    assert not rows(vq_run)[1]["discriminator"]  # it sets in after two steps
+    assert not rows(vq_run)[1]["discriminator"]  # it starts after two steps
     assert float(rows(vq_run)[2]["discriminator"]) > 0
 
 
@@ -93,7 +96,7 @@ def test_the_shipped_weights_are_the_averaged_ones(ldm_run):
 
 
 def test_the_pipeline_draws_what_sample_draws(ldm_run, tmp_path, monkeypatch):
-    """Also without any code of ours in the process that loads it."""
+    """Also in a process that imports none of our code."""
     run(monkeypatch, sample, "--model", ldm_run, "--num_images", 3, "--num_inference_steps", 4, "--output_dir", tmp_path / "a")
     code = (
         "import sys, torch\n"
@@ -140,8 +143,10 @@ def test_sample_leaves_every_kind_of_picture(ldm_run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["vq", "ldm"])
 def test_a_resumed_run_equals_an_unbroken_one(kind, request, tmp_path, monkeypatch):
-    """Bit for bit: weights, averaged weights, optimizers (by the weights after them) and metrics, with flips, accumulation,
-    dropout and, for the first stage, both optimizers and the revival of codes."""
+    """Bit for bit: weights, averaged weights, optimizers (by the weights after them) and metrics.
+
+    With flips, accumulation and dropout. The first stage has two optimizers and revives codes.
+    """
     if kind == "vq":
         script, network, args = train_vq, "autoencoder", [*DATA, *EVERY_STEP, *VQ]
     else:
@@ -150,7 +155,7 @@ def test_a_resumed_run_equals_an_unbroken_one(kind, request, tmp_path, monkeypat
     args = [*args, "--train.gradient_accumulation_steps", 2, "--train.checkpointing_steps", 4, "--train.eval_steps", 3]
     run(monkeypatch, script, "--output_dir", tmp_path / "whole", *args, "--train.max_steps", 7)
     run(monkeypatch, script, "--output_dir", tmp_path / "broken", *args, "--train.max_steps", 7)
-    # What a kill after the checkpoint of step 4 leaves: rows that go further than the checkpoint.
+    # A kill after the checkpoint of step 4 leaves rows of later steps.
     broken = tmp_path / "broken"
     for entry in (broken / "checkpoints" / "step-7").iterdir():
         entry.unlink()
@@ -172,7 +177,7 @@ def test_previews_and_evaluations_do_not_change_the_training(ldm_args, tmp_path,
 
 
 def test_it_learns(ldm_args, tmp_path, monkeypatch):
-    """Latents of unit variance make v one of unit variance: predicting nothing costs 1."""
+    """With latents of unit variance v has unit variance too, so predicting 0 costs 1."""
     steps = ["--train.max_steps", 100, "--train.eval_steps", 50, "--train.ema_decay", "0.9", "--train.sample_steps", 1000]
     run(monkeypatch, train_ldm, "--output_dir", tmp_path / "run", *ldm_args, *steps, "--train.learning_rate", "3e-3")
     halfway, end = (float(row["eval_loss"]) for row in rows(tmp_path / "run") if row["eval_loss"])
@@ -220,7 +225,7 @@ def test_resuming_with_another_model_is_refused_and_names_the_key(ldm_run, ldm_a
 
 
 def test_a_first_stage_may_move_but_not_change(ldm_args, vq_run, tmp_path, monkeypatch):
-    """A run goes on elsewhere, where its first stage has another path; over another first stage it does not."""
+    """A run resumes when its first stage has another path, but not with another first stage."""
     args = ["--output_dir", tmp_path / "run", *ldm_args]
     run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
     moved = shutil.copytree(vq_run, tmp_path / "moved")
@@ -231,7 +236,7 @@ def test_a_first_stage_may_move_but_not_change(ldm_args, vq_run, tmp_path, monke
 
 
 def test_a_checkpoint_edited_to_nonsense_is_refused_in_one_line(ldm_args, tmp_path, monkeypatch):
-    """Even where its checksums were made anew."""
+    """Even when its checksums fit."""
     args = ["--output_dir", tmp_path / "run", *ldm_args]
     run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
     folder = tmp_path / "run" / "checkpoints" / "step-1"
@@ -329,8 +334,8 @@ def test_mixed_precision_keeps_losses_and_weights_in_full_precision(compiled, ld
     assert all(weight.dtype == torch.float32 for weight in weights.values())
 
 
-def test_when_the_data_end_the_last_step_is_saved_and_the_run_goes_on_from_there(tmp_path, monkeypatch):
-    """A shard that is lost in the middle of a training: an error, but no step is."""
+def test_when_the_data_end_the_last_step_is_saved_and_can_be_resumed(tmp_path, monkeypatch):
+    """A shard is lost in the middle of a training: that is an error, but no step is lost."""
     args = [*DATA, *EVERY_STEP, *VQ, "--train.max_steps", 6, "--train.gradient_accumulation_steps", 2]
     run(monkeypatch, train_vq, "--output_dir", tmp_path / "whole", *args)
     with monkeypatch.context() as patch:
@@ -350,7 +355,7 @@ def test_when_the_data_end_the_last_step_is_saved_and_the_run_goes_on_from_there
 
 
 def test_a_finished_run_that_is_resumed_is_whole_and_finished(ldm_args, tmp_path, monkeypatch, capsys):
-    """As a run is that was killed between its last checkpoint and its export."""
+    """For example one that was killed between its last checkpoint and its export."""
     args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.max_steps", 2]
     run(monkeypatch, train_ldm, *args)
     left = {name: (tmp_path / "run" / name).read_bytes() for name in files(tmp_path / "run") if name.startswith("pipeline")}
