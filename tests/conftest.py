@@ -1,4 +1,4 @@
-"""No test asks the network or touches the user's caches: said here, before anything imports huggingface_hub."""
+"""Fixtures that several files share. The environment set first keeps tests off the network and the user's caches."""
 
 import atexit
 import os
@@ -18,11 +18,16 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 import train_ldm  # noqa: E402
 import train_vq  # noqa: E402
 from tests.support.runs import DATA, EVERY_STEP, LDM, VQ, run  # noqa: E402
+from tinyldm.training import accelerator  # noqa: E402
+
+# A training uses all cores. Tiny networks are slower with more than one, and pytest-xdist has work for the others.
+torch.set_num_threads(1)
+accelerator.cores = lambda: 1
 
 
 @pytest.fixture(scope="session")
 def small_faces(tmp_path_factory) -> Path:
-    """60 drawn faces in a folder: a data set that is encoded in a second."""
+    """60 drawn faces in a folder, which are encoded in a second."""
     from tinyldm.data import toyfaces
 
     folder = tmp_path_factory.mktemp("faces")
@@ -35,7 +40,7 @@ def small_faces(tmp_path_factory) -> Path:
 def vq_run(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         path = tmp_path_factory.mktemp("vq") / "run"
-        run(patch, train_vq, "--output_dir", path, *DATA, *EVERY_STEP, *VQ, "--train.max_steps", 4)
+        run(patch, train_vq, "--output_dir", path, *DATA, *EVERY_STEP, *VQ, "--train.max_steps", 4, curves=True)
     return path
 
 
@@ -48,7 +53,7 @@ def ldm_args(vq_run, small_faces, tmp_path_factory) -> list[str]:
 
 @pytest.fixture
 def forgetful():
-    """Accelerate remembers the precision of the runs before, and would refuse another one in this process."""
+    """Accelerate remembers the precision of earlier runs and refuses another one in the same process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -56,7 +61,7 @@ def forgetful():
 
 @pytest.fixture
 def traced(monkeypatch) -> None:
-    """torch.compile up to the graphs, without the minutes of code generation."""
+    """torch.compile traces the graphs, but generates no code, which takes minutes."""
     compiled = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled(network, backend="aot_eager"))
 
@@ -65,13 +70,14 @@ def traced(monkeypatch) -> None:
 def ldm_run(ldm_args, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         path = tmp_path_factory.mktemp("ldm") / "run"
-        run(patch, train_ldm, "--output_dir", path, *ldm_args, "--train.max_steps", 6, "--train.checkpointing_steps", 2)
+        steps = ["--train.max_steps", 6, "--train.checkpointing_steps", 2]
+        run(patch, train_ldm, "--output_dir", path, *ldm_args, *steps, curves=True)
     return path
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A Hub on loopback to which this process is pointed; pushes do not pause between their tries."""
+    """A Hub on loopback that this process talks to. Pushes are repeated without a pause."""
     from tests.support.hub_server import HubServer, user
     from tests.support.published import TOKEN, connect
     from tinyldm.training import hub
@@ -80,6 +86,13 @@ def server(tmp_path, monkeypatch):
         connect(monkeypatch, server)
         monkeypatch.setattr(hub, "PAUSES", (0.0, 0.0))
         yield server
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that use the runs of this file are slow, because these are trained first."""
+    for item in items:
+        if "vq_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_addoption(parser):

@@ -1,4 +1,4 @@
-"""python -m tinyldm.describe: its counts are those of the closed forms, and it says how long each recipe takes."""
+"""python -m tinyldm.describe: its counts match closed forms, and it prints how long each recipe takes."""
 
 import re
 import time
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.runs import ROOT
+from tests.support.runs import ROOT, quicken
 from tinyldm import describe
 from tinyldm.config.schema import FirstStageConfig, TrainConfig
 from tinyldm.describe import Part, count, held_bytes, measure
@@ -22,6 +22,7 @@ SMALL += ["--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]", "--unet.attentio
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(describe, "MEASURED_SECONDS", 0.2)
+    quicken(monkeypatch)  # it counts the images
 
 
 def say(*args) -> str:
@@ -39,6 +40,7 @@ def test_the_counts_of_two_convolutions():
     assert cost.activations == 4 * 256 * (3 + 8)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_needs_less_memory_and_more_work():
     args = [ROOT / "configs/toyfaces32-ddpm.yaml", *SMALL, "--train.batch_size", 2, "--train.max_steps", 10]
     plain, saving = (say(*args, "--train.gradient_checkpointing", how, "--train.batch_size", 1000) for how in ("false", "true"))
@@ -66,7 +68,8 @@ def timed(part: Part, batch_size: int) -> tuple[float, list[str]]:
     return measure(part, count(part), TrainConfig(batch_size=batch_size), torch.device("cpu"), notes), notes
 
 
-def test_a_batch_that_does_not_fit_is_said_and_a_smaller_one_timed(monkeypatch):
+@pytest.mark.alone
+def test_a_batch_that_does_not_fit_is_noted_and_a_smaller_one_timed(monkeypatch):
     monkeypatch.setattr(describe, "MEASURED_SECONDS", 1.0)
     part = Part("net", lambda: FitsUpTo(5), (3, 8, 8))
     speed, notes = timed(part, 64)
@@ -77,6 +80,7 @@ def test_a_batch_that_does_not_fit_is_said_and_a_smaller_one_timed(monkeypatch):
         measure(Part("net", lambda: FitsUpTo(0), (3, 8, 8)), count(part), TrainConfig(), torch.device("cpu"), [])
 
 
+@pytest.mark.alone
 def test_a_batch_that_would_take_all_of_the_memory_is_not_tried(monkeypatch):
     part = Part("net", lambda: nn.Conv2d(3, 3, 1), (3, 8, 8))
     available = held_bytes(count(part), True, 4)
@@ -99,6 +103,7 @@ class Slow(nn.Conv2d):
         return super().forward(x)
 
 
+@pytest.mark.alone
 def test_a_slow_network_is_timed_at_the_recipes_batch_too_if_that_is_possible():
     seen: list[Slow] = []
 
@@ -121,7 +126,8 @@ def test_the_search_for_codes_belongs_to_the_time_of_encoding(vq_run, ldm_run):
     assert count(encoder).forward > 0
 
 
-def test_what_is_said_of_each_kind_of_recipe(vq_run, ldm_run):
+@pytest.mark.slow
+def test_the_text_for_each_kind_of_recipe(vq_run, ldm_run):
     text = say(vq_run / "config.yaml")
     assert re.search(r"VQModel +[\d,]+ .*\n.*discriminator.*\n\n4 steps of 4 images will take \d+ .* here", text)
     text = say(ldm_run / "config.yaml", "--train.max_steps", "null", "--train.num_epochs", 3)
@@ -131,7 +137,8 @@ def test_what_is_said_of_each_kind_of_recipe(vq_run, ldm_run):
     assert "2,000 steps of 64 images" in text and "An epoch of 1,500 images" in text
 
 
-def test_a_first_stage_that_is_not_there_is_replaced_and_said():
+@pytest.mark.slow
+def test_a_missing_first_stage_is_replaced_with_a_note():
     text = say(ROOT / "configs/demo.yaml", *SMALL, "--first_stage.path", "/nowhere")
     assert "Note: first stage /nowhere cannot be loaded here" in text and "55,322,782" in text
     text = say(ROOT / "configs/demo.yaml", *SMALL, "--first_stage.path", "runs/faces64-vq")

@@ -1,6 +1,7 @@
-"""docs/theory: each lab runs, finds what it asserts, and prints the numbers that stand in its chapter."""
+"""docs/theory: each lab runs, its assertions hold, and it prints the numbers of its chapter."""
 
 import importlib.util
+import os
 import re
 import runpy
 import sys
@@ -46,6 +47,7 @@ def test_labs_are_short_and_open_as_notebooks(lab):
     assert notebook.cells[0].cell_type == "markdown" and notebook.cells[1].cell_type == "code"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lab", build.labs(), ids=lambda lab: lab.stem)
 def test_a_lab_prints_the_numbers_of_its_chapter(lab, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(THEORY))
@@ -54,7 +56,8 @@ def test_a_lab_prints_the_numbers_of_its_chapter(lab, tmp_path, monkeypatch):
     start = time.process_time()
     with torch.random.fork_rng():
         runpy.run_path(str(lab), run_name="__main__")
-    assert time.process_time() - start < 60
+    # A processor that runs another worker's test on the same core counts up to twice as many seconds.
+    assert time.process_time() - start < (120 if "PYTEST_XDIST_WORKER" in os.environ else 60)
     chapter = CHAPTERS[lab.name[3]]
     assert build.problems(chapter, tmp_path) == []
     assert (tmp_path / "figures" / f"{chapter.stem}.png").stat().st_size < 150_000
@@ -83,7 +86,7 @@ def test_a_wrong_a_missing_and_a_typed_number_are_found(tmp_path):
     )
     found = build.problems(chapter, tmp_path)
     assert len(found) == 4 and "entropy" in found[0] and "nothing" in found[1] and "3.14" in found[2] and "2.7" in found[3]
-    chapter.write_text(mark.format(f"{entropy + 0.01:.2f}"))  # another machine's last digit
+    chapter.write_text(mark.format(f"{entropy + 0.01:.2f}"))  # the last digit differs between machines
     assert build.problems(chapter, tmp_path) == []
 
 

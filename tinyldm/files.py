@@ -1,12 +1,13 @@
 """Files and folders: atomic replacement, locks, comparison and short names."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ def replace_text(file: Path, text: str) -> None:
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     aside.write_text(text, newline="")
     os.replace(aside, file)
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Delete what a killed `replace_text` of these files left behind. Nobody else may write them now."""
+    for name in names:
+        for aside in folder.glob(f".{glob.escape(name)}.*"):
+            if aside.name.removeprefix(f".{name}.").isdigit():
+                aside.unlink(missing_ok=True)
 
 
 def replace_folder(new: Path, final: Path) -> None:

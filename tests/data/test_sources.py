@@ -148,6 +148,7 @@ def held_out_numbers(path, seed: int = 0, **changes) -> set[int]:
     return set(parts[1])
 
 
+@pytest.mark.slow
 def test_the_held_out_part_depends_on_contents_and_seed_alone(tmp_path):
     contents = [picture(i) for i in range(400)]
     one = parquet(tmp_path / "one", [contents])

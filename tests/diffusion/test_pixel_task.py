@@ -16,6 +16,9 @@ from tinyldm.diffusion.process import LossHistory
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw, Rank
 
+pytestmark = pytest.mark.slow
+
+
 LEARNED = ["--scheduler.variance_type", "learned_range"]
 KINDS = {
     "simple": [],

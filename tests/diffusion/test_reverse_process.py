@@ -1,4 +1,4 @@
-"""The reverse process, where the optimal denoiser is known: it must bring the distribution back that it was made for."""
+"""With the optimal denoiser, which is known for these distributions, sampling must reproduce the distribution."""
 
 import math
 
@@ -13,6 +13,9 @@ from tinyldm.diffusion.bound import posterior
 from tinyldm.diffusion.model import Model
 from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.sampling import denoise
+
+pytestmark = pytest.mark.slow
+
 
 COUNT = 20_000
 CORRELATED = (torch.tensor([1.0]), torch.tensor([[0.5, -0.3]]), torch.tensor([[[0.30, 0.21], [0.21, 0.20]]]))

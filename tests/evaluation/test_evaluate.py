@@ -17,6 +17,7 @@ import train_vq
 from tests.support.evaluations import FakeNetwork, pictures
 from tests.support.runs import DIGITS, EVERY_STEP, VQ, files, rows, run
 from tinyldm.config import evaluate as evaluate_config
+from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion import model as diffusion_model
 from tinyldm.diffusion import sampling
 from tinyldm.diffusion.model import load_model
@@ -24,6 +25,8 @@ from tinyldm.errors import UserError
 from tinyldm.evaluation import evaluate as evaluation
 from tinyldm.metrics import chunks, features
 from tinyldm.metrics.features import FeatureNetwork
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -161,12 +164,12 @@ def test_drawing_goes_on_after_a_kill(network, model, go, tmp_path, monkeypatch)
     monkeypatch.setattr(chunks, "SECONDS", 0.0)
     denoise, seeds = sampling.denoise, []
 
-    def dies(model, noise, steps, random, eta, labels=None):
+    def dies(model, noise, settings, random, condition):
         if len(seeds) == 2:
             seeds.append(None)
             raise KeyboardInterrupt
         seeds.append([generator.initial_seed() for generator in random])
-        return denoise(model, noise, steps, random, eta, labels=labels)
+        return denoise(model, noise, settings, random, condition)
 
     monkeypatch.setattr(sampling, "denoise", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -174,7 +177,7 @@ def test_drawing_goes_on_after_a_kill(network, model, go, tmp_path, monkeypatch)
     go(*model, "--metrics", "fid")
     seeds.remove(None)
     assert seeds == [list(range(first, first + 8)) for first in (0, 8, 16)]  # each seed once
-    expected = next(sampling.sample(load_model(model[1]), 24, 8, 0, 2))
+    expected = next(sampling.sample(load_model(model[1]), 24, 8, 0, SamplerSettings(num_inference_steps=2)))
     drawn = chunks.Chunks(
         tmp_path / "evaluation/drawn", json.loads((tmp_path / "evaluation/drawn/made_of.json").read_text()), ""
     )

@@ -312,10 +312,12 @@ def test_what_is_exported_is_a_first_stage_of_unit_variance(make_task, tmp_path)
     assert (tmp_path / "picture.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_it_can_be_compiled(monkeypatch, tmp_path):
-    """The reconstruction is differentiated more than once when the discriminator has set in."""
-    args = [*DATA, *EVERY_STEP, *VQ, "--train.max_steps", 3, "--train.compile", "true"]
+    """Once the discriminator has started, the reconstruction is differentiated more than once."""
+    args = [*DATA, *EVERY_STEP, *VQ, "--train.max_steps", 3, "--train.compile", "true", "--vq.block_out_channels", "[8]"]
+    args += ["--vq.down_block_types", "[DownEncoderBlock2D]", "--vq.up_block_types", "[UpDecoderBlock2D]"]
     run(monkeypatch, train_vq, "--output_dir", tmp_path / "run", *args)
     assert [bool(row["discriminator"]) for row in rows(tmp_path / "run")] == [False, False, True]
 
@@ -332,6 +334,7 @@ def test_lpips_without_its_weights_is_one_line_with_what_to_do(monkeypatch):
         load_lpips()
 
 
+@pytest.mark.slow
 def test_lpips_is_a_differentiable_distance(monkeypatch):
     """With random weights for VGG16 (the trained ones are a download): 0 for equal images, and a gradient that leads there."""
     original = torchvision.models.vgg16

@@ -54,6 +54,7 @@ def test_clean_resize_treats_images_and_channels_by_themselves():
 # --------------------------------------------------------------------------------------------------------------- networks
 
 
+@pytest.mark.slow
 def test_inception_is_torch_fidelitys(random_inception):
     images = noise(2, 299)  # of its own size nothing is resized, neither here nor there
     found = load("inception").embed(images)

@@ -23,6 +23,9 @@ from tinyldm.metrics import features
 from tinyldm.metrics.while_training import Quality
 from tinyldm.training import checkpoint
 
+pytestmark = pytest.mark.slow
+
+
 MEASURED = ["--train.metrics_steps", 2, "--train.num_metrics_images", 30, "--train.best_by", "eval_fd"]
 
 

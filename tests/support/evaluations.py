@@ -1,4 +1,4 @@
-"""What evaluate.py is tested with where no weights can be had."""
+"""Stand-ins for the networks that evaluate.py would download, and images for it."""
 
 from pathlib import Path
 

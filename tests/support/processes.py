@@ -1,15 +1,18 @@
-"""Trainings in processes of their own, to be killed. They are forked from one that has the libraries loaded: no waiting."""
+"""Scripts in processes of their own. They are forked from a process that has the libraries loaded, which saves seconds."""
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
-from importlib import import_module
+from collections.abc import Callable
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
-from tinyldm.errors import one_line_errors
+import pytest
+
+from tests.support.runs import quicken
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.support.preload"])
@@ -22,7 +25,8 @@ class Training:
     Args:
         number: a signal that the process sends itself
         at: before this change (creating, renaming, deleting) of a file in its run folder, counted from 0. None: never.
-        environment: variables that it sees besides.
+        environment: more variables of its environment.
+        before: a function of a module, called in the process before the script.
     """
 
     def __init__(
@@ -33,12 +37,13 @@ class Training:
         number: int = 0,
         at: int | None = None,
         environment: dict[str, str] | None = None,
+        before: Callable[[], None] | None = None,
     ):
         self.printed, self._changes = printed, FORKS.Value("i", 0)
         output_dir = str(args[args.index("--output_dir") + 1])
         self.process = FORKS.Process(
             target=_train,
-            args=(script, [*map(str, args)], str(printed), output_dir, number, at, self._changes, environment or {}),
+            args=(script, [*map(str, args)], str(printed), output_dir, number, at, self._changes, environment or {}, before),
         )
         self.process.start()
 
@@ -47,8 +52,8 @@ class Training:
         """Files created, renamed or deleted in the run folder so far."""
         return self._changes.value
 
-    def wait(self, seconds: float = 120) -> int | None:
-        """The exit code (-9: killed), or None when it still runs after so long."""
+    def wait(self, seconds: float = 600) -> int | None:
+        """The exit code (-9: killed), or None when it still runs after so long: longer than on the busiest machine."""
         self.process.join(seconds)
         return self.process.exitcode
 
@@ -87,7 +92,9 @@ def _train(
     at: int | None,
     changes: Synchronized,
     environment: dict[str, str],
+    before: Callable[[], None] | None,
 ) -> None:
+    quicken(pytest.MonkeyPatch())
     os.environ.update(environment)
     output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -103,5 +110,6 @@ def _train(
 
     sys.addaudithook(watch)
     sys.argv = [script, *args]
-    with one_line_errors():
-        import_module(script).main()
+    if before:
+        before()
+    runpy.run_module(script, run_name="__main__")

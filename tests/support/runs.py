@@ -1,11 +1,18 @@
-"""The smallest trainings that use every part, and what to look at in their folders."""
+"""The smallest trainings that use every part, and helpers to look at their folders."""
 
 import csv
+import functools
 import sys
 from pathlib import Path
 
+import pytest
+import sklearn.datasets
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+
+from tinyldm import pictures
+from tinyldm.data import toyfaces
 
 ROOT = Path(__file__).parents[2]
 DATA = ["--data.name", "toyfaces", "--data.eval_split", "validation", "--data.resolution", "16", "--data.shuffle_buffer", "64"]
@@ -23,7 +30,6 @@ LDM = [
     *("--diffusion.preview_images", "4", "--diffusion.preview_steps", "2", "--train.batch_size", "8"),
     *("--train.learning_rate", "1e-3", "--data.random_flip", "true"),
 ]
-# Of train_ddpm.py.
 DDPM = [
     *("--unet.block_out_channels", "[8,16]", "--unet.down_block_types", "[DownBlock2D,AttnDownBlock2D]"),
     *("--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]", "--unet.norm_num_groups", "4", "--unet.attention_head_dim", "8"),
@@ -33,7 +39,30 @@ DDPM = [
 DIGITS = [*("--data.name", "digits", "--data.eval_split", "validation", "--data.resolution", "8", "--data.channels", "1")]
 
 
-def run(monkeypatch, script, *args: str | Path) -> None:
+load_digits = functools.cache(sklearn.datasets.load_digits)
+
+
+def quicken(patch: pytest.MonkeyPatch) -> None:
+    """Leaves out what takes long and no test of a training looks at.
+
+    A resumed run counts the images of its stream, and toyfaces would draw 10,000. The digits are read once a process. The
+    curves are not drawn, but for the runs of conftest.py.
+    """
+    patch.setattr(sklearn.datasets, "load_digits", load_digits)
+    patch.setitem(toyfaces.SPLITS, "train", (0, 200))
+    patch.setattr(pictures, "curves", lambda rows, path: Image.new("RGB", (8, 8)).save(path))
+
+
+def run(monkeypatch, script, *args: str | Path, curves: bool = False) -> None:
+    """Run a script in this process.
+
+    Args:
+        curves: draw loss.png as a user's run does, which takes half a second an evaluation.
+    """
+    draw = pictures.curves
+    quicken(monkeypatch)
+    if curves:
+        monkeypatch.setattr(pictures, "curves", draw)
     monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, args)])
     script.main()
 

@@ -1,4 +1,4 @@
-"""Several processes, with gloo on this CPU: they train like one, stop like one, and save what one process can go on from."""
+"""Several processes, with gloo on this CPU: they train like one, stop like one, and one process can resume their run."""
 
 import shutil
 import signal
@@ -14,6 +14,9 @@ from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, ROOT, VQ, rows
 from tinyldm.config.schema import TrainConfig
 from tinyldm.training.accelerator import make_accelerator
 
+pytestmark = pytest.mark.slow
+
+
 # Sums in another order. That begins at 1e-7 and grows with the steps, fastest in the ratio of two gradients' norms: after six
 # steps 3e-3 on one of two processors that were tried, 1e-4 on the other.
 TOLERANCE, OF_RATIO = 1e-3, 1e-2
@@ -22,7 +25,7 @@ GLOBAL_BATCH = 8
 
 @pytest.fixture(params=["vq", "ldm"])
 def kind(request) -> tuple[str, list]:
-    """(script, arguments) of a short training."""
+    """Script and arguments of a short training."""
     args = (
         [*DATA, *EVERY_STEP, *VQ, "--loss.quantize_start", 1] if request.param == "vq" else request.getfixturevalue("ldm_args")
     )
@@ -45,7 +48,7 @@ def assert_same(one: list[dict], other: list[dict]) -> None:
                 assert float(a[key]) == pytest.approx(float(b[key]), rel=tolerance), (a["step"], key)
 
 
-def test_two_processes_train_like_one_and_either_goes_on_with_the_others_run(kind, tmp_path):
+def test_two_processes_train_like_one_and_either_resumes_the_others_run(kind, tmp_path):
     """At the same global batch: the same images, noise, timesteps and revived codes, gradients exchanged, sums reduced."""
     for processes in (1, 2):
         train(processes, *kind, tmp_path / str(processes))
@@ -83,7 +86,7 @@ def test_the_launcher_that_the_readme_names(tmp_path):
 
 
 @pytest.mark.usefixtures("forgetful")
-def test_what_accelerate_config_says_of_compiling_is_left_to_the_recipe(tmp_path, monkeypatch):
+def test_the_recipe_decides_on_compiling_not_accelerates_config(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     assert make_accelerator(TrainConfig(), str(tmp_path)).state.dynamo_plugin.backend == "NO"
 

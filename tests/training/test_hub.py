@@ -90,6 +90,7 @@ def test_a_card_made_for_the_disk_tells_how_to_load_from_the_hub(server, tmp_pat
     assert f'from_pretrained("{tmp_path}' not in card and 'from_pretrained("me/old' not in card
 
 
+@pytest.mark.slow
 def test_push_again_by_the_command(server, tmp_path):
     folder = finished_run(tmp_path / "run", HubConfig())
     command = [sys.executable, "-m", "tinyldm.training.hub", "push", folder]
@@ -182,6 +183,7 @@ def test_latents_of_an_older_commit_are_not_taken(server, tmp_path, capfd):
     assert "taking the latents" not in capfd.readouterr().out and len(list(stores.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_train_push_train_from_it_push_and_sample_from_it(server, small_faces, tmp_path, monkeypatch):
     """The whole way: a first stage that is pushed while it trains, a denoiser over it from the Hub, pictures from the Hub."""
     pushed = ["--hub.push", "true", "--hub.push_steps", 2, "--train.max_steps", 4]

@@ -1,4 +1,4 @@
-"""A run that is stopped or killed at any moment, and resumed, is the run that was left alone: bit for bit."""
+"""A run that is stopped or killed at any moment and resumed equals an undisturbed one, bit for bit."""
 
 import random
 import signal
@@ -9,6 +9,9 @@ import pytest
 
 from tests.support.processes import Training
 from tests.support.runs import DATA, EVERY_STEP, VQ
+
+pytestmark = pytest.mark.slow
+
 
 STEPS = 11
 SAVING = ["--train.checkpointing_steps", 3, "--train.eval_steps", 5, "--train.logging_steps", 5, "--train.max_steps", STEPS]
@@ -23,7 +26,7 @@ def kind(request) -> tuple[str, list]:
 
 @pytest.fixture(scope="module")
 def whole(kind, tmp_path_factory) -> tuple[Path, int, float]:
-    """(folder, number of changed files, seconds) of a run that nobody disturbs."""
+    """(folder, number of changed files, seconds) of an undisturbed run."""
     folder, started = tmp_path_factory.mktemp("whole"), time.monotonic()
     training = Training(kind[0], ["--output_dir", folder / "run", *kind[1]], folder / "printed.txt")
     assert training.wait() == 0, training.text()
@@ -31,7 +34,7 @@ def whole(kind, tmp_path_factory) -> tuple[Path, int, float]:
 
 
 def finished(run: Path) -> dict[str, bytes]:
-    """What must not differ: metrics, the last checkpoint's weights and optimizers, the shipped model."""
+    """The files that must be equal: metrics, the last checkpoint's weights and optimizers, the exported model."""
     state = [file for file in (run / "checkpoints" / f"step-{STEPS}").iterdir() if file.suffix in (".safetensors", ".pt")]
     shipped = [file for part in ("pipeline", "vqvae") for file in (run / part).rglob("*") if file.is_file()]
     return {str(file.relative_to(run)): file.read_bytes() for file in [run / "metrics.csv", *state, *shipped]}
@@ -44,7 +47,7 @@ def left_over(run: Path) -> list[Path]:
 def test_killed_at_random_moments(kind, whole, tmp_path, request):
     """SIGKILL after a random time, or before a random change of a file: in the middle of a save, of an export, of metrics.csv.
 
-    `pytest tests/test_interruption.py --kills 40` for the long form.
+    The long form: `pytest tests/training/test_interruption.py --kills 40`.
     """
     script, args = kind
     folder, changes, seconds = whole
@@ -75,7 +78,7 @@ def test_killed_at_random_moments(kind, whole, tmp_path, request):
     ("number", "part"), [(signal.SIGINT, 0.3), (signal.SIGTERM, 0.45), (signal.SIGUSR1, 0.6)], ids=["INT", "TERM", "USR1"]
 )
 def test_a_signal_saves_and_stops(number, part, kind, whole, tmp_path):
-    """In the middle of a save, so that it is the next step that is saved, between two rows of metrics.csv."""
+    """The signal comes in the middle of a save, so the next step is saved, which is between two rows of metrics.csv."""
     script, args = kind
     folder, changes, _ = whole
     run, printed = tmp_path / "run", tmp_path / "printed.txt"

@@ -10,9 +10,10 @@ from filelock import FileLock, Timeout
 
 from tinyldm.config import parsing
 from tinyldm.errors import UserError
-from tinyldm.files import replace_text
+from tinyldm.files import remove_leftovers, replace_text
 
 Row = dict[str, Any]
+REPLACED = ("config.yaml", "metrics.csv", "README.md", "evaluation.json")  # files that replace_text writes here
 
 
 class RunFolder:
@@ -36,6 +37,7 @@ class RunFolder:
             raise UserError(f"another program trains in {self.path}; choose another output_dir") from None
         except OSError as error:
             raise UserError(f"output_dir {self.path} cannot be written ({error.strerror}); choose another") from error
+        remove_leftovers(self.path, REPLACED)
         entries = [entry for entry in self.path.iterdir() if entry.name != ".lock"]
         # A run that failed before its first step leaves only config.yaml and logs; such a folder may be reused.
         used = any(
