@@ -89,13 +89,14 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
     if isinstance(config, TrainVQ):
         yield Part("VQModel", lambda: Autoencoder(make_vq(config)), (channels, side, side))
         if config.loss.adversarial_weight:
-            shape = config.loss.discriminator_channels, config.loss.discriminator_layers, channels
-            yield Part("discriminator, an image or reconstruction", lambda: Discriminator(*shape), (channels, side, side))
+            size = config.loss.discriminator_channels, config.loss.discriminator_layers, channels
+            yield Part("discriminator, an image or reconstruction", lambda: Discriminator(*size), (channels, side, side))
         if config.loss.perceptual == "lpips":
             notes.append("LPIPS is not counted: a VGG16 on each image and on its reconstruction")
         return
     assert isinstance(config, TrainLDM | TrainDDPM)
-    unet, shape = config.unet, (int(channels), int(side), int(side))
+    unet = config.unet
+    shape: tuple[int, int, int] = (channels, side, side)
     classes: int | None = None
     if isinstance(config, TrainLDM):
         stage = first_stage(config, notes)

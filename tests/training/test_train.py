@@ -23,6 +23,7 @@ from tests.support.processes import Training
 from tests.support.runs import DATA, EVERY_STEP, VQ, files, rows, run, same_weights
 from tinyldm.data.images import ImageBatches
 from tinyldm.errors import UserError
+from tinyldm.training import checkpoint
 
 pytestmark = pytest.mark.slow
 

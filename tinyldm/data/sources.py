@@ -158,8 +158,8 @@ def open_sources(data: DataConfig, seed: int) -> tuple[Source, Source]:
     column = train.image_column
     rest = train.dataset.filter(lambda cell: not held_out(cell), input_columns=[column])
     chosen = train.dataset.filter(held_out, input_columns=[column])
-    unknown = {"listed_length": None, "exact_length": None}
-    return replace(train, dataset=rest, **unknown), replace(train, dataset=chosen, **unknown)
+    train = replace(train, listed_length=None, exact_length=None)
+    return replace(train, dataset=rest), replace(train, dataset=chosen)
 
 
 def _load(data: DataConfig, split: str) -> Source:
