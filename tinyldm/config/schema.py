@@ -38,7 +38,7 @@ __all__ = [
     "VQLossConfig",
 ]
 
-Sampler = Literal["ddim", "ddpm", "dpm-solver++", "euler", "heun", "unipc"]  # diffusion.model.SCHEDULERS
+Sampler = Literal["ddim", "ddpm", "dpm-solver++", "euler", "heun", "unipc"]  # keys of DiscreteVP.samplers
 
 
 def _first(*own: str) -> tuple[str, ...]:

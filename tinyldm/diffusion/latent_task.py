@@ -68,7 +68,7 @@ class LatentTask(DiffusionTask):
     def export(self, folder: Path) -> None:
         """pipeline/, a standard LDMPipeline folder."""
         model = self.model()
-        sampler = self.process.sampler("ddim")
+        sampler = self.process.sampler(self.process.deterministic)
         LDMPipeline(vqvae=model.first_stage, unet=model.unet, scheduler=sampler).save_pretrained(folder / "pipeline")
 
     def facts(self) -> dict[str, Any]:

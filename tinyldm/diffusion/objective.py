@@ -11,7 +11,7 @@ import torch
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.diffusion.bound import step_bits
 from tinyldm.diffusion.denoiser import Denoiser
-from tinyldm.diffusion.process import DiscreteVP, Process
+from tinyldm.diffusion.process import Process, discrete
 
 
 def diffusion_loss(
@@ -49,9 +49,8 @@ def diffusion_loss(
 
 def _bound(process: Process, predicted: torch.Tensor, x0: torch.Tensor, x_t: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
     """T L_t (B,): at uniform times its mean is the sum of the bound's steps."""
-    if not isinstance(process, DiscreteVP):
-        raise TypeError(f"the bound needs a DiscreteVP, not {type(process).__name__}")
-    return process.steps * step_bits(process, predicted, x0, x_t, times)
+    vp = discrete(process)
+    return vp.steps * step_bits(vp, predicted, x0, x_t, times)
 
 
 def held_out_error(

@@ -12,6 +12,7 @@ from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images, first_examples, mirror_half, to_float
 from tinyldm.data.sources import open_sources
 from tinyldm.diffusion.bound import prior_bits, step_bits
+from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.training.accelerator import rank_of
@@ -49,6 +50,8 @@ class PixelTask(DiffusionTask):
     def evaluate(self) -> dict[str, torch.Tensor]:
         """See DiffusionTask.evaluate; and sums of the terms of the bound."""
         sums = super().evaluate()
+        if not isinstance(self.process, DiscreteVP):
+            return sums
         denoiser, device, steps = self.model().denoiser, self.accelerator.device, self.process.steps
         fixed = torch.Generator().manual_seed(derive_seed("bound", self.config.seed, self.rank.index))
         terms = {key: torch.zeros((), device=device) for key in ("prior", "steps", "decoder")}
@@ -67,6 +70,8 @@ class PixelTask(DiffusionTask):
 
     def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """See DiffusionTask.summarize; and `eval_bits` per dimension with its three terms."""
+        if "prior" not in sums:
+            return super().summarize(sums)
         terms = {f"eval_bits_{key}": float(sums[key] / sums["count"].sum()) for key in ("prior", "steps", "decoder")}
         return {**super().summarize(sums), "eval_bits": sum(terms.values()), **terms}
 
@@ -79,9 +84,6 @@ class PixelTask(DiffusionTask):
         return {
             **super().facts(),
             "train_images": self.image_batches.length,
-            "schedule": f"{self.config.scheduler.beta_schedule}, {self.process.steps} timesteps",
-            "timesteps": self.process.steps,
-            "variance": self.process.variance,
             "classes": self.classes,
-            "timesteps_per_image": TIMESTEPS_PER_IMAGE,
+            "timesteps_per_image": TIMESTEPS_PER_IMAGE if isinstance(self.process, DiscreteVP) else None,
         }

@@ -35,6 +35,7 @@ from diffusers import (
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.networks import SchedulerConfig
+from tinyldm.config.schema import Sampler
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 
@@ -53,12 +54,16 @@ class Process(ABC):
     Attributes:
         prediction: a key of PREDICTIONS.
         samplers: diffusers' scheduler classes that can reverse this process, by the names of `--scheduler`.
+        deterministic: which of them draws previews and interpolations: from the same noise always the same image.
         clip: a sampler clips its x_0 to [-clip, clip]; None: it does not.
+        learns_variance: the network has twice the channels: the second half says how wide its steps are.
     """
 
     prediction: str
     samplers: ClassVar[dict[str, type[SchedulerMixin]]]
+    deterministic: ClassVar[Sampler]
     clip: float | None = None
+    learns_variance: bool = False
 
     # ------------------------------------------------------------------------------- what a new process has to say
 
@@ -83,11 +88,15 @@ class Process(ABC):
         """A diffusers scheduler that reverses this process.
 
         Args:
-            name: a key of `samplers`. None: the one that an exported pipeline has.
+            name: a key of `samplers`. None: the one that this process was made with.
 
         Raises:
             UserError: for a sampler that does not know this process.
         """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line about this process, for the model card."""
 
     # ------------------------------------------------------------------------------------- what follows from that
 
@@ -156,6 +165,7 @@ class DiscreteVP(Process):
         "heun": HeunDiscreteScheduler,
         "unipc": UniPCMultistepScheduler,
     }
+    deterministic = "ddim"
 
     def __init__(self, scheduler: SchedulerMixin):
         self.scheduler, config = scheduler, scheduler.config
@@ -164,11 +174,7 @@ class DiscreteVP(Process):
         self.steps: int = config.num_train_timesteps
         self.variance: str = config.get("variance_type") or "fixed_small"
         self.clip = config.clip_sample_range if config.get("clip_sample") else None
-
-    @property
-    def learns_variance(self) -> bool:
-        """Whether the network has twice the channels: the second half says how wide its steps are."""
-        return self.variance == "learned_range"
+        self.learns_variance = self.variance == "learned_range"
 
     def levels(self, times: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
         """See Process.levels."""
@@ -189,6 +195,11 @@ class DiscreteVP(Process):
         """The timesteps themselves."""
         return times
 
+    def describe(self) -> str:
+        """See Process.describe."""
+        schedule = f"{self.scheduler.config.beta_schedule}, {self.steps} timesteps"
+        return f"{schedule}; variance of the reverse steps: {self.variance}"
+
     def sampler(self, name: str | None = None) -> SchedulerMixin:
         """See Process.sampler."""
         if name is None:
@@ -205,7 +216,7 @@ class DiscreteVP(Process):
             raise UserError(f"{name} cannot be used with this model: {error}") from error
 
 
-def make_process(config: SchedulerConfig) -> DiscreteVP:
+def make_process(config: SchedulerConfig) -> Process:
     """The process of a recipe.
 
     Raises:
@@ -216,6 +227,17 @@ def make_process(config: SchedulerConfig) -> DiscreteVP:
         return DiscreteVP(DDPMScheduler(**config.arguments()))
     except (NotImplementedError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the section scheduler does not make a DDPMScheduler: {error}") from error
+
+
+def discrete(process: Process) -> DiscreteVP:
+    """The same process, which has to be a DiscreteVP: the bound and learned variances are defined for it alone.
+
+    Raises:
+        UserError: for another process.
+    """
+    if not isinstance(process, DiscreteVP):
+        raise UserError(f"the variational bound needs the discrete process of DDPM, not {type(process).__name__}")
+    return process
 
 
 def process_of(scheduler: SchedulerMixin) -> Process:

@@ -57,9 +57,9 @@ def denoise(
     extra = {key: value for key, value in {"eta": settings.eta, "generator": random}.items() if key in accepted}
     # A learned variance is of use to the ancestral sampler alone.
     channels = None if isinstance(sampler, DDPMScheduler) else noise.shape[1]
-    x = noise.to(model.device, model.dtype) * sampler.init_noise_sigma
+    x = noise.to(model.device, model.dtype) * getattr(sampler, "init_noise_sigma", 1.0)
     for step, t in enumerate(sampler.timesteps):
-        seen = sampler.scale_model_input(x, t)
+        seen = sampler.scale_model_input(x, t) if hasattr(sampler, "scale_model_input") else x
         if watch:
             watch(step, seen)
         predicted = denoiser(seen, t, condition)[:, :channels]
@@ -104,10 +104,10 @@ def denoising_frames(
 def interpolate(model: Model, seed_a: int, seed_b: int, settings: SamplerSettings, frames: int = 12) -> torch.Tensor:
     """uint8 images (frames, 3, H, W) from the image of one seed to that of another, along the sphere of noise.
 
-    The sampler is DDIM without noise, so that near noises give near images."""
+    The sampler is deterministic, so that near noises give near images."""
     a, b = initial_noise(model.unet, [*generators(seed_a, 1), *generators(seed_b, 1)])
     noise = slerp(a, b, torch.linspace(0, 1, frames))
     label = (settings.class_label or 0) if number_of_classes(model.unet) else settings.class_label
     condition = condition_for(model.unet, 0, frames, label)
-    deterministic = replace(settings, scheduler="ddim", eta=0.0)
+    deterministic = replace(settings, scheduler=model.process.deterministic, eta=0.0)
     return to_images(model, denoise(model, noise, deterministic, condition=condition)).cpu()

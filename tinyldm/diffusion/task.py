@@ -16,7 +16,7 @@ from tinyldm.diffusion.conditioning import condition_for
 from tinyldm.diffusion.denoiser import Denoiser, make_denoiser, switch_on
 from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.objective import diffusion_loss, held_out_error
-from tinyldm.diffusion.process import LossHistory, make_process
+from tinyldm.diffusion.process import LossHistory, discrete, make_process
 from tinyldm.diffusion.sampling import denoise, generators, initial_noise, sample
 from tinyldm.first_stage.autoencoder import AutoencoderModel
 from tinyldm.randomness import Draw, derive_seed
@@ -56,8 +56,8 @@ class DiffusionTask(Task):
         switch_on(unet, config.train)
         self.networks = {"unet": unet}
         self.learning_rates = {"unet": config.train.learning_rate}
-        self.history = LossHistory(self.process.steps)
-        self.buffers = {"history": self.history.losses} if config.diffusion.loss == "bound" else {}
+        self.history = LossHistory(discrete(self.process).steps) if config.diffusion.loss == "bound" else None
+        self.buffers = {"history": self.history.losses} if self.history else {}
 
         # Held-out images, noise and times are the same at each evaluation, so that its losses can be compared.
         fixed = torch.Generator().manual_seed(derive_seed("held out", config.seed))
@@ -85,13 +85,13 @@ class DiffusionTask(Task):
         noise = draw.normal(x0.shape)
         kind, gamma = self.config.diffusion.loss, self.config.diffusion.snr_gamma
         weights: torch.Tensor | float = 1.0
-        if kind == "bound":
+        if self.history:
             times, weights = (part.to(x0.device) for part in self.history.draw(len(x0), draw))
         else:
             times = self.process.draw_times(len(x0), draw)
         denoiser = Denoiser(self.networks["unet"])
         losses = diffusion_loss(denoiser, self.process, x0, noise, times, gamma, kind, batch.condition)
-        if kind == "bound":
+        if self.history:
             self.history.update(*(self.accelerator.gather(part) for part in (times, losses.detach())))
         loss = (weights * losses).mean()
         yield "unet", loss, {"loss": loss}
@@ -139,7 +139,7 @@ class DiffusionTask(Task):
     @property
     def preview(self) -> SamplerSettings:
         """How images are drawn while training."""
-        return SamplerSettings(scheduler="ddim", num_inference_steps=self.config.diffusion.preview_steps)
+        return SamplerSettings(scheduler=self.process.deterministic, num_inference_steps=self.config.diffusion.preview_steps)
 
     def picture(self, path: Path) -> None:
         """Images from fixed noise, from generators of their own."""
@@ -160,6 +160,7 @@ class DiffusionTask(Task):
         return {
             "shape": f"{channels} x {side} x {side}",
             "corrupt": self.corrupt,
+            "process": self.process.describe(),
             "prediction_type": self.process.prediction,
             "loss": self.config.diffusion.loss,
             "snr_gamma": self.config.diffusion.snr_gamma,
