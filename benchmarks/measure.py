@@ -1,4 +1,4 @@
-"""What all benchmarks share: pairs in turns, ratios, trainings of so many seconds, a JSON file that says where it is from."""
+"""Shared by all benchmarks: paired timings, ratios, trainings of a given duration, JSON files that say how they were made."""
 
 import dataclasses
 import json
@@ -25,6 +25,7 @@ from tinyldm.diffusion.latent_task import LatentTask
 from tinyldm.diffusion.pixel_task import PixelTask
 from tinyldm.first_stage.task import VQTask
 from tinyldm.training.accelerator import cores
+from tinyldm.training.task import Task
 from tinyldm.training.trainer import Trainer, run_training
 
 ROOT = Path(__file__).parent.parent
@@ -82,8 +83,8 @@ def clock() -> Callable[[], float]:
     return time.process_time if alone else time.perf_counter
 
 
-class Clock:
-    """Mixed into a task: notes when each step ended."""
+class Clock(Task):
+    """A mixin for tasks that records when each step ended."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -91,14 +92,14 @@ class Clock:
         self.now = clock()
 
     def after_step(self, *args: Any) -> None:
-        """See trainer.Task."""
+        """See training.task.Task."""
         super().after_step(*args)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ended.append(self.now())
 
     def seconds_a_step(self) -> float:
-        """Median, without the first step; evaluations are in so few of them that they do not count."""
+        """The median, without the first step. Too few steps contain evaluations to change it."""
         return statistics.median(after - before for before, after in zip(self.ended[:-1], self.ended[1:], strict=True))
 
 
@@ -129,7 +130,7 @@ def quietly(config: Training, steps: int) -> Training:
 
 
 def steps_in(config: Training, kind: type[Clock], seconds: float) -> int:
-    """How many steps fit into so many seconds, by a short trial."""
+    """How many steps fit into this many seconds, estimated from a short trial."""
     steps = TRIAL_STEPS if seconds > 30 else 3
     with tempfile.TemporaryDirectory() as folder:
         trial = run_training(dataclasses.replace(quietly(config, steps), output_dir=folder), kind)
@@ -137,8 +138,8 @@ def steps_in(config: Training, kind: type[Clock], seconds: float) -> int:
 
 
 def train_steps(config: Training, kind: type[Clock], steps: int, evaluations: int = 1) -> Trainer:
-    """Train by the loop that everybody trains with; the learning rate's course, its warm-up and the evaluations are set to
-    their share of the steps."""
+    """Train with the loop of the training scripts. Learning-rate schedule, warm-up and evaluations keep their share of the
+    steps."""
     return run_training(
         changed(
             config,
