@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,6 +31,7 @@ from tinyldm.training.trainer import Trainer, run_training
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "performance"
 LIBRARIES = ("torch", "diffusers", "accelerate", "datasets", "pillow", "torchvision")
+Config = TypeVar("Config", bound=Training)
 TRIAL_STEPS = 8  # to learn how long a step takes; the first one is not counted
 
 # ----------------------------------------------------------------------------------------------------------------- pairs
@@ -115,15 +116,15 @@ class TimedVQ(Clock, VQTask):
     """VQTask with a clock."""
 
 
-def changed(config: Training, **train: Any) -> Training:
-    """A copy with other keys in its section `train`, in the folder that was there before."""
+def changed(config: Config, **train: Any) -> Config:
+    """A copy with these keys changed in its section `train`. It overwrites the run folder."""
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **train), overwrite=True)
 
 
-def quietly(config: Training, steps: int) -> Training:
+def quietly(config: Config, steps: int) -> Config:
     """A few steps and hardly anything else."""
-    few = changed(config, max_steps=steps, num_eval_images=2, lr_warmup_steps=0, log_with="none", lr_scheduler="constant")
-    few = dataclasses.replace(few, train=dataclasses.replace(few.train, lr_step_rules=None))
+    quiet = {"num_eval_images": 2, "lr_warmup_steps": 0, "log_with": "none", "lr_scheduler": "constant", "lr_step_rules": None}
+    few: Any = changed(config, max_steps=steps, **quiet)
     if hasattr(few, "diffusion"):
         few = dataclasses.replace(few, diffusion=dataclasses.replace(few.diffusion, preview_images=1, preview_steps=1))
     return few

@@ -94,7 +94,7 @@ def main(repeats: int = 5, small: bool = False, output: str = str(RESULTS)) -> N
     for script, seconds in helps.items():
         print(f"{script} --help: {seconds:.2f} s")
     found = {}
-    for name, images in {"faces64": 64} if small else RECIPES.items():
+    for name, images in ({"faces64": 64} if small else RECIPES).items():
         with tempfile.TemporaryDirectory() as temporary:
             config = recipe(name, images, Path(temporary), small)
             launches = [launch(config, Path(temporary) / "marks.json") for _ in range(repeats)]
