@@ -1,4 +1,4 @@
-"""Parameters, FLOPs, memory and speed of each recipe in configs/, as `python -m tinyldm.describe` finds them for one.
+"""Parameters, FLOPs, memory and speed of each recipe in configs/, as `python -m tinyldm.describe` prints them for one.
 
 python -m benchmarks.costs                    # about 6 minutes on 2 CPU cores
 python -m benchmarks.costs --small true       # one recipe, hardly measured
@@ -6,7 +6,7 @@ python -m benchmarks.costs --small true       # one recipe, hardly measured
 
 import os
 
-# No network is asked for a first stage: describe.first_stage finds another one of its size.
+# Download no first stage: describe.first_stage then builds another one of the same size.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
@@ -21,8 +21,8 @@ def main(only: list[str] | None = None, small: bool = False, output: str = str(R
     """Measure.
 
     Args:
-        only: names of recipes; all where none is given.
-        small: one recipe, in a moment.
+        only: names of recipes. None: all.
+        small: one recipe, measured for a moment.
         output: where the JSON goes.
     """
     use_all_cores()
@@ -33,7 +33,8 @@ def main(only: list[str] | None = None, small: bool = False, output: str = str(R
     for file in sorted((ROOT / "configs").glob("*.yaml")):
         if only and file.stem not in only:
             continue
-        config, notes = describe.read([str(file)]), []
+        config = describe.read([str(file)])
+        notes: list[str] = []
         found = {}
         for part in describe.parts(config, notes):
             cost = describe.count(part)

@@ -28,6 +28,7 @@ from benchmarks.measure import RESULTS, in_turns, ratio, record, told
 from benchmarks.train_unconditional import example_batches
 from tinyldm.config.schema import DataConfig
 from tinyldm.data import toyfaces
+from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images
 from tinyldm.data.sources import open_sources
 
@@ -88,7 +89,8 @@ def jpegs(count: int, side: int) -> list[bytes]:
 
 def ours(folder: Path, side: int, count: int) -> float:
     """Images a second of tinyldm's stream."""
-    source, _ = open_sources(DataConfig(str(folder), eval_split="validation", resolution=side, shuffle_buffer=4 * BATCH), 0)
+    data = DataConfig(name=str(folder), eval_split="validation", resolution=side, shuffle_buffer=4 * BATCH)
+    source, _ = open_sources(data, 0)
     batches = ImageBatches(Images(source, side, 1), 0, BATCH)()
     with contextlib.closing(batches):
         next(batches)  # the files are open; the buffer is full, and small, so that reading goes on
@@ -96,7 +98,7 @@ def ours(folder: Path, side: int, count: int) -> float:
 
 
 def bare_pillow(files: list[bytes], side: int, count: int) -> float:
-    """Images a second of decoding, cropping and resizing, and nothing else: the operations of tinyldm.data.to_square."""
+    """Images a second of decoding, cropping and resizing, and nothing else: the operations of data.images.to_square."""
 
     def images() -> Iterator[np.ndarray]:
         for content in itertools.cycle(files):
@@ -144,7 +146,7 @@ def speed(batches: Iterator, count: int) -> float:
     started, seen = time.perf_counter(), 0
     while seen < count:
         batch = next(batches)
-        seen += len(getattr(batch, "images", batch))
+        seen += len(batch.x if isinstance(batch, Batch) else batch)
     return seen / (time.perf_counter() - started)
 
 
@@ -166,7 +168,7 @@ def main(pairs: int = 7, images: int = 512, faces: str | None = None, small: boo
             "drawn faces, JPEG of 512 px, to 256 px": (jpegs(8 if small else 64, 64 if small else 512), 32 if small else 256)
         }
         if faces:
-            source, _ = open_sources(DataConfig(faces, eval_split="validation"), 0)
+            source, _ = open_sources(DataConfig(name=faces, eval_split="validation"), 0)
             cells = itertools.islice(source.epoch(None, 0), 1000)
             sets["photographs, JPEG of about 180 px, to 64 px"] = ([source.cell(cell())["bytes"] for cell in cells], 64)
         for number, (name, (files, side)) in enumerate(sets.items()):

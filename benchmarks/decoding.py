@@ -1,4 +1,4 @@
-"""Most memory while 16 images of 256 px are decoded by the full VQ-f4: all at once, as pipelines do, and in parts, as
+"""Peak memory while the full VQ-f4 decodes 16 images of 256 px: all at once, as pipelines do, and in parts, as
 sample.py does.
 
 python -m benchmarks.decoding                # 2 minutes on 2 CPU cores
@@ -7,6 +7,7 @@ python -m benchmarks.decoding --small true   # a small first stage, to see that 
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -18,15 +19,16 @@ from tinyldm.diffusion.model import Model, to_images
 
 
 def decode(folder: str, images: int, side: int, at_once: int | None) -> float:
-    """Most MB that decoding added; to be called in a new process.
+    """Peak MB that decoding added. Call it in a new operating-system process.
 
     Args:
         side: of the latents.
-        at_once: places of latents, see model_module.DECODED_AT_ONCE; None: as sample.py does.
+        at_once: positions of latents, see diffusion.model.DECODED_AT_ONCE. None: as many as sample.py decodes.
     """
     use_all_cores()
     stage = first_stage(Path(folder), small=side < 64)
-    model = Model(unet=torch.nn.Linear(1, 1), scheduler=None, first_stage=stage.model)
+    unused: Any = None  # decoding needs neither the network nor its process
+    model = Model(unet=unused, process=unused, first_stage=stage.model)
     model_module.DECODED_AT_ONCE = at_once or model_module.DECODED_AT_ONCE
     latents = torch.randn(images, stage.channels, side, side)
     before = megabytes("VmHWM")

@@ -30,7 +30,7 @@ MARKS = 4
 
 
 class Averaged(TimedLatents):
-    """Keeps an average of each length beside the trainer's own, and holds all against the held-out latents at each mark."""
+    """Keeps an average of each length beside that of the trainer, and evaluates all of them at each mark."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -38,7 +38,7 @@ class Averaged(TimedLatents):
         self.found: dict[int, dict[str, float]] = {}
 
     def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
-        """See trainer.Task."""
+        """See training.task.Task."""
         weights = list(self.networks["unet"].parameters())
         if not self.averages:
             for share in LENGTHS:
@@ -55,9 +55,9 @@ class Averaged(TimedLatents):
 
     @torch.no_grad()
     def held_out_loss(self, average: EMAModel) -> float:
-        """Of averaged weights."""
+        """The held-out loss of averaged weights."""
         with averaged(self.networks["unet"], average):
-            return self.summarize(self.evaluate((0, 1)))["eval_loss"]
+            return self.summarize(self.evaluate())["eval_loss"]
 
 
 def main(

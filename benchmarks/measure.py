@@ -1,4 +1,4 @@
-"""What all benchmarks share: pairs in turns, ratios, trainings of so many seconds, a JSON file that says where it is from."""
+"""Shared by all benchmarks: paired timings, ratios, trainings of a given duration, JSON files that say how they were made."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,11 +25,13 @@ from tinyldm.diffusion.latent_task import LatentTask
 from tinyldm.diffusion.pixel_task import PixelTask
 from tinyldm.first_stage.task import VQTask
 from tinyldm.training.accelerator import cores
+from tinyldm.training.task import Task
 from tinyldm.training.trainer import Trainer, run_training
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "performance"
 LIBRARIES = ("torch", "diffusers", "accelerate", "datasets", "pillow", "torchvision")
+Config = TypeVar("Config", bound=Training)
 TRIAL_STEPS = 8  # to learn how long a step takes; the first one is not counted
 
 # ----------------------------------------------------------------------------------------------------------------- pairs
@@ -82,8 +84,8 @@ def clock() -> Callable[[], float]:
     return time.process_time if alone else time.perf_counter
 
 
-class Clock:
-    """Mixed into a task: notes when each step ended."""
+class Clock(Task):
+    """A mixin for tasks that records when each step ended."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -91,14 +93,14 @@ class Clock:
         self.now = clock()
 
     def after_step(self, *args: Any) -> None:
-        """See trainer.Task."""
+        """See training.task.Task."""
         super().after_step(*args)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ended.append(self.now())
 
     def seconds_a_step(self) -> float:
-        """Median, without the first step; evaluations are in so few of them that they do not count."""
+        """The median, without the first step. Too few steps contain evaluations to change it."""
         return statistics.median(after - before for before, after in zip(self.ended[:-1], self.ended[1:], strict=True))
 
 
@@ -114,22 +116,22 @@ class TimedVQ(Clock, VQTask):
     """VQTask with a clock."""
 
 
-def changed(config: Training, **train: Any) -> Training:
-    """A copy with other keys in its section `train`, in the folder that was there before."""
+def changed(config: Config, **train: Any) -> Config:
+    """A copy with these keys changed in its section `train`. It overwrites the run folder."""
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **train), overwrite=True)
 
 
-def quietly(config: Training, steps: int) -> Training:
+def quietly(config: Config, steps: int) -> Config:
     """A few steps and hardly anything else."""
-    few = changed(config, max_steps=steps, num_eval_images=2, lr_warmup_steps=0, log_with="none", lr_scheduler="constant")
-    few = dataclasses.replace(few, train=dataclasses.replace(few.train, lr_step_rules=None))
+    quiet = {"num_eval_images": 2, "lr_warmup_steps": 0, "log_with": "none", "lr_scheduler": "constant", "lr_step_rules": None}
+    few: Any = changed(config, max_steps=steps, **quiet)
     if hasattr(few, "diffusion"):
         few = dataclasses.replace(few, diffusion=dataclasses.replace(few.diffusion, preview_images=1, preview_steps=1))
     return few
 
 
 def steps_in(config: Training, kind: type[Clock], seconds: float) -> int:
-    """How many steps fit into so many seconds, by a short trial."""
+    """How many steps fit into this many seconds, estimated from a short trial."""
     steps = TRIAL_STEPS if seconds > 30 else 3
     with tempfile.TemporaryDirectory() as folder:
         trial = run_training(dataclasses.replace(quietly(config, steps), output_dir=folder), kind)
@@ -137,8 +139,8 @@ def steps_in(config: Training, kind: type[Clock], seconds: float) -> int:
 
 
 def train_steps(config: Training, kind: type[Clock], steps: int, evaluations: int = 1) -> Trainer:
-    """Train by the loop that everybody trains with; the learning rate's course, its warm-up and the evaluations are set to
-    their share of the steps."""
+    """Train with the loop of the training scripts. Learning-rate schedule, warm-up and evaluations keep their share of the
+    steps."""
     return run_training(
         changed(
             config,

@@ -1,6 +1,6 @@
 """Memory of a pass over ten and twenty times as many images, read from files, and over ten times as many kept latents.
 
-Each pass has a new process. One over files varies by some percent, so it is made several times.
+Each pass runs in a new operating-system process. Passes over files vary by a few percent, so they are repeated.
 
 python -m benchmarks.memory                  # about 5 minutes on 2 CPU cores
 python -m benchmarks.memory --small true     # few images, to see that it runs
@@ -27,7 +27,7 @@ from tinyldm.first_stage.latent_store import SHARD, LatentStore, mapped
 
 def of_images(folder: str, side: int, images: int) -> float:
     """Most MB that this process has had after a pass over so many images in parquet files."""
-    source, _ = open_sources(DataConfig(folder, eval_split="validation", resolution=side), 0)
+    source, _ = open_sources(DataConfig(name=folder, eval_split="validation", resolution=side), 0)
     batches = ImageBatches(Images(source, side, 2), 0, BATCH)()
     with contextlib.closing(batches):
         for _ in range(images // BATCH):

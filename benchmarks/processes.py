@@ -1,4 +1,4 @@
-"""Throughput of train_ldm.py with one and with two processes on the same cores, in turns.
+"""Throughput of train_ldm.py with one rank and with two ranks on the same cores, in turns.
 
 python -m benchmarks.processes                # configs/faces64.yaml's network: about 6 minutes on 2 CPU cores
 python -m benchmarks.processes --small true   # a small network, to see that it runs
@@ -20,10 +20,10 @@ from tinyldm.config.schema import TrainLDM
 from tinyldm.training.checkpoint import steps as kept_steps
 
 
-def images_a_second(processes: int, config: Path, run: Path, batch_size: int, steps: int) -> float:
-    """Of a training of so many steps, with the batch split over the processes; its evaluation is not counted."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    args = ["--config", str(config), "--train.batch_size", str(batch_size // processes), "--train.max_steps", str(steps)]
+def images_a_second(ranks: int, config: Path, run: Path, batch_size: int, steps: int) -> float:
+    """Images per second of a training of `steps` steps, with the batch split over the ranks. Evaluation is not counted."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    args = ["--config", str(config), "--train.batch_size", str(batch_size // ranks), "--train.max_steps", str(steps)]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [sys.executable, *launch, "train_ldm.py", *args]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -52,11 +52,11 @@ def main(pairs: int = 5, steps: int = 30, small: bool = False, output: str = str
         config = folder / "config.yaml"
         config.write_text(to_yaml(parsed))
 
-        def speed(processes: int) -> float:
-            return images_a_second(processes, config, folder / "run", parsed.train.batch_size, steps)
+        def speed(ranks: int) -> float:
+            return images_a_second(ranks, config, folder / "run", parsed.train.batch_size, steps)
 
         found = ratio(in_turns(lambda: speed(2), lambda: speed(1), pairs))
-    print(told("two processes against one, on the same cores", found))
+    print(told("two ranks against one, on the same cores", found))
     record("processes", {"two": found, "batch_size": parsed.train.batch_size, "steps": steps}, output, small)
 
 

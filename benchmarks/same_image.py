@@ -57,8 +57,8 @@ def main(
             drawn_faces(folder / "images", 1, 8, 32)
             stage, data, resolution, images = first_stage(folder / "vq", small=True), str(folder / "images"), 32, 8
         else:
-            stage = load_first_stage(FirstStageConfig(first_stage_run))
-        source = open_sources(DataConfig(data, eval_split="validation"), 0)[1]
+            stage = load_first_stage(FirstStageConfig(path=first_stage_run))
+        source = open_sources(DataConfig(name=data, eval_split="validation"), 0)[1]
         pixels = first_images(Images(source, resolution, 2), images)
     found = compare(stage, pixels)
     for name, row in found.items():

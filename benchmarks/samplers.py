@@ -17,13 +17,13 @@ from tqdm.auto import tqdm
 
 from benchmarks.measure import RESULTS, record, use_all_cores
 from tinyldm.config.parsing import parse
-from tinyldm.config.schema import TrainLDM
+from tinyldm.config.schema import Features, Sampler, SamplerSettings, TrainLDM
 from tinyldm.diffusion import sampling
-from tinyldm.diffusion.model import choose_scheduler, load_model
+from tinyldm.diffusion.model import load_model
 from tinyldm.metrics.while_training import Quality
 
-# The sampler and its steps, by what they cost; heun evaluates the network twice a step, but once in the last one.
-TABLE = [
+# Samplers and steps, by cost. heun evaluates the network twice in each step but the last.
+TABLE: list[tuple[Sampler, int]] = [
     *(("ddim", 10), ("dpm-solver++", 10), ("unipc", 10), ("euler", 10), ("heun", 5)),
     *(("ddim", 20), ("dpm-solver++", 20), ("unipc", 20), ("euler", 20), ("heun", 10)),
     *(("ddim", 50), ("dpm-solver++", 50), ("unipc", 50), ("ddpm", 50), ("ddpm", 100), ("ddpm", 250)),
@@ -35,7 +35,7 @@ def main(
     minutes: float = 60.0,
     images: int = 256,
     sets: int = 3,
-    features: str = "efficientnet-lite0",
+    features: Features = "efficientnet-lite0",
     data: str | None = None,
     output: str = str(RESULTS),
 ) -> None:
@@ -57,10 +57,10 @@ def main(
 
 
 def samplers(
-    model: str, data: str | None, minutes: float, images: int, sets: int, features: str
+    model: str, data: str | None, minutes: float, images: int, sets: int, features: Features
 ) -> tuple[list[dict], list[str]]:
-    """A row for each sampler: steps, evaluations, seconds an image, Frechet distances; and those for which there was no
-    time."""
+    """A row for each sampler (steps, evaluations, seconds per image, Frechet distances), and the samplers left out for lack
+    of time."""
     run = Path(model)
     args = ["--config", str(run / "config.yaml"), *(["--data.name", data] if data else [])]
     config = parse(TrainLDM, "", args)
@@ -68,19 +68,18 @@ def samplers(
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     quality = Quality(dataclasses.replace(config, train=train), accelerator)
     loaded = load_model(model, str(accelerator.device))
-    kept, rows, left_out, end = loaded.scheduler, [], [], time.monotonic() + 60 * minutes
-    each = 0.0  # seconds of an evaluation of the network in the row before, with what else that row took
+    rows, left_out, end = [], [], time.monotonic() + 60 * minutes
+    each = 0.0  # seconds per evaluation of the network in the last row, everything included
     for name, steps in tqdm(TABLE, unit="row", dynamic_ncols=True):
-        loaded.scheduler = choose_scheduler(kept, name)
-        loaded.scheduler.set_timesteps(steps)
-        evaluations = len(loaded.scheduler.timesteps)
+        settings = SamplerSettings(scheduler=name, num_inference_steps=steps)
+        evaluations = len(loaded.sampler(settings).timesteps)
         if time.monotonic() + each * evaluations > end:
             left_out.append(f"{name}, {steps} steps")
             continue
         started, fds, drawing = time.perf_counter(), [], 0.0
         for first in range(0, sets * images, images):
             before = time.perf_counter()
-            drawn = list(sampling.sample(loaded, images, 64, first, steps))
+            drawn = list(sampling.sample(loaded, images, 64, first, settings))
             drawing += time.perf_counter() - before
             fds.append(quality.distance(quality.sums(drawn)))
         each = (time.perf_counter() - started) / evaluations

@@ -14,11 +14,11 @@ from benchmarks.latents import SMALL, first_stage
 from benchmarks.measure import RESULTS, clock, in_turns, ratio, record, told, use_all_cores
 from tinyldm import pictures
 from tinyldm.config.parsing import parse
-from tinyldm.config.schema import TrainLDM
+from tinyldm.config.schema import SamplerSettings, TrainLDM
 from tinyldm.diffusion import sampling
 from tinyldm.diffusion.denoiser import make_denoiser
-from tinyldm.diffusion.model import choose_scheduler, load_model
-from tinyldm.diffusion.process import make_scheduler
+from tinyldm.diffusion.model import load_model
+from tinyldm.diffusion.process import make_process
 
 
 def main(
@@ -54,24 +54,25 @@ def random_pipeline(folder: Path) -> str:
     config = parse(TrainLDM, "", ["--output_dir", "", "--train.max_steps", "1", *SMALL])
     stage = first_stage(folder / "vq", small=True)
     unet = make_denoiser(config.unet, 8, 3)
-    LDMPipeline(vqvae=stage.model, unet=unet, scheduler=make_scheduler(config.scheduler)).save_pretrained(folder / "pipeline")
+    sampler = make_process(config.scheduler).sampler()
+    LDMPipeline(vqvae=stage.model, unet=unet, scheduler=sampler).save_pretrained(folder / "pipeline")
     return str(folder / "pipeline")
 
 
 def against_diffusers(model: str, pairs: int, images: int, steps: int) -> dict[str, float]:
-    """Images a second up to PIL images, from the same seeds with DDIM."""
-    ours = load_model(model)
-    ours.scheduler = choose_scheduler(ours.scheduler, "ddim")
+    """Images per second up to PIL images, from the same seeds with DDIM."""
+    ours, settings = load_model(model), SamplerSettings(scheduler="ddim", num_inference_steps=steps)
     local = Path(model) / "pipeline" if (Path(model) / "pipeline").is_dir() else Path(model)
     theirs = DiffusionPipeline.from_pretrained(str(local))
-    theirs.scheduler = DDIMScheduler.from_config(ours.scheduler.config)
+    theirs.scheduler = DDIMScheduler.from_config(ours.process.sampler("ddim").config)
     theirs.set_progress_bar_config(disable=True)
     drawn: dict[str, list] = {}
     now = clock()
 
     def sample() -> float:
         started = now()
-        drawn["ours"] = [pictures.to_pil(image) for batch in sampling.sample(ours, images, images, 0, steps) for image in batch]
+        batches = sampling.sample(ours, images, images, 0, settings)
+        drawn["ours"] = [pictures.to_pil(image) for batch in batches for image in batch]
         return images / (now() - started)
 
     def pipeline() -> float:

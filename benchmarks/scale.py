@@ -95,7 +95,7 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
             "decoding": m.cores * decoding,
             "first stage": m.gpus * m.tf32 * ENCODER_SHARE / encoder["forward"] / VIEWS,
         }
-        limits[m.name] = least = min(rates, key=rates.get)
+        limits[m.name] = least = min(rates, key=rates.__getitem__)
         first = IMAGES / rates[least]
         # Seconds of a step of BATCH a GPU.
         compute = BATCH * denoiser["step"] / (m.bf16 * DENOISER_SHARE) / loop["shares"]["defaults"]

@@ -26,7 +26,7 @@ from tinyldm.config.schema import TrainLDM, TrainVQ
 from tinyldm.diffusion.latent_task import LatentTask
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.first_stage.networks import make_vq
-from tinyldm.training.trainer import make_accelerator
+from tinyldm.training.accelerator import make_accelerator
 
 SCRIPTS = ("train_ldm.py", "train_vq.py", "train_ddpm.py", "sample.py", "evaluate.py")
 RECIPES = {"faces64": 12_000, "celebahq256": 28_000}  # images
@@ -35,7 +35,7 @@ LAUNCH += ["--dynamo_backend", "no"]
 
 
 def seconds_of(*args: str) -> float:
-    """How long a Python process takes."""
+    """How long a Python program takes."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *args], cwd=ROOT, check=True, capture_output=True)
     return time.perf_counter() - started
@@ -94,7 +94,7 @@ def main(repeats: int = 5, small: bool = False, output: str = str(RESULTS)) -> N
     for script, seconds in helps.items():
         print(f"{script} --help: {seconds:.2f} s")
     found = {}
-    for name, images in {"faces64": 64} if small else RECIPES.items():
+    for name, images in ({"faces64": 64} if small else RECIPES).items():
         with tempfile.TemporaryDirectory() as temporary:
             config = recipe(name, images, Path(temporary), small)
             launches = [launch(config, Path(temporary) / "marks.json") for _ in range(repeats)]

@@ -1,4 +1,4 @@
-"""train_ldm.py with the time noted between its calls; benchmarks.startup launches it. Imports nothing before it must."""
+"""train_ldm.py with the time noted between its calls, for benchmarks.startup. It imports nothing before it is needed."""
 
 import json
 import sys
@@ -19,8 +19,9 @@ if __name__ == "__main__":
     marks["importing torch"] = time.time()
 
     from tinyldm.diffusion.latent_task import LatentTask
+    from tinyldm.training.accelerator import make_accelerator
     from tinyldm.training.run_folder import RunFolder
-    from tinyldm.training.trainer import Trainer, make_accelerator
+    from tinyldm.training.trainer import Trainer
 
     marks["importing diffusers, datasets and the rest"] = time.time()
     accelerator = make_accelerator(config.train, config.output_dir)

@@ -98,9 +98,9 @@ def run_all(
                     steps = int(known[0]["steps"]) if 0 in known else steps_in(config, task, seconds)
                     trainer = train_steps(config, task, steps)
                 last = {key: value for row in trainer.run.rows for key, value in row.items() if key.startswith("eval_")}
-                network = trainer.accelerator.unwrap_model(trainer.task.networks[trainer.main])
+                network = trainer.accelerator.unwrap_model(trainer.task.networks[trainer.state.main])
                 row = {"factor": variant.factor, "variant": variant.name, "seed": seed, "budget": seconds}
-                row |= {"steps": float(trainer.step), "parameters": float(count_parameters(network))}
+                row |= {"steps": float(trainer.state.step), "parameters": float(count_parameters(network))}
                 row |= {"images_a_second": trainer.images_per_step / trainer.task.seconds_a_step(), **last}
                 with FileLock(locks / "table"):
                     write(table, [*read(table), row])

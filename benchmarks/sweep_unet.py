@@ -26,17 +26,25 @@ from benchmarks.measure import RESULTS, use_all_cores
 from benchmarks.sweep import BASE, Figure, Variant, chosen_from, run_all, tell
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainLDM
+from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.randomness import Draw
 
 
-class LogitNormal(ComparedLatents):
-    """Timesteps T sigmoid(z), z standard normal (Esser et al. 2024, section 3.1): fewer at both ends."""
+class LogitNormalVP(DiscreteVP):
+    """DiscreteVP with training times T sigmoid(z), z standard normal (Esser et al. 2024, section 3.1): fewer at both ends."""
 
-    def timesteps(self, count: int, draw: Draw) -> torch.Tensor:
-        """See DiffusionTask."""
-        steps = self.scheduler.config.num_train_timesteps
+    def draw_times(self, count: int, draw: Draw) -> torch.Tensor:
+        """See Process.draw_times."""
         z = math.sqrt(2) * torch.erfinv(2 * draw.stratified(count) - 1)
-        return (z.sigmoid() * steps).long().clamp(max=steps - 1)
+        return self.times(z.sigmoid())
+
+
+class LogitNormal(ComparedLatents):
+    """Trains at the times of LogitNormalVP. Held-out times stay those of the base."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.process = LogitNormalVP(self.process.scheduler)
 
 
 def shape(widths: list[int], layers: int, attention: tuple[int, ...]) -> list[str]:

@@ -2,7 +2,7 @@
 opponent of benchmarks.training. With a first stage it encodes each batch, as the usual latent examples do.
 
 What is the example's: `datasets` mapped into memory, torchvision's transforms in the loader, epsilon with the plain squared
-error, AdamW's betas, decay and epsilon, cosine course with a warm-up, clipped gradients, EMAModel with its warm-up. What is
+error, AdamW's betas, decay and epsilon, cosine schedule with a warm-up, clipped gradients, EMAModel with its warm-up. What is
 ours, so that the comparison is one of loops: the network, the batch size, the peak learning rate, the noise schedule, and the
 bicubic resizing of the held-out images, since nobody should be held against other pixels than it trains on.
 """

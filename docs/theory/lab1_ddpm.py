@@ -14,6 +14,7 @@ from labkit import Record, sliced_distance, three_blobs
 from torch.distributions import Normal, kl_divergence
 
 from tinyldm.diffusion.bound import step_bits
+from tinyldm.diffusion.process import DiscreteVP
 
 T, STEPS, COUNT, HALF_BIN = 1000, 20, 20_000, 1 / 255
 record, data = Record("1-ddpm"), three_blobs()
@@ -124,7 +125,7 @@ for name, key in (("linear", "1000"), ("cosine", "cosine")):
     record.number(f"L_T_{name}", terms[-1], exact, 1e-12)
 
 # %% L_t by the project's code, and as a weight on the simple loss: beta_t^2 / (2 sigma_t^2 alpha_t (1 - abar_t))
-scheduler = DDPMScheduler(T, beta_start=1e-4, beta_end=0.02, clip_sample=False, prediction_type="sample")
+process = DiscreteVP(DDPMScheduler(T, beta_start=1e-4, beta_end=0.02, clip_sample=False, prediction_type="sample"))
 small = (1 - linear[1:-1]) / (1 - linear[2:]) * beta[1:]
 weights = beta[1:].square() / (2 * small * (1 - beta[1:]) * (1 - linear[2:])) / math.log(2)  # of t = 2..T
 record.number("weight_ratio", weights[0] / weights[-1])
@@ -133,9 +134,8 @@ for t in (2, 100):  # the step from x_t to x_{t-1}: L_1 and L_99
     x_t = now**0.5 * few + (1 - now) ** 0.5 * (noise := torch.randn_like(few))
     expected, _ = denoise(now, x_t)
     ours = divergence(*posterior(now, before, few, x_t), *reverse(now, before, x_t, "small")).mean()
-    images = [x.float()[..., None, None] for x in (expected, few, x_t)]
-    theirs = step_bits(scheduler, *images, torch.full((len(few),), t - 1)).mean()
-    record.number(f"L_{t - 1}_by_project", theirs, ours, 0.005 * ours)  # its tables are float32
+    images, steps = [x.float()[..., None, None] for x in (expected, few, x_t)], torch.full((len(few),), t - 1)
+    record.number(f"L_{t - 1}_by_project", step_bits(process, *images, steps).mean(), ours, 0.005 * ours)  # float32 tables
     error = (noise - (x_t - now**0.5 * expected) / (1 - now) ** 0.5).square().mean()
     record.number(f"L_{t - 1}_by_weight", ours, weights[t - 2] * error, 1e-9)
 above = reverse(now, before, x_t, "best")[1] > reverse(now, before, x_t, "large")[1]

@@ -16,6 +16,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
 from tinyldm.diffusion.bound import step_bits
+from tinyldm.diffusion.process import DiscreteVP
 
 DIM, BOTTOM, TOP, STEPS, BATCH = 8, 4, 2, 1000, 256
 record = Record("2-hierarchical-vae")
@@ -178,12 +179,11 @@ step, z, context = Flow(TOP + BOTTOM, 24, 31), torch.randn(TOP + BOTTOM), torch.
 jacobian = torch.autograd.functional.jacobian(lambda z: step(z[None], context)[0][0], z)
 record.number("flow_log_determinant", step(z[None], context)[1], jacobian.slogdet()[1], 1e-4, machine=0.001)
 abar = torch.cat([torch.ones(1), torch.linspace(HIGH, LOW, T + 1).sigmoid()]).double()
-scheduler = DDPMScheduler(T + 1, trained_betas=(1 - abar[1:] / abar[:-1]).numpy(), clip_sample=False)
+process = DiscreteVP(DDPMScheduler(T + 1, trained_betas=(1 - abar[1:] / abar[:-1]).numpy(), clip_sample=False))
 x, t, noise = held_out[:1000], torch.full((1000,), T // 2), torch.randn(1000, DIM)
-x_t = scheduler.add_noise(x, noise, t)
-predicted = trained[0].eps(x_t, torch.full((1000, 1), (HIGH + LOW) / 2)).detach()
+predicted = trained[0].eps(x_t := process.scheduler.add_noise(x, noise, t), torch.full((1000, 1), (HIGH + LOW) / 2)).detach()
 ours = 0.5 * math.expm1((HIGH - LOW) / T) * (noise - predicted).square().sum(1).mean()
-theirs = step_bits(scheduler, *(image[..., None, None] for image in (predicted, x, x_t)), t).mean() * math.log(2) * DIM
+theirs = step_bits(process, *(image[..., None, None] for image in (predicted, x, x_t)), t).mean() * math.log(2) * DIM
 record.number("step_by_project", ours, theirs, 1e-3 * theirs, machine=0.0005)
 
 # %%
