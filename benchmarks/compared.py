@@ -25,8 +25,8 @@ def noise_and_bits(
         batch: x_0 (B, C, S, S) with its condition.
     """
     errors = held_out_error(denoiser, process, batch.x, noise, times, batch.condition)
-    snr = process.signal_to_noise(times)
-    before = process.signal_to_noise((times - 1).clamp(min=0))
+    snr = process.signal_to_noise(times).float()
+    before = process.signal_to_noise((times - 1).clamp(min=0)).float()
     return errors * snr / (snr + 1), errors * (before - snr) / (snr + 1) * process.steps / 2 / math.log(2)
 
 

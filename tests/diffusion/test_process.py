@@ -11,7 +11,7 @@ from tests.support import models
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.objective import diffusion_loss, held_out_error
+from tinyldm.diffusion.objective import diffusion_loss, held_out_error, weight
 from tinyldm.diffusion.process import PREDICTIONS, Process, discrete, process_of
 from tinyldm.diffusion.sampling import denoise
 from tinyldm.errors import UserError
@@ -87,12 +87,12 @@ def test_min_snr_weighs_the_error_of_x0_alike_in_every_process(prediction, examp
     for process in processes(prediction):
         t = process.times(fractions)
         off = process.target(x0, noise, t) + error
-        loss = process.weight(t, 5.0) * error.square().mean((1, 2, 3))
+        loss = weight(process, t, 5.0) * error.square().mean((1, 2, 3))
         wrong = process.to_x0(process.noisy(x0, noise, t), off, t) - process.to_x0(
             process.noisy(x0, noise, t), process.target(x0, noise, t), t
         )
         wanted = process.signal_to_noise(t).clamp(max=5.0) * wrong.square().mean((1, 2, 3))
-        torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-9, check_dtype=False)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

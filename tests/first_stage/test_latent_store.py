@@ -235,13 +235,13 @@ def test_another_run_that_builds_the_same_latents_is_waited_for(data, source, st
 def test_why_kept_latents_will_not_do_is_said(data, source, stage, capfd):
     open_it(data, source, stage)
     open_it(data, source, stage, part="held-out")
-    assert "encoding anew" not in capfd.readouterr().err
+    assert "encoding again" not in capfd.readouterr().err
     with torch.no_grad():
         stage.model.quant_conv.bias[0] += 1e-3
     open_it(data, source, stage)
     assert "are of something else (first stage: " in capfd.readouterr().err
     open_it(replace(data, resolution=8), source, stage)
-    assert "are of something else (resolution: 16 there, 8 now): encoding anew" in capfd.readouterr().err
+    assert "do not fit (resolution: 16 there, 8 now): encoding again" in capfd.readouterr().err
     open_it(replace(data, split="all"), source, stage)
     assert "are of something else (splits: " in capfd.readouterr().err
 
@@ -274,16 +274,16 @@ def test_a_full_disk_keeps_the_shards_that_are_done(data, source, stage, monkeyp
 def test_latents_that_are_not_numbers_are_refused(data, source, stage):
     with torch.no_grad():
         stage.model.quant_conv.weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="are its weights whole"):
+    with pytest.raises(UserError, match="are its weights damaged"):
         open_it(data, source, stage)
     with torch.no_grad():
         stage.model.quant_conv.weight.fill_(0)  # each latent is the bias
         stage.model.quant_conv.bias.fill_(0.1)
-    with pytest.raises(UserError, match="are its weights whole"):
+    with pytest.raises(UserError, match="are its weights damaged"):
         open_it(data, source, stage)
     with torch.no_grad():
         stage.model.quant_conv.weight.normal_(std=1e6)  # beyond float16
-    with pytest.raises(UserError, match="are its weights whole"):
+    with pytest.raises(UserError, match="are its weights damaged"):
         open_it(data, source, stage)
     with torch.no_grad():
         stage.model.quant_conv.weight.normal_()

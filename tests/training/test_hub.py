@@ -174,7 +174,7 @@ def test_latents_of_an_older_commit_are_not_taken(server, tmp_path, capfd):
     assert "something else" not in capfd.readouterr().err
     server.fail("GET", "/api/datasets/me/set", status=503, times=99)
     kept(source)
-    assert "the Hub cannot be asked for the last commit of 'me/set': taking the latents of" in capfd.readouterr().out
+    assert "the Hub does not answer about the last commit of 'me/set': using the latents of" in capfd.readouterr().out
     assert len(list(stores.iterdir())) == 2
     data = replace(data, revision="v1")
     server.faults.clear()

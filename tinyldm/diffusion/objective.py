@@ -2,8 +2,8 @@
 
     x_t = alpha_t x_0 + sigma_t eps,    y = a x_0 + b eps,    loss = w(t) |network(x_t, t) - y|^2
 
-process.py has the levels alpha_t and sigma_t, the predictions y and the weights w(t). A loss of any prediction is a weighted
-loss of x_0: for the process of DDPM, an error e of x_0 is an error of eps of sqrt(SNR) e, and of v of sqrt(SNR + 1) e.
+process.py has the levels alpha_t and sigma_t and the predictions y. A loss of any prediction is a weighted loss of x_0: for
+the process of DDPM, an error e of x_0 is an error of eps of sqrt(SNR) e, and of v of sqrt(SNR + 1) e.
 """
 
 import torch
@@ -12,6 +12,18 @@ from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.diffusion.bound import step_bits
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.process import Process, discrete
+
+
+def weight(process: Process, times: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
+    """Weights w(t), (B,), of the squared errors of y.
+
+    Args:
+        snr_gamma: min-SNR (Hang et al. 2023, equation 8): the squared error of x_0 has the weight min(SNR, gamma), whatever the
+            network predicts. None: 1, the simple loss of the chosen prediction.
+    """
+    if snr_gamma is None:
+        return torch.ones_like(times, dtype=torch.float32)
+    return (process.signal_to_noise(times).clamp(max=snr_gamma) * process.x0_error(times)).float()
 
 
 def diffusion_loss(
@@ -30,7 +42,7 @@ def diffusion_loss(
         denoiser: predicts (B, C, H, W), or (B, 2 C, H, W) where it learns the variance too.
         x0: images or latents (B, C, H, W) of about unit variance, in float32 like `noise`.
         times: (B,) times of the process.
-        snr_gamma: see Process.weight.
+        snr_gamma: see `weight`.
         kind: simple, weighted squared errors; hybrid, 0.001 of the bound beside them, which teaches the variance alone
             (Nichol & Dhariwal 2021, equation 16); bound, T L_t in bits per dimension. The last two need a DiscreteVP.
         condition: what the denoiser is given beside x_t and the time.
@@ -41,7 +53,7 @@ def diffusion_loss(
         return _bound(process, predicted, x0, x_t, times)
     mean, variance = predicted[:, : x0.shape[1]], predicted[:, x0.shape[1] :]
     error = (mean - process.target(x0, noise, times)).square().mean((1, 2, 3))
-    loss = process.weight(times, snr_gamma) * error
+    loss = weight(process, times, snr_gamma) * error
     if kind == "hybrid":
         loss = loss + 0.001 * _bound(process, torch.cat([mean.detach(), variance], 1), x0, x_t, times)
     return loss
@@ -69,4 +81,4 @@ def held_out_error(
     x_t = process.noisy(x0, noise, times)
     predicted = denoiser(x_t, process.network_times(times), condition).float()
     expected = process.to_x0(x_t, predicted[:, : x0.shape[1]], times).float()
-    return (process.signal_to_noise(times) + 1) * (expected - x0).square().mean((1, 2, 3))
+    return (process.signal_to_noise(times).float() + 1) * (expected - x0).square().mean((1, 2, 3))

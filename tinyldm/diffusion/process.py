@@ -15,8 +15,8 @@ These are two linear equations for x_0 and eps. With d = alpha b - sigma a:
 
     x_0 = (b x_t - sigma y) / d              an error e of y is an error sigma e / d of x_0
 
-So a new process states its levels alpha_t and sigma_t, and a new prediction its a and b; targets, loss weights and the way
-back follow. `DiscreteVP` is the process of DDPM. What only it has is in bound.py.
+So a new process states its levels alpha_t and sigma_t, and a new prediction its a and b; targets and the way back follow.
+`DiscreteVP` is the process of DDPM. What only it has is in bound.py; the loss and its weights are in objective.py.
 """
 
 from abc import ABC, abstractmethod
@@ -125,22 +125,14 @@ class Process(ABC):
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
     def signal_to_noise(self, times: torch.Tensor) -> torch.Tensor:
-        """SNR(t), (B,)."""
+        """SNR(t), (B,) in float64."""
         alpha, sigma = self.levels(times, torch.float64)
-        return (alpha / sigma).square().float().flatten()
+        return (alpha / sigma).square().flatten()
 
-    def weight(self, times: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
-        """Weights (B,) of the squared errors of y.
-
-        Args:
-            snr_gamma: min-SNR (Hang et al. 2023, equation 8): the error of x_0 has the weight min(SNR, gamma), whatever the
-                network predicts. None: 1, the simple loss of the chosen prediction.
-        """
-        if snr_gamma is None:
-            return torch.ones_like(times, dtype=torch.float32)
+    def x0_error(self, times: torch.Tensor) -> torch.Tensor:
+        """(sigma / d)^2, (B,) in float64: the squared error of x_0 for a squared error of y of one."""
         alpha, sigma, a, b = self._coefficients(times)
-        snr, d = (alpha / sigma).square(), alpha * b - sigma * a
-        return (snr.clamp(max=snr_gamma) * (sigma / d).square()).float().flatten()
+        return (sigma / (alpha * b - sigma * a)).square().flatten()
 
     def _coefficients(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Level, Level]:
         """alpha, sigma, a and b in float64, since differences of numbers near one follow."""

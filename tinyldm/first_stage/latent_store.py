@@ -1,15 +1,15 @@
-"""Latents are encoded once and kept: the first stage never runs again, in this run or the next one over the same data.
+"""Encodes each image once and stores its latents: the first stage does not run again for the same data.
 
 A store is a folder:
 
-    made_of.json       data set, commit, files, first stage ...: what its latents depend on. The folder is named by its hash
+    made_of.json       what the latents depend on: data set, commit, files, first stage. Its hash names the folder
     shard-00000.npy    float16 (n, V, C, h, w): the readable images among SHARD positions of the data, V = 2 where mirrored
                        images are kept too
-    shard-00000.json   how many positions and unreadable images that were, sums for the standard deviation; written after it
+    shard-00000.json   its numbers of positions and unreadable images, labels, sums for the standard deviation; written after it
     store.json         written last, when all shards are there
 
-A build that is killed goes on with the shards that are missing. Several processes build every so many-th shard each. The
-shards are memory-mapped: in memory as far as they fit, on the disk otherwise.
+A killed build continues with the missing shards. Shards are assigned to ranks round-robin. They are memory-mapped: in memory
+as far as they fit, on the disk otherwise.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ from tinyldm.training.accelerator import rank_of
 VERSION = 3
 SHARD = 256  # positions: seconds of work on a GPU, minutes for a large first stage on a CPU
 ENCODED_AT_ONCE = 16
-ABOUT = ("positions", "corrupt", "values", "sum", "squares")  # what a shard's json tells
+ABOUT = ("positions", "corrupt", "values", "sum", "squares")  # numbers in a shard's json
 
 
 @dataclass
@@ -53,7 +53,7 @@ class LatentStore:
     Attributes:
         shards: float16 (n, V, C, h, w) each, unscaled.
         std: standard deviation over all values.
-        corrupt: how many images were left out because they could not be read.
+        corrupt: number of unreadable images, which were skipped.
         labels: class numbers (N,) int64; None for data without a label column.
     """
 
@@ -95,12 +95,12 @@ class LatentStore:
 def open_store(
     data: DataConfig, source: Source, part: str, seed: int, first_stage: FirstStage, accelerator: Accelerator, mirrored: bool
 ) -> LatentStore:
-    """The latents of one part of the data, encoded now if no store of the same data and first stage is there.
+    """The latents of one part of the data. Encodes them now, unless there is a store of the same data and first stage.
 
     Args:
         part: `train` or `held-out`.
-        seed: which images are held out depends on it when the data set has no split for that.
-        mirrored: keep the latents of the mirrored images too.
+        seed: chooses the held-out images if the data set has no split for them.
+        mirrored: store the latents of the mirrored images too.
     """
     found: list[Any] = [None, None, None]
     if accelerator.is_main_process:
@@ -118,7 +118,7 @@ def open_store(
             made_of = _of_last_commit(stores, made_of)
         folder = stores / digest(made_of)
         found = [folder, made_of, (folder / "store.json").exists()]
-    broadcast_object_list(found)  # all processes must go the same way, whatever the Hub or another run does meanwhile
+    broadcast_object_list(found)  # all ranks must take the same branch, whatever the Hub or another run does meanwhile
     folder, made_of, there = found
     if not there:
         with _alone(folder, made_of, accelerator):
@@ -136,7 +136,7 @@ def open_store(
 
 @contextlib.contextmanager
 def _alone(folder: Path, made_of: dict[str, Any], accelerator: Accelerator) -> Iterator[None]:
-    """The main process makes the folder and keeps other runs out of it, which wait for these latents."""
+    """The main rank creates the folder and locks it: other runs wait for these latents."""
     with contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             try:
@@ -154,7 +154,7 @@ def _alone(folder: Path, made_of: dict[str, Any], accelerator: Accelerator) -> I
 
 
 def _newest(stores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The folders of stores that can be read, and what they are made of."""
+    """The folders of readable stores, newest first, with their made_of.json."""
     for file in sorted(stores.glob("*/made_of.json"), key=os.path.getmtime, reverse=True):
         with contextlib.suppress(OSError, ValueError):
             if isinstance(made_of := json.loads(file.read_text()), dict):
@@ -162,26 +162,26 @@ def _newest(stores: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _of_last_commit(stores: Path, made_of: dict[str, Any]) -> dict[str, Any]:
-    """Where the Hub cannot say which commit is the last one: what the newest store is made of that differs in it only."""
+    """Without an answer from the Hub about the last commit: the key of the newest store that differs only in the commit."""
     for folder, old in _newest(stores):
         if {**old, "commit": None} == json.loads(json.dumps(made_of)) and (folder / "store.json").exists():
-            print(f"the Hub cannot be asked for the last commit of {old['data']!r}: taking the latents of {old['commit']}")
+            print(f"the Hub does not answer about the last commit of {old['data']!r}: using the latents of {old['commit']}")
             return old
     return made_of
 
 
 def _say_why(folder: Path, made_of: dict[str, Any]) -> None:
-    """Of the stores of the same data and part, why none will do: the newest one's difference."""
+    """Explains why no existing store can be reused: how the newest one of the same data and part differs."""
     for other, old in _newest(folder.parent):
         if (old.get("data"), old.get("part")) == (made_of["data"], made_of["part"]):
             why = difference(old, json.loads(json.dumps(made_of)))
-            print(f"the latents in {other} are of something else ({why}): encoding anew", file=sys.stderr)
+            print(f"the latents in {other} do not fit ({why}): encoding again", file=sys.stderr)
             return
 
 
 @dataclass
 class _Builder:
-    """One process's share of the shards: number k where k mod processes is its rank."""
+    """Builds this rank's share of the shards: number k where k modulo the number of ranks is its index."""
 
     folder: Path
     images: Images
@@ -190,7 +190,7 @@ class _Builder:
     mirrored: bool
 
     def build(self, doing: str) -> None:
-        """Encode what is missing."""
+        """Encode the missing shards."""
         kept = sum(
             about["positions"] for file in self.folder.glob("shard-*.json") if (about := _about(self.folder, _number(file)))
         )
@@ -233,7 +233,7 @@ class _Builder:
         )  # (B, V, C, h, w)
 
     def _write(self, number: int, parts: list[np.ndarray], labels: list[int], counts: dict[str, int]) -> None:
-        latents = np.concatenate(parts) if parts else np.empty(0, np.float16)  # none of them could be read
+        latents = np.concatenate(parts) if parts else np.empty(0, np.float16)  # no image of this shard was readable
         values = latents.astype(np.float64)
         aside = self.folder / f".shard-{number:05d}.npy"
         with aside.open("wb") as file:
@@ -241,7 +241,7 @@ class _Builder:
             file.flush()
             os.fsync(file.fileno())
         aside.rename(_shard(self.folder, number))
-        with np.errstate(invalid="ignore"):  # nan and inf are told of at the end
+        with np.errstate(invalid="ignore"):  # nan and inf are reported at the end
             sums = {"sum": values.sum(), "squares": np.square(values).sum(), "values": values.size}
         replace_text(_shard(self.folder, number).with_suffix(".json"), json.dumps({**counts, **sums, "labels": labels}))
 
@@ -255,7 +255,7 @@ def _number(file: Path) -> int:
 
 
 def _about(folder: Path, number: int) -> dict[str, Any] | None:
-    """What is known of a shard; None where it is missing or damaged."""
+    """The numbers of a shard; None if it is missing or damaged."""
     try:
         about = json.loads(_shard(folder, number).with_suffix(".json").read_text())
         _shard(folder, number).stat()
@@ -275,15 +275,15 @@ def _finish(folder: Path, part: str, images: Images) -> None:
     while shard := _about(folder, len(shards)):
         shards.append(shard)
     total = {key: sum(shard[key] for shard in shards) for key in ABOUT}
-    images.seen, images.corrupt = total["positions"], total["corrupt"]  # of all processes, and of earlier builds
+    images.seen, images.corrupt = total["positions"], total["corrupt"]  # of all ranks and earlier builds
     images.check()
     if not total["values"]:
         raise UserError(f"the {part} part of {images.source.name!r} is empty: see data.split and data.eval_fraction")
     std = math.sqrt(max(total["squares"] / total["values"] - (total["sum"] / total["values"]) ** 2, 0.0))
     if not 0 < std < float("inf"):
         for number in range(len(shards)):
-            _shard(folder, number).with_suffix(".json").unlink()  # they are to be encoded again
-        raise UserError(f"the first stage gives latents of standard deviation {std}: are its weights whole?")
+            _shard(folder, number).with_suffix(".json").unlink()  # so that they are encoded again
+        raise UserError(f"the first stage gives latents of standard deviation {std}: are its weights damaged?")
     about = {"shards": len(shards), "std": std, "corrupt": total["corrupt"]}
     replace_text(folder / "store.json", json.dumps(about, indent=1))
 
@@ -291,7 +291,7 @@ def _finish(folder: Path, part: str, images: Images) -> None:
 def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
     try:
         if other := difference(json.loads((folder / "made_of.json").read_text()), json.loads(json.dumps(made_of))):
-            raise ValueError(f"it is of something else: {other}")
+            raise ValueError(f"it belongs to other data: {other}")
         about = json.loads((folder / "store.json").read_text())
         shards = [mapped(_shard(folder, number)) for number in range(about["shards"])]
         shards = [shard for shard in shards if len(shard)]
@@ -302,12 +302,12 @@ def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
             raise ValueError(f"{len(labels)} labels of {sum(map(len, shards))} images")
         return LatentStore(shards, about["std"], about["corrupt"], np.array(labels, np.int64) if labels else None)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"latent store {folder} is damaged ({error}); delete that folder and start again") from error
+        raise UserError(f"latent store {folder} is damaged ({error}); delete that folder and run again") from error
 
 
 def mapped(file: Path) -> np.ndarray:
-    """The array of a .npy file, memory-mapped. Unlike numpy's own it keeps no file open, of which a process may often have
-    1,024: a large store has more shards."""
+    """The array of a .npy file, memory-mapped. Unlike numpy's memmap it keeps no file open: a large store has more shards than
+    the 1,024 files that a program may usually open."""
     with file.open("rb") as opened:
         np.lib.format.read_magic(opened)
         shape, _, dtype = np.lib.format.read_array_header_1_0(opened)

@@ -12,13 +12,15 @@ from tinyldm.errors import UserError
 
 
 class Autoencoder(nn.Module):
-    """A VQModel whose forward pass also tells which codes it used."""
+    """A VQModel whose forward pass also returns the codes it used."""
 
     def __init__(self, vq: VQModel):
         super().__init__()
         self.vq = vq
         vq.quantize.legacy = False  # diffusers' default swaps the weights of the codebook and the commitment loss
-        self.register_buffer("uses", torch.zeros(vq.config.num_vq_embeddings))  # of each code, since the last revival
+        self.register_buffer(
+            "uses", torch.zeros(vq.config.num_vq_embeddings)
+        )  # how often each code was used since the last revival
 
     def forward(
         self, images: torch.Tensor, quantize: bool = True
@@ -31,7 +33,7 @@ class Autoencoder(nn.Module):
         latents = self.vq.encode(images).latents
         quantized, codebook_loss, (_, _, codes) = self.vq.quantize(latents)
         if not quantize:
-            quantized, codebook_loss = latents, 0 * codebook_loss  # times 0: each weight keeps a gradient, as DDP wants
+            quantized, codebook_loss = latents, 0 * codebook_loss  # times 0: DDP needs a gradient for each weight
         return self.vq.decode(quantized, force_not_quantize=True).sample, codebook_loss, latents, codes
 
 
@@ -50,7 +52,7 @@ class Discriminator(nn.Module):
         self.verdict = nn.Conv2d(widths[-1], 1, 4, 1, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) -> a logit a patch (B, 1, h, w), positive for real."""
+        """Images (B, C, H, W) -> one logit per patch (B, 1, h, w), positive for real."""
         return self.verdict(self.blocks(images))
 
 
@@ -66,6 +68,6 @@ def make_vq(config: TrainVQ) -> VQModel:
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"the section vq does not make a VQModel: {error}") from error
     if config.train.gradient_checkpointing:
-        vq._supports_gradient_checkpointing = True  # its encoder and decoder do, the class does not say so
+        vq._supports_gradient_checkpointing = True  # its encoder and decoder support it, the class does not declare it
         vq.enable_gradient_checkpointing()
     return vq

@@ -1,5 +1,5 @@
-"""Training a first stage: a VQ autoencoder against L1, perceptual, codebook and adversarial losses (Esser et al. 2021,
-"Taming Transformers", equations 4 to 7), with codes that nobody uses revived."""
+"""Trains a first stage: a VQ autoencoder with L1, perceptual, codebook and adversarial losses (Esser et al. 2021, "Taming
+Transformers", equations 4 to 7). Unused codes are revived."""
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -46,7 +46,7 @@ class VQTask(Task):
             shape = self.loss.discriminator_channels, self.loss.discriminator_layers, config.data.channels
             self.networks["discriminator"] = Discriminator(*shape)
             if config.train.compile:
-                # A compiled backward pass would give its buffers away, and this one is passed more than once.
+                # A compiled backward pass may free its buffers, and this one runs more than once.
                 torch._functorch.config.donated_buffer = False
             self.learning_rates["discriminator"] = self.loss.discriminator_learning_rate
         self.buffers = {}
@@ -66,7 +66,7 @@ class VQTask(Task):
     # ------------------------------------------------------------------------------------------------------ learning
 
     def losses(self, batch: Batch, step: int, draw: Draw) -> Losses:
-        """First the autoencoder's loss, then, once it has set in, the discriminator's."""
+        """The autoencoder's loss, then the discriminator's from `loss.discriminator_start` on."""
         loss = self.loss
         images = to_float(batch.x)
         if self.config.data.random_flip:
@@ -89,8 +89,8 @@ class VQTask(Task):
             yield "autoencoder", numbers["loss"], numbers
             return
 
-        # One pass through the discriminator serves both players: its gradient at the reconstruction goes on into the
-        # autoencoder, its gradient at its own weights comes from the hinge loss below.
+        # One pass through the discriminator serves both networks: its gradient at the reconstruction trains the autoencoder,
+        # its gradient at its own weights comes from the hinge loss below.
         fake = reconstructed.detach().requires_grad_()
         real_verdict, fake_verdict = self.networks["discriminator"](torch.cat([images, fake])).chunk(2)
         (adversarial_gradient,) = torch.autograd.grad(-fake_verdict.mean(), fake, retain_graph=True)
@@ -98,7 +98,7 @@ class VQTask(Task):
         numbers["adaptive_weight"] = self._adaptive_weight(reconstructed, reconstruction_gradient, adversarial_gradient)
         ramp = min(1.0, (step - loss.discriminator_start + 1) / max(1, loss.discriminator_ramp_steps))
         weight = ramp * loss.adversarial_weight * numbers["adaptive_weight"]
-        # The product has the gradient that the sum of the weighted losses would have, and each network is passed once.
+        # The product has the gradient of the sum of the weighted losses, and each network runs once.
         surrogate = (reconstructed * (reconstruction_gradient + weight * adversarial_gradient)).sum()
         yield "autoencoder", surrogate + loss.codebook_weight * codebook_loss, numbers
 
@@ -119,7 +119,7 @@ class VQTask(Task):
     @torch.no_grad()
     def _watch_codes(self, latents: torch.Tensor, codes: torch.Tensor) -> None:
         model = self.accelerator.unwrap_model(self.networks["autoencoder"])
-        # bincount would wait for the GPU, to know how large its result is.
+        # bincount would wait for the GPU to know the size of its result.
         used = codes.flatten()
         uses = torch.zeros_like(model.uses).index_add_(0, used, torch.ones_like(used, dtype=model.uses.dtype))
         model.uses += self.accelerator.reduce(uses, "sum") if self.accelerator.num_processes > 1 else uses
@@ -127,15 +127,15 @@ class VQTask(Task):
 
     @torch.no_grad()
     def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
-        """Move unused codes onto latents of the current batch; and all of them once, when quantisation begins, since the
-        latents are not where the codes were drawn."""
+        """Move unused codes onto latents of the current batch, and all codes once when quantisation begins: the latents are
+        not where the codes were initialised."""
         loss, model = self.loss, self.accelerator.unwrap_model(self.networks["autoencoder"])
         begins = step == max(1, loss.quantize_start)
         revives = loss.revive_steps and step % loss.revive_steps == 0 and step > loss.quantize_start
         if not begins and not revives:
             return
         dead = torch.ones_like(model.uses, dtype=torch.bool) if begins else model.uses == 0
-        latents = self.accelerator.gather(self.latents)  # all processes move them to the same places
+        latents = self.accelerator.gather(self.latents)  # all ranks move them to the same places
         fresh = latents[(draw.common(len(dead)) * len(latents)).long()]
         codebook = model.vq.quantize.embedding.weight
         averaged = next(

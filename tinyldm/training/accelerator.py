@@ -1,4 +1,4 @@
-"""The processes of a training: what each may use, and how all of them stop together."""
+"""Accelerate: devices, ranks and signals. How many cores a rank uses, and how all ranks stop together."""
 
 import os
 import shutil
@@ -16,12 +16,16 @@ from tinyldm.config.schema import TrainConfig
 from tinyldm.errors import UserError
 from tinyldm.randomness import Rank
 
-PATIENCE = timedelta(hours=12)  # of processes for one that waits until another run has encoded the same images
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # no USR1 on Windows
+PATIENCE = timedelta(hours=12)  # how long ranks wait for one that waits for another run to encode the same images
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no USR1
 
 
 def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
-    """Accelerate, with what this loop cannot do refused in one line."""
+    """The Accelerator of a training.
+
+    Raises:
+        UserError: for what this loop does not support, or what the machine lacks.
+    """
     for plan in ("FSDP", "DeepSpeed", "Megatron_LM"):
         if os.environ.get(f"ACCELERATE_USE_{plan.upper()}", "false").lower() in ("1", "true"):
             raise UserError(
@@ -34,26 +38,26 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
         except ImportError as error:
             raise UserError(f"train.log_with {train.log_with} needs the package: pip install {train.log_with}") from error
     if train.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("train.mixed_precision fp16 needs a GPU; leave it at no on a CPU")
+        raise UserError("train.mixed_precision fp16 needs a GPU; on a CPU set it to no")
     if train.compile and not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang", "cl"))):
         raise UserError(
             "train.compile needs a C compiler and Python's headers (Debian, Ubuntu: apt install build-essential python3-dev); "
-            "set it to false to go without"
+            "or set it to false"
         )
     accelerator = Accelerator(
-        # Said, or several processes on a CPU would not find each other; and Apple's GPUs have no float64.
+        # Without this, ranks on a CPU would not find each other; and Apple's GPUs have no float64.
         cpu=not torch.cuda.is_available(),
         mixed_precision=train.mixed_precision,
         log_with=None if train.log_with == "none" else train.log_with,
-        dynamo_backend="no",  # train.compile decides: what accelerate's own config asks for would rename the weights
+        dynamo_backend="no",  # train.compile decides; accelerate's own way of compiling would rename the weights
         project_dir=str(Path(output_dir) / "logs"),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     if accelerator.device.type == "cpu":
-        # accelerate launch sets OMP_NUM_THREADS to 1 where nothing is said: a laptop would train on one of its cores.
+        # accelerate launch sets OMP_NUM_THREADS to 1 by default: a laptop would train on one of its cores.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(max(1, cores() // local))
-    set_seed(0)  # libraries' own use of global generators; ours are all explicit
+    set_seed(0)  # for libraries that use the global generators; our own are all explicit
     return accelerator
 
 
@@ -63,24 +67,24 @@ def rank_of(accelerator: Accelerator) -> Rank:
 
 
 def default_device(named: str | None = None) -> str:
-    """What was asked for, else the GPU where there is one."""
+    """The named device, else the GPU if there is one."""
     return named or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Processor cores that this program may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class StopRequest:
-    """Inside `with`, a first Ctrl-C, SIGTERM or SIGUSR1 (what clusters send before they take the machine away) asks for a
-    stop at the end of a step. A second one does what it always does.
-    """
+    """Inside `with`, a first Ctrl-C, SIGTERM or SIGUSR1 asks for a stop at the end of a step.
+
+    Clusters send these before they take the machine away. A second signal acts as usual."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.received = 0
-        self._told: torch.Tensor | None = None
+        self._exchanged: torch.Tensor | None = None
         self._arrived = torch.cuda.Event() if accelerator.device.type == "cuda" else None
 
     def __enter__(self) -> Self:
@@ -96,18 +100,18 @@ class StopRequest:
         self.__exit__()
 
     def __call__(self) -> signal.Signals | None:
-        """The signal that asks for a stop; to be called once a step by every process.
+        """The signal that asks for a stop, or None. Every rank calls this once per step.
 
-        Several processes must stop at the same step, so they tell each other. What is read is what they told at the step
-        before: that has arrived by now, and the GPU need not be waited for.
+        All ranks must stop at the same step, so they exchange their signals. Each reads the result of the last step's
+        exchange: it has arrived by now, so nothing waits for the GPU.
         """
         number = self.received
         if self.accelerator.num_processes > 1:
-            told = self.accelerator.gather(torch.full((1,), number, device=self.accelerator.device)).max()
+            latest = self.accelerator.gather(torch.full((1,), number, device=self.accelerator.device)).max()
             if self._arrived:
                 self._arrived.synchronize()
-            number = 0 if self._told is None else int(self._told)
-            self._told = told.to("cpu", non_blocking=True)  # into pinned memory
+            number = 0 if self._exchanged is None else int(self._exchanged)
+            self._exchanged = latest.to("cpu", non_blocking=True)  # into pinned memory
             if self._arrived:
                 self._arrived.record()
         return signal.Signals(number) if number else None

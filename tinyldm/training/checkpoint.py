@@ -1,10 +1,10 @@
 """Checkpoints: written aside, synced, renamed; checksummed; never unpickled.
 
 checkpoints/step-1000/
-    unet.safetensors ...    one file a network, named as the trainer names it
+    unet.safetensors ...    one file per network, named as in Task.networks
     ema.safetensors         the averaged weights of the first network
     optimizers.pt           optimizer states, read with weights_only=True
-    state.json              step, seconds, best loss, the config
+    state.json              step, images seen, seconds, best figure, the config
     checksums.json          SHA-256 of each file: written last
 """
 
@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from tinyldm.errors import UserError
 
 CHECKSUMS = "checksums.json"
-NEEDED = {"optimizers.pt", "state.json"}  # beside the networks, whose names the trainer knows
+NEEDED = {"optimizers.pt", "state.json"}  # beside the networks
 
 
 class Damaged(UserError):
@@ -35,8 +35,8 @@ def save(run: Path, step: int, networks: dict[str, dict[str, torch.Tensor]], opt
     """Write checkpoints/step-N of a run; a kill at any moment leaves either the whole folder or none."""
     final = run / "checkpoints" / f"step-{step}"
     aside = final.with_name(f".saving-{step}")
-    for left in final.parent.glob(".saving-*"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in final.parent.glob(".saving-*"):  # from a run that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         for name, tensors in networks.items():
@@ -60,14 +60,14 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Any, dict]:
     """(networks, optimizers, state) of a checkpoint, on the CPU.
 
     Raises:
-        Damaged: when a file is missing, differs from its checksum, or is not what it should be.
+        Damaged: when a file is missing, differs from its checksum, or has other contents.
     """
     verify(folder)
     networks = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
     try:
         optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise Damaged(f"{folder / 'optimizers.pt'} holds more than tensors and numbers, or is no such file") from error
+        raise Damaged(f"{folder / 'optimizers.pt'} has more than tensors and numbers in it, or is not a torch file") from error
     try:
         state = json.loads((folder / "state.json").read_text())
     except ValueError as error:
@@ -101,12 +101,12 @@ def steps(run: Path) -> list[int]:
 
 
 def find(run: Path, resume: str) -> Path | None:
-    """The checkpoint that `resume` means: `latest`, which passes over damaged ones and says so, or a path.
+    """The checkpoint that `resume` names: `latest` (skips damaged checkpoints with a warning) or a path.
 
-    None: `latest` of a run that has not saved any yet, so that a cluster can start and restart a run by one command.
+    None: `latest` of a run that has not saved one yet, so that a cluster can start and restart a run by one command.
 
     Raises:
-        UserError: when there are some, and none is whole.
+        UserError: when all checkpoints are damaged.
     """
     if resume != "latest":
         folder = Path(resume)
@@ -121,9 +121,9 @@ def find(run: Path, resume: str) -> Path | None:
             verify(folder)
             return folder
         except Damaged as error:
-            print(f"warning: {error}; passing over it", file=sys.stderr)
+            print(f"warning: {error}; skipping it", file=sys.stderr)
     if found:
-        raise UserError(f"{run} has no whole checkpoint to resume from; start anew with --overwrite true")
+        raise UserError(f"{run} has no undamaged checkpoint to resume from; start again with --overwrite true")
     return None
 
 
@@ -135,7 +135,7 @@ def prune(run: Path, keep: int, best: int | None) -> None:
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Delete the checkpoints after `step`: a run that goes on from there writes them anew."""
+    """Delete the checkpoints after `step`: a run that continues from there writes them again."""
     for later in steps(run):
         if later > step:
             shutil.rmtree(run / "checkpoints" / f"step-{later}", ignore_errors=True)

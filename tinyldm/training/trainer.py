@@ -1,7 +1,7 @@
 """The one loop: batch -> losses -> backward -> step -> average; now and then log, evaluate, draw, save.
 
 What differs between trainings is a `Task` (task.py). What a checkpoint holds is a `State` (state.py). The learning rate and the
-length of a training are functions of images seen (progress.py).
+length of a training are functions of images seen (learning_rate.py).
 """
 
 import itertools
@@ -30,7 +30,7 @@ from tinyldm.metrics.while_training import Quality
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.training import checkpoint, hub, model_card
 from tinyldm.training.accelerator import StopRequest, make_accelerator, rank_of
-from tinyldm.training.progress import Progress
+from tinyldm.training.learning_rate import Progress
 from tinyldm.training.run_folder import RunFolder
 from tinyldm.training.state import State
 from tinyldm.training.task import Task
