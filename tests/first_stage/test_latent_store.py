@@ -18,6 +18,7 @@ from filelock import FileLock
 from PIL import Image
 
 from tests.support import models
+from tests.support.sources import encode
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.images import ImageBatches, Images, to_float
 from tinyldm.data.sources import Source
@@ -239,11 +240,11 @@ def test_why_kept_latents_will_not_do_is_said(data, source, stage, capfd):
     with torch.no_grad():
         stage.model.quant_conv.bias[0] += 1e-3
     open_it(data, source, stage)
-    assert "are of something else (first stage: " in capfd.readouterr().err
+    assert "do not fit (first stage: " in capfd.readouterr().err
     open_it(replace(data, resolution=8), source, stage)
     assert "do not fit (resolution: 16 there, 8 now): encoding again" in capfd.readouterr().err
     open_it(replace(data, split="all"), source, stage)
-    assert "are of something else (splits: " in capfd.readouterr().err
+    assert "do not fit (splits: " in capfd.readouterr().err
 
 
 def test_a_shard_keeps_no_file_open(data, source, stage):
@@ -329,6 +330,34 @@ def test_ranks_share_what_one_sees(ranks):
     shares = [take(LatentBatches(numbered(10, 2), 5, 3, Rank(index, ranks)), 7) for index in range(ranks)]
     together = [share[3 * k : 3 * k + 3] for k in range(7) for share in shares]
     assert list(itertools.chain(*together)) == alone
+
+
+def test_other_batches_and_ranks_continue_at_the_right_image():
+    """2 ranks of 8, then 1 of 16, then 1 of 8: within an epoch no image twice, none left out."""
+    found, position = [], 0
+    for batch_size, ranks, count in ((8, 2, 2), (16, 1, 1), (8, 1, 2)):
+        streams = [LatentBatches(numbered(64), 5, batch_size, Rank(index, ranks))(position) for index in range(ranks)]
+        found += [batch.x.flatten().int().tolist() for _ in range(count) for batch in map(next, streams)]
+        position += batch_size * ranks * count
+    assert position == 64 and sorted(itertools.chain(*found)) == list(range(64))
+    assert list(itertools.chain(*found)) == take(LatentBatches(numbered(64), 5, 64), 1)
+
+
+def test_labels_are_kept_beside_the_latents(data, pixels, stage):
+    """Of the readable images only, in a store of its own, and in the batches."""
+    labels = [i % 3 for i in range(COUNT)]
+    cells = [{"bytes": encode(Image.fromarray(image)), "path": None} for image in pixels]
+    cells[4] = {"bytes": b"no image", "path": None}
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(num_classes=3)})
+    table = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
+    plain = open_it(data, Source(table, "image", "noise", 8), stage)
+    store = open_it(data, Source(table, "image", "noise", 8, label_column="label"), stage)
+    assert plain.labels is None and plain.batch(np.arange(3)).condition.labels is None
+    assert store.labels.tolist() == labels[:4] + labels[5:]
+    assert len(list(Path(data.cache_dir, "latents").iterdir())) == 2
+    batch = next(LatentBatches(store, 0, 20)())
+    order = [int(np.abs(store.get(np.arange(20)) - x).sum((1, 2, 3)).argmin()) for x in batch.x]
+    assert batch.condition.labels.tolist() == store.labels[order].tolist()
 
 
 @pytest.mark.parametrize("start", [1, 3, 4, 11])

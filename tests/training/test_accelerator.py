@@ -62,6 +62,27 @@ def test_two_processes_train_like_one_and_either_resumes_the_others_run(kind, tm
         assert_same(alone, rows(resumed))
 
 
+def test_a_resumed_run_with_other_batches_and_ranks_continues_at_its_image(tmp_path):
+    """2 ranks of 8, then 1 of 16, then 1 of 8. test_latent_store.py and test_data_order.py look at the images themselves."""
+    args = [*DIGITS, *DDPM, *EVERY_STEP]
+
+    def go(ranks: int, batch_size: int, max_steps: int, folder: Path, *more: str) -> None:
+        change = ["--output_dir", folder, "--train.batch_size", batch_size, "--train.max_steps", max_steps, *more]
+        for training in together(ranks, "train_ddpm", [*args, *change], folder.with_suffix(f".{batch_size}.txt")):
+            assert training.wait() == 0, training.text()
+
+    run = tmp_path / "run"
+    go(2, 8, 5, tmp_path / "two")
+    go(2, 8, 3, run)
+    go(1, 16, 5, run, "--resume", "latest")
+    assert_same(
+        [row | {"learning_rate": ""} for row in rows(run)[3:]],
+        [row | {"learning_rate": ""} for row in rows(tmp_path / "two")[3:]],
+    )
+    go(1, 8, 7, run, "--resume", "latest")
+    assert [int(row["images"]) for row in rows(run)] == [16, 32, 48, 64, 80, 88, 96]
+
+
 def test_a_signal_to_one_process_stops_all_at_the_same_step(ldm_args, tmp_path):
     args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.max_steps", 100000, "--train.eval_steps", 100000]
     both = together(2, "train_ldm", args, tmp_path / "printed")
