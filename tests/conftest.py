@@ -89,7 +89,8 @@ def server(tmp_path, monkeypatch):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that use the runs of this file are slow, because these are trained first."""
+    """Tests that use the runs of this file are slow, because these are trained first. The labs, which take longest, begin."""
+    items.sort(key=lambda item: "test_theory" not in item.nodeid)
     for item in items:
         if "vq_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
