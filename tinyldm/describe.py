@@ -39,8 +39,8 @@ from tinyldm.first_stage.networks import Autoencoder, Discriminator, make_vq
 from tinyldm.training.accelerator import default_device
 from tinyldm.training.model_card import duration, hardware
 
-MEASURED_SECONDS = 8.0  # of each network, in which batches are doubled
-LONGEST_STEP = 6  # times MEASURED_SECONDS: what is spent at most on the recipe's batch when they are over
+MEASURED_SECONDS = 8.0  # per network; batches are doubled meanwhile
+LONGEST_STEP = 6  # times MEASURED_SECONDS: the limit for the recipe's own batch afterwards
 USAGE = "python -m tinyldm.describe configs/faces64.yaml"
 RECIPES = Path(__file__).parent.parent / "configs"
 STATE_BYTES = 4 * 5  # a trained value: itself, its gradient, Adam's two averages, its average
@@ -51,21 +51,23 @@ class Part:
     """A network of a recipe.
 
     Attributes:
-        make: builds it, on the current default device.
-        shape: of one input, without the batch.
-        told: how many numbers it is told beside an image: the timestep, and perhaps the class.
-        trained: whether it learns; else it only looks at each image once.
+        make: builds it on the current default device.
+        shape: the shape of one input, without the batch.
+        scalars: how many numbers it gets beside an image: the timestep, and perhaps the class.
+        trained: whether it is trained; otherwise it only sees each image once.
     """
 
     name: str
     make: Callable[[], nn.Module]
     shape: tuple[int, int, int]
-    told: int = 0
+    scalars: int = 0
     trained: bool = True
 
     def inputs(self, batch: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Random ones."""
-        return torch.randn(batch, *self.shape, device=device), *torch.zeros(self.told, batch, dtype=torch.long, device=device)
+        """Random inputs."""
+        return torch.randn(batch, *self.shape, device=device), *torch.zeros(
+            self.scalars, batch, dtype=torch.long, device=device
+        )
 
 
 @dataclass
@@ -115,11 +117,11 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         switch_on(network, config.train)
         return network
 
-    yield Part("UNet2DModel", denoiser, shape, told=2 if classes else 1)
+    yield Part("UNet2DModel", denoiser, shape, scalars=2 if classes else 1)
 
 
 def first_stage(config: TrainLDM, notes: list[str]) -> FirstStage:
-    """The one that is named; where it is not here, one of its recipe in configs/, or else the VQ-f4 of latent diffusion."""
+    """The recipe's first stage. If it is not here: an untrained one of its recipe, or the VQ-f4 of latent diffusion."""
     named = config.first_stage.path
     try:
         return load_first_stage(config.first_stage)
@@ -128,18 +130,18 @@ def first_stage(config: TrainLDM, notes: list[str]) -> FirstStage:
             if (keys := read_recipe(file)).get("output_dir") == named and keys.get("script") == "train_vq":
                 notes.append(f"{named} is not trained yet: its size is that of configs/{file.name}")
                 return _untrained(make_vq(parse(TrainVQ, "", ["--config", str(file)])))
-        notes.append(f"first stage {named} cannot be loaded here: the VQ-f4 of latent diffusion is taken in its place")
+        notes.append(f"first stage {named} cannot be loaded here: the VQ-f4 of latent diffusion stands in for it")
         return _untrained(VQModel(**VQConfig().arguments()))
 
 
 def _untrained(model: VQModel) -> FirstStage:
-    # Untrained codes are all but equal: float16 would take most latents to others, and FirstStage.to_half be slow over them.
+    # Untrained codes are nearly equal: in float16 most latents would change their code, and FirstStage.to_half would be slow.
     nn.init.normal_(model.quantize.embedding.weight)
     return FirstStage(model)
 
 
 class _Encoder(nn.Module):
-    """What is done once to each image. The search for the nearest codes counts in its time; FLOPs are the network's."""
+    """The work done once per image. Its time includes the search for the nearest codes; its FLOPs do not."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -152,10 +154,10 @@ class _Encoder(nn.Module):
 
 
 def output(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """What a network makes, whatever it packs it in."""
-    made = network(*inputs)
-    made = made[0] if isinstance(made, tuple) else made
-    return made if isinstance(made, torch.Tensor) else made.sample
+    """The output tensor of a network, which may return a tuple or an object with `.sample`."""
+    returned = network(*inputs)
+    returned = returned[0] if isinstance(returned, tuple) else returned
+    return returned if isinstance(returned, torch.Tensor) else returned.sample
 
 
 def count(part: Part) -> Cost:
@@ -169,14 +171,14 @@ def count(part: Part) -> Cost:
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
-            kept[storage._cdata] = storage  # held, so that its address is not used again
+            kept[storage._cdata] = storage  # a reference, so that its address is not reused
         return tensor
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        made = output(network, part.inputs(1, meta))
+        result = output(network, part.inputs(1, meta))
         forward = counter.get_total_flops()
         if part.trained:
-            made.mean().backward()
+            result.mean().backward()
     parameters = sum(weight.numel() for weight in network.parameters())
     return Cost(parameters, forward, counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values()))
 
@@ -187,21 +189,21 @@ def held_bytes(cost: Cost, trained: bool, batch_size: int) -> float:
 
 
 def measure(part: Part, cost: Cost, train: TrainConfig, device: torch.device, notes: list[str]) -> float:
-    """Images a second in the recipe's batches, as a training runs them but for train.compile, which takes longer than
-    the measurement. A CPU gets no mixed precision: it would be told of hours for a step.
+    """Images per second in the recipe's batches, as in a training but without train.compile, which takes longer than the
+    measurement. A CPU is measured in float32: mixed precision would take hours there.
 
     Args:
-        cost: of the part, by `count`.
-        notes: gets one where the batch was too large to be tried, or does not fit into the device's memory.
+        cost: from `count`.
+        notes: gets a line if the batch is too slow to measure, or does not fit into the device's memory.
 
     Raises:
-        UserError: where not even one image does.
+        UserError: if not even one image fits.
     """
     network, most = part.make().to(device), train.batch_size if part.trained else min(train.batch_size, ENCODED_AT_ONCE)
     if train.channels_last:
         network.to(memory_format=torch.channels_last)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(train.mixed_precision)
-    # Latents are made in float32: what is kept of them must not depend on how a denoiser is trained.
+    # Latents are encoded in float32: stored latents must not depend on how a denoiser is trained.
     precision = torch.autocast(device.type, half, enabled=part.trained and half is not None and device.type != "cpu")
     optimizer = torch.optim.AdamW(network.parameters(), fused=True) if part.trained else None
 
@@ -210,22 +212,22 @@ def measure(part: Part, cost: Cost, train: TrainConfig, device: torch.device, no
             raise torch.OutOfMemoryError  # else the system kills the process
         inputs, since = part.inputs(batch, device), time.perf_counter()
         with precision:
-            made = output(network, inputs)
+            result = output(network, inputs)
         if optimizer:
-            made.float().square().mean().backward()
+            result.float().square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-        made.flatten()[0].item()  # wait for the device
+        result.flatten()[0].item()  # waits for the device
         return time.perf_counter() - since
 
-    # Doubled while there is time, so that a network that is far too slow is found out soon; then the recipe's batch at once.
+    # Batches double while there is time, so that a very slow network shows soon; then the recipe's own batch follows.
     batch, larger, took, started = 0, 1, 0.0, time.perf_counter()
     while batch < most:
         tries = 2
         if batch and time.perf_counter() - started > MEASURED_SECONDS / 2:
             larger, tries = most, min(2, int(LONGEST_STEP * MEASURED_SECONDS * batch / (took * most)))
             if not tries:
-                notes.append(f"the {part.name} was timed with {batch} images at once; {most} take too long to be tried")
+                notes.append(f"the {part.name} was timed with {batch} images at once; {most} would take too long")
                 break
         try:
             took, batch = min(seconds(larger) for _ in range(tries)), larger
@@ -244,7 +246,7 @@ def measure(part: Part, cost: Cost, train: TrainConfig, device: torch.device, no
 
 
 def images_an_epoch(config: Training) -> int | None:
-    """How many images the training part has, where that can be known without reading it through."""
+    """Number of training images; None if counting them would mean reading a stream."""
     try:
         source = open_sources(config.data, config.seed)[0]
     except UserError:
@@ -255,7 +257,7 @@ def images_an_epoch(config: Training) -> int | None:
 
 
 def describe(config: Training) -> str:
-    """The table, and how long it will take here."""
+    """The table, and the expected time on this machine."""
     device, batch = torch.device(default_device()), config.train.batch_size
     notes = ["timed without train.compile, which makes a GPU faster"] if config.train.compile else []
     if device.type == "cpu" and config.train.mixed_precision != "no":
