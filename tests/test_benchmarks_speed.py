@@ -21,6 +21,7 @@ from benchmarks import (
     memory,
     page,
     same_image,
+    samplers,
     sampling,
     sweep,
     sweep_unet,
@@ -31,8 +32,10 @@ from benchmarks.sweep import BASE, Variant
 from tests.support.runs import quicken
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainLDM, TrainVQ
+from tinyldm.data.batch import Batch
 from tinyldm.diffusion.denoiser import make_denoiser
 from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.randomness import Draw
 from tinyldm.training import accelerator as processes
 
 SLOW = 0.2  # seconds of the processor
@@ -124,6 +127,39 @@ def test_the_same_pictures_as_diffusers(folder):
     assert result(folder, "sampling")["speed"]["same_pictures"] == 1
 
 
+def test_each_sampler_has_its_steps_and_the_seeds_of_each_set(ldm_run, monkeypatch):
+    seen = []
+
+    class Counting:
+        def __init__(self, config, accelerator):
+            assert (config.train.metrics_features, config.train.num_metrics_images) == ("inception", 3)
+
+        def sums(self, batches):
+            seen.append(torch.cat(batches))
+            return {"count": len(seen[-1])}
+
+        def distance(self, sums):
+            return float(sums["count"])
+
+    monkeypatch.setattr(samplers, "Quality", Counting)
+    monkeypatch.setattr(samplers, "TABLE", [("ddim", 2), ("heun", 3)])
+    rows, left_out = samplers.samplers(str(ldm_run), None, 1.0, 3, 2, "inception")
+    assert [(row["sampler"], row["steps"], row["evaluations"], row["fds"]) for row in rows] == [
+        ("ddim", 2, 2, [3.0, 3.0]),
+        ("heun", 3, 5, [3.0, 3.0]),
+    ]
+    assert not left_out and len(seen) == 4 and all(images.dtype == torch.uint8 for images in seen)
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+
+
+def test_speed_counts_images():
+    images = torch.zeros(5, 3, 2, 2)
+    for batch in (Batch(images), images):
+        batches = iter([batch] * 3)
+        data.speed(batches, 10)
+        assert len(list(batches)) == 1
+
+
 @pytest.mark.slow
 def test_code_indices_and_the_latents_themselves_decode_to_the_same_image(folder):
     forms = result(folder, "same_image")["forms"]
@@ -175,6 +211,28 @@ def test_a_sweep_resumes_where_it_stopped(folder, monkeypatch):
     assert (folder / "sweep_unet.png").stat().st_size > 1000
     with pytest.raises(SystemExit, match=r"trainings of 0.1 s"):
         sweep.run_all(variants, None, None, 2.0, 1, table, sweep_unet.LOSS, 1)
+
+
+def test_logit_normal_times_are_those_of_the_training(tmp_path, monkeypatch):
+    images, stage, cache, small = latents.small_trial(tmp_path)
+    args = [
+        *latents.faces64_over(images, stage, cache),
+        *small,
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--train.log_with",
+        "none",
+    ]
+    config, drawn = parse(TrainLDM, "", args), []
+    original = sweep_unet.LogitNormalVP.draw_times
+    monkeypatch.setattr(sweep_unet.LogitNormalVP, "draw_times", lambda *args: drawn.append(original(*args)) or drawn[-1])
+    trainer = measure.train_steps(config, sweep_unet.LogitNormal, 2)
+    assert [len(times) for times in drawn] == [4, 4]
+    process = trainer.task.process
+    times = original(process, 10_000, Draw(0, 0, 0)) / process.steps
+    borders = torch.tensor([0.25, 0.5, 0.75])
+    shares = [(times < border).float().mean().item() for border in borders]
+    assert shares == pytest.approx(torch.special.ndtr(borders.logit()).tolist(), abs=0.002)
 
 
 @pytest.mark.parametrize(("figure", "second"), [("eval_loss", ["b", "x"]), ("eval_psnr", ["b", "z"])])
