@@ -110,7 +110,7 @@ def test_latest_passes_over_damaged_ones_and_says_so(tmp_path, capsys):
 def test_nothing_to_resume_from(tmp_path):
     assert checkpoint.find(tmp_path, "latest") is None
     (write(tmp_path) / "unet.safetensors").unlink()
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no undamaged checkpoint"):
         checkpoint.find(tmp_path, "latest")
 
 

@@ -169,7 +169,7 @@ def test_latents_of_an_older_commit_are_not_taken(server, tmp_path, capfd):
     push(100)
     second = kept(source := sources.whole("me/set"))
     assert not np.array_equal(second.shards[0], first.shards[0])
-    assert "are of something else (commit: " in capfd.readouterr().err
+    assert "do not fit (commit: " in capfd.readouterr().err
     kept(source)
     assert "something else" not in capfd.readouterr().err
     server.fail("GET", "/api/datasets/me/set", status=503, times=99)
