@@ -1,7 +1,5 @@
 """Writes what evaluate.py measured: evaluation.json, a table, and the run's metrics.csv, report and model card."""
 
-import csv
-import io
 import json
 import re
 from pathlib import Path
@@ -15,7 +13,7 @@ from tinyldm.config import parsing
 from tinyldm.config.evaluate import Evaluate, run_folder
 from tinyldm.data.identity import hub_id
 from tinyldm.files import replace_text
-from tinyldm.training.run_folder import read_metrics
+from tinyldm.training.run_folder import read_metrics, write_metrics
 
 SECTION = "## Evaluation"
 HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "Inception score", "PSNR", "SSIM")
@@ -162,11 +160,7 @@ def add_to_metrics(run: Path, results: list[dict[str, Any]]) -> None:
     table[-1].update(
         {f"evaluation_{slug(name)}": measured["value"] for result in results for name, measured in main_metrics(result)}
     )
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in table for key in row)))
-    writer.writeheader()
-    writer.writerows(table)
-    replace_text(run / "metrics.csv", text.getvalue())
+    write_metrics(run / "metrics.csv", table)
 
 
 def add_to_report(run: Path, images: dict[str, Any], results: list[dict[str, Any]]) -> None:
