@@ -41,7 +41,7 @@ def make_denoiser(
     """A UNet2DModel for inputs (B, channels, side, side); the arguments that the section unet leaves out follow from these.
 
     Args:
-        classes: how many the data have, for a network that is told them.
+        classes: number of classes, for a class-conditional network.
         learns_variance: the output has twice the channels, the second half for the variance.
 
     Raises:
