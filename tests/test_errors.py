@@ -36,6 +36,7 @@ def test_what_a_full_disk_looks_like(error, full):
             2,
             "error: no space left for weights.bin: free some space and run it again (a training with --resume latest)\n",
         ),
+        ("BrokenPipeError()", 141, ""),
         ("ZeroDivisionError('a bug')", 1, "Traceback"),
     ],
 )

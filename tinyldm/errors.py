@@ -74,6 +74,8 @@ def one_line_errors() -> Iterator[None]:
         message = f"error: {error}"
     except Stopped as stopped:
         message, code = str(stopped), 128 + stopped.signal
+    except BrokenPipeError:  # a reader such as `head` has closed standard output
+        os._exit(128 + 13)  # as the signal SIGPIPE
     except Exception as error:
         if not is_full_disk(error):
             raise

@@ -56,7 +56,7 @@ class DataConfig:
     """Undecoded examples in the buffer from which a stream picks the next one at random. Larger shuffles better and takes more
     memory."""
     num_workers: PositiveInt = 2
-    """Threads per process that decode and resize images."""
+    """Threads per GPU that decode and resize images."""
     cache_dir: str = "~/.cache/tinyldm"
     """Folder for encoded latents, so that a second run does not encode the images again."""
 
@@ -93,7 +93,7 @@ class TrainConfig:
     num_epochs: PositiveFloat | None = None
     """Length of the training in passes over the data. Fractions are allowed."""
     batch_size: PositiveInt = 64
-    """Images per process and forward pass."""
+    """Images per GPU and forward pass."""
     gradient_accumulation_steps: PositiveInt = 1
     """Forward passes per optimizer step. Use it to keep the batch of a recipe on a smaller GPU."""
     learning_rate: PositiveFloat = 1e-4
