@@ -31,8 +31,8 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     """Fill model_cards/<template>.md into run/README.md.
 
     Args:
-        facts: what the template names: parameters, seconds, images, images_per_second, train_images, ...
-        rows: of metrics.csv; the last held-out figures become the card's results.
+        facts: the values in the template: parameters, seconds, images, images_per_second, train_images, ...
+        rows: the rows of metrics.csv; the last held-out figures become the card's results.
     """
     figures: dict[str, float] = {}
     for row in rows:
@@ -83,7 +83,7 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
 
 
 def remarks(train: TrainConfig, best_step: int | None) -> str:
-    """What there is to say below the held-out figures of any training."""
+    """The sentences below the held-out figures."""
     lines = []
     if train.metrics_steps:
         lines.append(
@@ -95,11 +95,11 @@ def remarks(train: TrainConfig, best_step: int | None) -> str:
     return "\n".join(lines)
 
 
-def hardware(device: torch.device, processes: int = 1) -> str:
-    """What a run ran on, in words."""
+def hardware(device: torch.device, ranks: int = 1) -> str:
+    """The device of a run, as text."""
     if device.type == "cuda":
-        return f"{processes} x {torch.cuda.get_device_name(device)}"
-    return f"CPU, {processes * torch.get_num_threads()} threads ({platform.machine()})"
+        return f"{ranks} x {torch.cuda.get_device_name(device)}"
+    return f"CPU, {ranks * torch.get_num_threads()} threads ({platform.machine()})"
 
 
 def duration(seconds: float) -> str:
