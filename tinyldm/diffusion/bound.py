@@ -39,10 +39,8 @@ def posterior(process: DiscreteVP, x0: torch.Tensor, x_t: torch.Tensor, timestep
     return Normal(mean.float(), _log_posterior_variance(process, timesteps).float())
 
 
-def reverse_step(
-    process: DiscreteVP, predicted: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
-) -> tuple[Normal, torch.Tensor]:
-    """The model's p(x_{t-1} | x_t), and the x_0 (B, C, H, W) that it expects.
+def reverse_step(process: DiscreteVP, predicted: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> Normal:
+    """The model's p(x_{t-1} | x_t).
 
     Args:
         predicted: the network's output (B, C, H, W), or (B, 2 C, H, W) where it learns the variance.
@@ -58,7 +56,7 @@ def reverse_step(
     else:
         log_variance = _log_posterior_variance(process, timesteps).float()
     x0 = process.to_x0(x_t, predicted, timesteps)
-    return Normal(posterior(process, x0, x_t, timesteps).mean, log_variance), x0.float()
+    return Normal(posterior(process, x0, x_t, timesteps).mean, log_variance)
 
 
 def step_bits(
@@ -66,7 +64,7 @@ def step_bits(
 ) -> torch.Tensor:
     """L_t of each image, or L_0 where its timestep is 0: (B,) in bits per dimension."""
     true = posterior(process, x0, x_t, timesteps)
-    model, _ = reverse_step(process, predicted, x_t, timesteps)
+    model = reverse_step(process, predicted, x_t, timesteps)
     nats = torch.where(_column(timesteps) == 0, -log_likelihood(x0, model), divergence(true, model))
     return nats.mean((1, 2, 3)) / math.log(2)
 
