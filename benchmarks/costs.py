@@ -6,14 +6,14 @@ python -m benchmarks.costs --small true       # one recipe, hardly measured
 
 import os
 
-# Download no first stage: describe.first_stage then builds another one of the same size.
+# Download no first stage: costs.first_stage then builds another one of the same size.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from jsonargparse import auto_cli
 
 from benchmarks.measure import RESULTS, ROOT, record, use_all_cores
-from tinyldm import describe
+from tinyldm import costs, describe
 from tinyldm.training.accelerator import default_device
 
 
@@ -28,7 +28,7 @@ def main(only: list[str] | None = None, small: bool = False, output: str = str(R
     use_all_cores()
     device = torch.device(default_device())
     if small:
-        only, describe.MEASURED_SECONDS = ["digits-ddpm"], 0.1
+        only, costs.MEASURED_SECONDS = ["digits-ddpm"], 0.1
     recipes: dict[str, dict] = {}
     for file in sorted((ROOT / "configs").glob("*.yaml")):
         if only and file.stem not in only:
@@ -36,14 +36,14 @@ def main(only: list[str] | None = None, small: bool = False, output: str = str(R
         config = describe.read([str(file)])
         notes: list[str] = []
         found = {}
-        for part in describe.parts(config, notes):
-            cost = describe.count(part)
+        for part in costs.parts(config, notes):
+            cost = costs.count(part)
             found[part.name] = {
                 "parameters": cost.parameters,
                 "forward": cost.forward,
                 "step": cost.step if part.trained else None,
-                "bytes": describe.held_bytes(cost, part.trained, config.train.batch_size),
-                "images_a_second": describe.measure(part, cost, config.train, device, notes),
+                "bytes": costs.held_bytes(cost, part.trained, config.train.batch_size),
+                "images_a_second": costs.measure(part, cost, config.train, device, notes),
             }
             print(file.stem, part.name, found[part.name])
         recipes[file.stem] = {"batch_size": config.train.batch_size, "parts": found, "notes": notes}

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tests.support.runs import ROOT, quicken
-from tinyldm import describe
+from tinyldm import costs, describe
 from tinyldm.config.schema import FirstStageConfig, TrainConfig
-from tinyldm.describe import Part, count, held_bytes, measure
+from tinyldm.costs import Part, count, held_bytes, measure
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import load_first_stage
 
@@ -21,12 +21,12 @@ SMALL += ["--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]", "--unet.attentio
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(describe, "MEASURED_SECONDS", 0.2)
+    monkeypatch.setattr(costs, "MEASURED_SECONDS", 0.2)
     quicken(monkeypatch)  # it counts the images
 
 
 def say(*args) -> str:
-    return describe.describe(describe.read([*map(str, args)]))
+    return costs.table(describe.read([*map(str, args)]))
 
 
 def test_the_counts_of_two_convolutions():
@@ -70,7 +70,7 @@ def timed(part: Part, batch_size: int) -> tuple[float, list[str]]:
 
 @pytest.mark.alone
 def test_a_batch_that_does_not_fit_is_noted_and_a_smaller_one_timed(monkeypatch):
-    monkeypatch.setattr(describe, "MEASURED_SECONDS", 1.0)
+    monkeypatch.setattr(costs, "MEASURED_SECONDS", 1.0)
     part = Part("net", lambda: FitsUpTo(5), (3, 8, 8))
     speed, notes = timed(part, 64)
     assert speed > 0 and len(notes) == 1 and notes[0].startswith("8 images at once through the net do not fit")
@@ -84,7 +84,7 @@ def test_a_batch_that_does_not_fit_is_noted_and_a_smaller_one_timed(monkeypatch)
 def test_a_batch_that_would_take_all_of_the_memory_is_not_tried(monkeypatch):
     part = Part("net", lambda: nn.Conv2d(3, 3, 1), (3, 8, 8))
     available = held_bytes(count(part), True, 4)
-    monkeypatch.setattr(describe.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
     assert timed(part, 4)[1] == []
     assert timed(part, 64)[1][0].startswith("8 images at once through the net do not fit")
 
@@ -119,7 +119,7 @@ def test_a_slow_network_is_timed_at_the_recipes_batch_too_if_that_is_possible():
 
 
 def test_the_search_for_codes_belongs_to_the_time_of_encoding(vq_run, ldm_run):
-    (encoder, _) = describe.parts(describe.read([str(ldm_run / "config.yaml")]), [])
+    (encoder, _) = costs.parts(describe.read([str(ldm_run / "config.yaml")]), [])
     made, images = encoder.make(), torch.rand(2, *encoder.shape)
     stage = load_first_stage(FirstStageConfig(path=str(vq_run)))
     assert torch.equal(made(images), stage.to_half(stage.encode(images)))

@@ -11,8 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tinyldm.config import parsing
 from tinyldm.files import replace_text
-from tinyldm.training.accelerator import default_device
-from tinyldm.training.model_card import hardware
+from tinyldm.training.accelerator import default_device, hardware
 from zsl.baselines import BASELINES
 from zsl.config import Train
 from zsl.data import Dataset

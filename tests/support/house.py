@@ -14,7 +14,7 @@ PACKAGES = ("tinyldm", "zsl")
 # Rooms from bottom to top. A room may import the rooms before it.
 ROOMS = [
     *("errors", "files", "randomness", "config", "data", "pictures"),
-    *("metrics", "training", "first_stage", "diffusion", "evaluation", "describe"),
+    *("metrics", "training", "first_stage", "diffusion", "evaluation", "costs", "describe"),
 ]
 FILE_LINES, FUNCTION_LINES = 400, 80
 DISPATCH = "zsl/__main__.py"  # imports the module of the command after parsing its arguments

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult
 
 from tinyldm import __version__
 from tinyldm.config import parsing
 from tinyldm.config.evaluate import Evaluate, run_folder
 from tinyldm.data.identity import hub_id
 from tinyldm.files import replace_text
+from tinyldm.training import model_card
 from tinyldm.training.run_folder import read_metrics, write_metrics
 
 SECTION = "## Evaluation"
@@ -165,21 +166,9 @@ def add_to_metrics(run: Path, results: list[dict[str, Any]]) -> None:
 
 def add_to_report(run: Path, images: dict[str, Any], results: list[dict[str, Any]]) -> None:
     """Write the section Evaluation of README.md and the metrics of the model card, replacing those of an earlier evaluation."""
-    file = run / "README.md"
-    if not file.exists():
-        return
-    card = ModelCard(file.read_text())
-    metadata: Any = card.data  # its declared type lacks the model card fields
-    section = markdown(images, results)
-    text = re.sub(rf"\n{SECTION}\n.*?(?=\n## |\Z)", "", card.text, flags=re.DOTALL).rstrip() + "\n"
-    before, heading, after = text.partition("\n## Limits and licence")
-    card.text = f"{before.rstrip()}\n\n{section}{heading}{after}"
     data = parsing.read_yaml(run / "config.yaml")["data"]
     ours = [_eval_result(name, measured, images, result, data) for result in results for name, measured in main_metrics(result)]
-    others = [entry for entry in metadata.eval_results or [] if "reference_images" not in (entry.metric_args or {})]
-    metadata.eval_results = [*others, *ours]
-    metadata.model_name = metadata.model_name or run.resolve().name
-    replace_text(file, str(card))
+    model_card.add_evaluation(run, markdown(images, results), ours)
 
 
 def _eval_result(

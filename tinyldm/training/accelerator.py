@@ -1,6 +1,7 @@
 """Accelerate: devices, ranks and signals. How many cores a rank uses, and how all ranks stop together."""
 
 import os
+import platform
 import shutil
 import signal
 from datetime import timedelta
@@ -69,6 +70,13 @@ def rank_of(accelerator: Accelerator) -> Rank:
 def default_device(named: str | None = None) -> str:
     """The named device, else the GPU if there is one."""
     return named or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hardware(device: torch.device, ranks: int = 1) -> str:
+    """The device of a run, as text."""
+    if device.type == "cuda":
+        return f"{ranks} x {torch.cuda.get_device_name(device)}"
+    return f"CPU, {ranks * torch.get_num_threads()} threads ({platform.machine()})"
 
 
 def cores() -> int:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from tinyldm.config.parsing import read_yaml
 from tinyldm.config.schema import HubConfig
 from tinyldm.errors import UserError, one_line_errors, root_cause, why
+from tinyldm.training import model_card
 
 # Folder of the model in a run -> its place in the repository: what diffusers loads goes to the root.
 PLACES = {"pipeline": "", "vqvae": "vqvae", "model": "model"}
@@ -155,12 +156,8 @@ def _copy_aside(run: Path, repo_id: str) -> Path:
         for picture in sorted((run / "samples").glob("step-*.png"))[-1:]:
             (aside / "samples").mkdir()
             shutil.copy2(picture, aside / "samples")
-        # The card's examples name the run's own place where it was trained without hub.push.
-        before = config["hub"]["repo_id"] or str(Path(config["output_dir"]))
-        card = (run / "README.md").read_text()
-        for old, new in (('"{}/pipeline"', '"{}"'), ('"{}"', '"{}"'), ("--first_stage.path {}`", "--first_stage.path {}`")):
-            card = card.replace(old.format(before), new.format(repo_id))
-        (aside / "README.md").write_text(card)
+        card = model_card.render(run, repo_id)
+        (aside / "README.md").write_text((run / "README.md").read_text() if card is None else card)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(f"{run} cannot be pushed: {why(error)}") from error

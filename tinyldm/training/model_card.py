@@ -1,10 +1,10 @@
 """The run's README.md: its report and its model card in one. Every number in it comes from the run."""
 
-import platform
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tinyldm.config import parsing
@@ -28,7 +28,9 @@ LABELS = {
 
 
 def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, Any]], config: Any) -> None:
-    """Fill model_cards/<template>.md into run/README.md.
+    """Write the values of a run's card to card.json, and the card from model_cards/<template>.md to README.md.
+
+    An evaluation of earlier weights is dropped.
 
     Args:
         facts: the values in the template: parameters, seconds, images, images_per_second, train_images, ...
@@ -38,48 +40,87 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     for row in rows:
         figures.update({key: value for key, value in row.items() if key in LABELS})
     data: DataConfig = config.data
-    name = (config.hub.repo_id or run.resolve().name).split("/")[-1]
     results = [
-        EvalResult(
-            task_type="unconditional-image-generation",
-            dataset_type=hub_id(data.name) or Path(data.name).name,
-            dataset_name=Path(data.name).name,
-            dataset_split=data.eval_split or f"{data.eval_fraction:.0%} of {data.split}, held out by hash",
-            dataset_revision=data.revision,
-            metric_type=LABELS[key][1],
-            metric_name=LABELS[key][0],
-            metric_value=round(value, 5),
-        )
+        {
+            "task_type": "unconditional-image-generation",
+            "dataset_type": hub_id(data.name) or Path(data.name).name,
+            "dataset_name": Path(data.name).name,
+            "dataset_split": data.eval_split or f"{data.eval_fraction:.0%} of {data.split}, held out by hash",
+            "dataset_revision": data.revision,
+            "metric_type": LABELS[key][1],
+            "metric_name": LABELS[key][0],
+            "metric_value": round(value, 5),
+        }
         for key, value in figures.items()
     ]
-    card_data = ModelCardData(
+    samples = sorted((run / "samples").glob("step-*.png"))
+    values = {
+        "data": asdict(data),
+        "figures": [(LABELS[key][0], f"{value:.4g}") for key, value in figures.items()],
+        "remarks": remarks(config.train, facts["best_step"]),
+        "picture": samples[-1].relative_to(run).as_posix() if samples else None,
+        "curve": (run / "loss.png").exists(),
+        "config": parsing.to_yaml(config).strip(),
+        "train": asdict(config.train),
+        "duration": duration(facts["seconds"]),
+        **facts,
+    }
+    card = {
+        "template": template,
+        "repo_id": config.hub.repo_id if config.hub.push else None,
+        "datasets": [data.name] if hub_id(data.name) else None,
+        "results": results,
+        "values": values,
+        "evaluation": None,
+    }
+    _save(run, card)
+
+
+def add_evaluation(run: Path, section: str, results: list[EvalResult]) -> None:
+    """Put an evaluation into a run's card, in place of an earlier one. A run without a card stays without one."""
+    if card := _load(run):
+        card["evaluation"] = {"section": section.strip(), "results": [vars(result) for result in results]}
+        _save(run, card)
+
+
+def render(run: Path, repo_id: str) -> str | None:
+    """The card of a run for its place on the Hub, where the pipeline lies at the root. None for a run without card.json."""
+    return _render(run, {**card, "repo_id": repo_id}) if (card := _load(run)) else None
+
+
+def _load(run: Path) -> dict[str, Any] | None:
+    file = run / "card.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _save(run: Path, card: dict[str, Any]) -> None:
+    replace_text(run / "card.json", json.dumps(card, indent=1, default=str))
+    replace_text(run / "README.md", _render(run, json.loads(json.dumps(card, default=str))))
+
+
+def _render(run: Path, card: dict[str, Any]) -> str:
+    name = (card["repo_id"] or run.resolve().name).split("/")[-1]
+    evaluation = card["evaluation"] or {"section": "", "results": []}
+    results = [EvalResult(**result) for result in [*card["results"], *evaluation["results"]]]
+    metadata = ModelCardData(
         model_name=name,
         library_name="diffusers",
         license="other",
         license_name="follows-the-training-data",
-        tags=["tinyldm", "diffusers", "unconditional-image-generation", template],
-        datasets=[data.name] if hub_id(data.name) else None,
+        tags=["tinyldm", "diffusers", "unconditional-image-generation", card["template"]],
+        datasets=card["datasets"],
         eval_results=results or None,  # none before the first evaluation
     )
-    samples = sorted((run / "samples").glob("step-*.png"))
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(TEMPLATES / f"{template}.md"),
+    text = ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATES / f"{card['template']}.md"),
         name=name,
-        repo_id=config.hub.repo_id or str(run),
-        pushed=config.hub.push,
-        data=data,
-        figures=[(LABELS[key][0], f"{value:.4g}") for key, value in figures.items()],
-        remarks=remarks(config.train, facts["best_step"]),
-        torch_version=torch.__version__,
-        picture=samples[-1].relative_to(run) if samples else None,
-        curve=(run / "loss.png").exists(),
-        config=parsing.to_yaml(config).strip(),
-        train=config.train,
-        duration=duration(facts["seconds"]),
-        **facts,
+        repo_id=card["repo_id"] or str(run),
+        pushed=bool(card["repo_id"]),
+        evaluation=evaluation["section"],
+        **card["values"],
     )
-    replace_text(run / "README.md", card.content)
+    return str(text)
 
 
 def remarks(train: TrainConfig, best_step: int | None) -> str:
@@ -93,13 +134,6 @@ def remarks(train: TrainConfig, best_step: int | None) -> str:
     if best_step:
         lines.append(f"The best checkpoint by `{train.best_by}` is that of step {best_step:,}.")
     return "\n".join(lines)
-
-
-def hardware(device: torch.device, ranks: int = 1) -> str:
-    """The device of a run, as text."""
-    if device.type == "cuda":
-        return f"{ranks} x {torch.cuda.get_device_name(device)}"
-    return f"CPU, {ranks * torch.get_num_threads()} threads ({platform.machine()})"
 
 
 def duration(seconds: float) -> str:

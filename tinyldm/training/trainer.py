@@ -29,7 +29,7 @@ from tinyldm.files import replace_folder
 from tinyldm.metrics.while_training import Quality
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.training import checkpoint, hub, model_card
-from tinyldm.training.accelerator import StopRequest, make_accelerator, rank_of
+from tinyldm.training.accelerator import StopRequest, hardware, make_accelerator, rank_of
 from tinyldm.training.learning_rate import Progress
 from tinyldm.training.run_folder import RunFolder
 from tinyldm.training.state import State
@@ -293,7 +293,8 @@ class Trainer:
             "images_per_step": self.images_per_step,
             "seconds": state.seconds,
             "images_per_second": state.images / state.seconds,
-            "hardware": model_card.hardware(self.accelerator.device, self.rank.count),
+            "torch_version": torch.__version__,
+            "hardware": hardware(self.accelerator.device, self.rank.count),
             "best_step": state.best_step,
             "parameters": count_parameters(self.accelerator.unwrap_model(self.task.networks[state.main])),
             **self.task.facts(),
