@@ -1,7 +1,7 @@
-"""Held-out errors of x_0 in three units, which compare between prediction types: same images, times and noise.
+"""Held-out errors of x_0 in three units, for the same images, times and noise, to compare prediction types.
 
 In units of v they are the `eval_loss` of a training. In units of the noise they are the loss of Ho et al. 2020. Weighted by the
-decrease of the SNR they are the step terms of the variational bound (Kingma et al. 2021, equation 11), without timestep 0.
+decrease of the SNR they are the terms of the variational bound (Kingma et al. 2021, equation 11), without timestep 0.
 """
 
 import math

@@ -1,12 +1,12 @@
 """Parameters, FLOPs, memory and speed of each recipe in configs/, as `python -m tinyldm.describe` prints them for one.
 
 python -m benchmarks.costs                    # about 6 minutes on 2 CPU cores
-python -m benchmarks.costs --small true       # one recipe, hardly measured
+python -m benchmarks.costs --small true       # one recipe, to check that it runs
 """
 
 import os
 
-# Download no first stage: costs.first_stage then builds another one of the same size.
+# Do not download a first stage: costs.first_stage then builds one of the same size.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
@@ -18,12 +18,12 @@ from tinyldm.training.accelerator import default_device
 
 
 def main(only: list[str] | None = None, small: bool = False, output: str = str(RESULTS)) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
         only: names of recipes. None: all.
-        small: one recipe, measured for a moment.
-        output: where the JSON goes.
+        small: one recipe, measured briefly.
+        output: folder for the JSON file.
     """
     use_all_cores()
     device = torch.device(default_device())
@@ -35,18 +35,18 @@ def main(only: list[str] | None = None, small: bool = False, output: str = str(R
             continue
         config = describe.read([str(file)])
         notes: list[str] = []
-        found = {}
+        measured = {}
         for part in costs.parts(config, notes):
             cost = costs.count(part)
-            found[part.name] = {
+            measured[part.name] = {
                 "parameters": cost.parameters,
                 "forward": cost.forward,
                 "step": cost.step if part.trained else None,
                 "bytes": costs.held_bytes(cost, part.trained, config.train.batch_size),
                 "images_a_second": costs.measure(part, cost, config.train, device, notes),
             }
-            print(file.stem, part.name, found[part.name])
-        recipes[file.stem] = {"batch_size": config.train.batch_size, "parts": found, "notes": notes}
+            print(file.stem, part.name, measured[part.name])
+        recipes[file.stem] = {"batch_size": config.train.batch_size, "parts": measured, "notes": notes}
     record("costs", {"recipes": recipes}, output, small)
 
 

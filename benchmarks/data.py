@@ -1,11 +1,11 @@
-"""Reading images: this project's way against a bare loop over the same bytes, and against diffusers' example.
+"""Reading images: this project compared with a bare loop over the same bytes, and with diffusers' example.
 
     python -m benchmarks.data                                         # about 5 minutes
     python -m benchmarks.data --faces ../shared/data/faces            # photographs as well
-    python -m benchmarks.data --small true                            # few images, to see that it runs
+    python -m benchmarks.data --small true                            # few images, to check that it runs
 
-All on one core, decoding threads and data loader's workers included. Images become squares, resized with antialiasing, as uint8
-in batches (diffusers' example: as floats, as it does).
+Everything runs on one core, including decoding threads and the data loader's workers. Images become squares, resized with
+antialiasing, in uint8 batches (float batches in diffusers' example).
 """
 
 import contextlib
@@ -37,7 +37,7 @@ BATCH = 16
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Inside, this process and its new threads and children share one core."""
+    """Within this context, all threads and child processes share one core."""
     if not hasattr(os, "sched_setaffinity"):
         raise SystemExit("this benchmark needs Linux: it puts all threads on one core")
     before, threads = os.sched_getaffinity(0), torch.get_num_threads()
@@ -51,13 +51,13 @@ def one_core() -> Iterator[None]:
 
 
 def _put_on(chosen: set[int]) -> None:
-    for thread in os.listdir("/proc/self/task"):  # those of pyarrow's pools are there already
+    for thread in os.listdir("/proc/self/task"):  # pyarrow's pools already have threads
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread), chosen)
 
 
 def parquet(folder: Path, files: list[bytes], rows: int, shards: int = 1) -> Path:
-    """`rows` images in train-*.parquet, the given ones again and again, and validation.parquet with one."""
+    """Write `rows` images to train-*.parquet, cycling through `files`, and one image to validation.parquet."""
 
     def examples(count: int) -> Iterator[dict]:
         for number in range(count):
@@ -66,39 +66,39 @@ def parquet(folder: Path, files: list[bytes], rows: int, shards: int = 1) -> Pat
     features = datasets.Features({"image": datasets.Image()})
     names = [(f"train-{number:05d}-of-{shards:05d}", rows // shards) for number in range(shards)]
     for name, count in (*names, ("validation", 1)):
-        made = datasets.Dataset.from_generator(
+        data_set = datasets.Dataset.from_generator(
             examples, features=features, cache_dir=str(folder.parent / "cache"), gen_kwargs={"count": count}
         )
         folder.mkdir(exist_ok=True)
-        made.to_parquet(str(folder / f"{name}.parquet"), batch_size=100)
+        data_set.to_parquet(str(folder / f"{name}.parquet"), batch_size=100)
     return folder
 
 
 def jpegs(count: int, side: int) -> list[bytes]:
-    """Drawn faces, encoded."""
-    found = []
+    """Toy faces as JPEG files."""
+    encoded = []
     for index in range(count):
         file = io.BytesIO()
         toyfaces.draw(0, index, side).save(file, "JPEG", quality=92)
-        found.append(file.getvalue())
-    return found
+        encoded.append(file.getvalue())
+    return encoded
 
 
-# ------------------------------------------------------------------------------------------ four ways to read so many images
+# -------------------------------------------------------------------------------------------------- four ways to read images
 
 
 def ours(folder: Path, side: int, count: int) -> float:
-    """Images a second of tinyldm's stream."""
+    """Images per second of tinyldm's stream."""
     data = DataConfig(name=str(folder), eval_split="validation", resolution=side, shuffle_buffer=4 * BATCH)
     source, _ = open_sources(data, 0)
     batches = ImageBatches(Images(source, side, 1), 0, BATCH)()
     with contextlib.closing(batches):
-        next(batches)  # the files are open; the buffer is full, and small, so that reading goes on
+        next(batches)  # opens the files and fills the buffer, which is small, so that reading continues
         return speed(batches, count)
 
 
 def bare_pillow(files: list[bytes], side: int, count: int) -> float:
-    """Images a second of decoding, cropping and resizing, and nothing else: the operations of data.images.to_square."""
+    """Images per second of decoding, cropping and resizing alone, with the operations of data.images.to_square."""
 
     def images() -> Iterator[np.ndarray]:
         for content in itertools.cycle(files):
@@ -114,7 +114,7 @@ def bare_pillow(files: list[bytes], side: int, count: int) -> float:
 
 
 def torchvision_loop(files: list[bytes], side: int, count: int) -> float:
-    """Images a second of torchvision's own decoder and transforms, in a loop."""
+    """Images per second of torchvision's own decoder and transforms, in a loop."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     transform = v2.Compose([v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side)])
@@ -127,8 +127,8 @@ def torchvision_loop(files: list[bytes], side: int, count: int) -> float:
 
 
 def diffusers_example(folder: Path, side: int, count: int) -> float:
-    """Images a second of what examples/unconditional_image_generation/train_unconditional.py does: a mapped data set in Arrow
-    files, transforms of torchvision on PIL images with its bilinear resizing, a shuffling DataLoader."""
+    """Images per second of diffusers' examples/unconditional_image_generation/train_unconditional.py: a memory-mapped Arrow
+    data set, torchvision's transforms on PIL images with bilinear resizing, and a shuffling DataLoader."""
     data = datasets.load_dataset(str(folder), split="train", cache_dir=str(folder.parent / "cache"))
     endless = example_batches(data, side, BATCH, False, v2.InterpolationMode.BILINEAR)
     next(endless)
@@ -136,13 +136,13 @@ def diffusers_example(folder: Path, side: int, count: int) -> float:
 
 
 def batched(images: Iterator) -> Iterator[list]:
-    """Lists of BATCH."""
+    """Yield lists of BATCH images."""
     while batch := list(itertools.islice(images, BATCH)):
         yield batch
 
 
 def speed(batches: Iterator, count: int) -> float:
-    """Images a second over at least `count` of them."""
+    """Images per second, measured over at least `count` images."""
     started, seen = time.perf_counter(), 0
     while seen < count:
         batch = next(batches)
@@ -151,14 +151,14 @@ def speed(batches: Iterator, count: int) -> float:
 
 
 def main(pairs: int = 7, images: int = 512, faces: str | None = None, small: bool = False, output: str = str(RESULTS)) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
-        pairs: how often each is measured.
-        images: in each.
-        faces: a folder of parquet files with photographs, as ../shared/data/faces, for figures at 64 px.
+        pairs: number of paired measurements.
+        images: images per measurement.
+        faces: a folder of parquet files with photographs, such as ../shared/data/faces, to measure at 64 px too.
         small: a few small images.
-        output: where the JSON goes.
+        output: folder for the JSON file.
     """
     figures: dict[str, dict] = {}
     datasets.disable_progress_bars()
@@ -181,8 +181,8 @@ def main(pairs: int = 7, images: int = 512, faces: str | None = None, small: boo
             figures[name] = {}
             with one_core():
                 for other, function in others.items():
-                    found = in_turns(lambda folder=folder, side=side: ours(folder, side, images), function, pairs)
-                    figures[name][other] = ratio(found)
+                    results = in_turns(lambda folder=folder, side=side: ours(folder, side, images), function, pairs)
+                    figures[name][other] = ratio(results)
                     print(told(f"{name}: tinyldm against {other}", figures[name][other]))
     record("data", {"speed": figures}, output, small)
 

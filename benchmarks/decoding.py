@@ -1,8 +1,8 @@
-"""Peak memory while the full VQ-f4 decodes 16 images of 256 px: all at once, as pipelines do, and in parts, as
-sample.py does.
+"""Peak memory while the full VQ-f4 decodes 16 images of 256 px: all at once (as in pipelines), and in parts (as
+in sample.py).
 
 python -m benchmarks.decoding                # 2 minutes on 2 CPU cores
-python -m benchmarks.decoding --small true   # a small first stage, to see that it runs
+python -m benchmarks.decoding --small true   # a small first stage, to check that it runs
 """
 
 import tempfile
@@ -22,8 +22,8 @@ def decode(folder: str, images: int, side: int, at_once: int | None) -> float:
     """Peak MB that decoding added. Call it in a new operating-system process.
 
     Args:
-        side: of the latents.
-        at_once: positions of latents, see diffusion.model.DECODED_AT_ONCE. None: as many as sample.py decodes.
+        side: side length of the latents.
+        at_once: value for diffusion.model.DECODED_AT_ONCE. None: the value of sample.py.
     """
     use_all_cores()
     stage = first_stage(Path(folder), small=side < 64)
@@ -37,19 +37,19 @@ def decode(folder: str, images: int, side: int, at_once: int | None) -> float:
 
 
 def main(images: int = 16, small: bool = False, output: str = str(RESULTS)) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
-        images: decoded by each.
+        images: images per measurement.
         small: a small first stage and small latents.
-        output: where the JSON goes.
+        output: folder for the JSON file.
     """
-    side, found = 8 if small else 64, {}
+    side, results = 8 if small else 64, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, at_once in (("all at once", images * side**2), ("in parts", None)):
-            found[name] = in_new_process(decode, folder, images, side, at_once)
-            print(f"{name}: {found[name]:,.0f} MB more")
-    record("decoding", {"images": images, "resolution": 4 * side, "megabytes": found}, output, small)
+            results[name] = in_new_process(decode, folder, images, side, at_once)
+            print(f"{name}: {results[name]:,.0f} MB more")
+    record("decoding", {"images": images, "resolution": 4 * side, "megabytes": results}, output, small)
 
 
 if __name__ == "__main__":

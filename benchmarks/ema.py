@@ -1,11 +1,11 @@
-"""How long should the weights be averaged? Several lengths beside each other in one training of configs/faces64.yaml.
+"""Over how many steps should the weights be averaged? Compares several lengths in one training of configs/faces64.yaml.
 
     python -m benchmarks.ema --data ../shared/data/faces --first_stage_run runs/faces64-vq --seconds 300
     python -m benchmarks.ema --small true         # a small network for a second
 
-Averages do not change the training, so that one of them compares all lengths without the luck of seeds. An average of decay d
-remembers about 1 / (1 - d) steps; here that length is a share of the whole training, so that it can be carried over to a recipe
-that trains for longer (Karras et al. 2024, section 3). The last row is the recipe's own average, with diffusers' warm-up.
+Averages do not change the training, so one training compares all lengths without differences between seeds. An average with
+decay d covers about 1 / (1 - d) steps. Here that length is a fraction of the whole training, so that it applies to longer
+trainings too (Karras et al. 2024, section 3). The last row is the recipe's own average, with diffusers' warm-up.
 """
 
 import tempfile
@@ -24,18 +24,18 @@ from tinyldm.pictures import pyplot
 from tinyldm.randomness import Draw
 from tinyldm.training.trainer import averaged
 
-LENGTHS = (0.01, 0.03, 0.06, 0.1, 0.2)  # of the training
+LENGTHS = (0.01, 0.03, 0.06, 0.1, 0.2)  # as fractions of the training
 NONE, OWN = "no average", "the recipe's"
 MARKS = 4
 
 
 class Averaged(TimedLatents):
-    """Keeps an average of each length beside that of the trainer, and evaluates all of them at each mark."""
+    """Keeps an average of each length besides the trainer's own, and evaluates all of them at each mark."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.averages: dict[str, EMAModel] = {}
-        self.found: dict[int, dict[str, float]] = {}
+        self.losses_at: dict[int, dict[str, float]] = {}
 
     def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
         """See training.task.Task."""
@@ -43,14 +43,14 @@ class Averaged(TimedLatents):
         if not self.averages:
             for share in LENGTHS:
                 decay = max(0.0, 1 - 1 / (share * self.config.train.max_steps))
-                # Without diffusers' warm-up, which would cap the long ones.
+                # Without diffusers' warm-up, which would limit the long ones.
                 self.averages[f"{share:.1%}"] = EMAModel(weights, decay=decay, min_decay=decay, foreach=True)
         for average in self.averages.values():
             average.step(weights)
         if step % (self.config.train.max_steps // MARKS) == 0:
             now = EMAModel(weights)
             compared = {NONE: now, **self.averages, OWN: ema}
-            self.found[step] = {name: self.held_out_loss(average) for name, average in compared.items()}
+            self.losses_at[step] = {name: self.held_out_loss(average) for name, average in compared.items()}
         super().after_step(step, draw, ema)
 
     @torch.no_grad()
@@ -68,15 +68,15 @@ def main(
     small: bool = False,
     output: str = str(RESULTS),
 ) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
-        data: with the splits `train` and `validation`.
-        first_stage_run: of train_vq.py.
-        cache_dir: where the latents are or will be kept.
-        seconds: of the training, evaluation not counted.
-        small: a small network for a moment.
-        output: where picture and JSON go.
+        data: a data set with the splits `train` and `validation`.
+        first_stage_run: a run of train_vq.py.
+        cache_dir: folder of the stored latents.
+        seconds: length of the training, without evaluations.
+        small: a small network, trained briefly.
+        output: folder for the picture and the JSON file.
     """
     use_all_cores()
     with tempfile.TemporaryDirectory() as temporary:
@@ -88,15 +88,17 @@ def main(
         config: Any = parse(TrainLDM, "", args)
         steps = max(MARKS, steps_in(config, TimedLatents, seconds))
         task = train_steps(config, Averaged, steps - steps % MARKS).task
-    rows = {name: [found[name] for found in task.found.values()] for name in (NONE, *task.averages, OWN)}
+    rows = {name: [losses[name] for losses in task.losses_at.values()] for name in (NONE, *task.averages, OWN)}
     for name, losses in rows.items():
         print(f"{name}: {', '.join(f'{loss:.4f}' for loss in losses)}")
-    record("ema", {"seconds": seconds, "steps": max(task.found), "marks": list(task.found), "losses": rows}, output, small)
+    record(
+        "ema", {"seconds": seconds, "steps": max(task.losses_at), "marks": list(task.losses_at), "losses": rows}, output, small
+    )
     picture(rows, Path(output) / "ema.png")
 
 
 def picture(rows: dict[str, list[float]], file: Path) -> None:
-    """Held-out loss against length, a curve for each mark."""
+    """Plot held-out loss against length, one curve per mark."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
     names = [name for name in rows if name not in (NONE, OWN)]

@@ -1,7 +1,7 @@
-"""Training from kept latents against encoding at each step, at 256 px with the full VQ-f4 (random weights cost the same time).
+"""Training from stored latents compared with encoding at each step, at 256 px with the full VQ-f4 (with random weights).
 
 python -m benchmarks.latents                  # about 8 minutes on 2 CPU cores
-python -m benchmarks.latents --small true     # a small first stage at 32 px, to see that it runs
+python -m benchmarks.latents --small true     # a small first stage at 32 px, to check that it runs
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ SMALL = [
 
 
 def first_stage(folder: Path, small: bool) -> FirstStage:
-    """The full VQ-f4 with random weights, saved where a config can name it."""
+    """Save the full VQ-f4 with random weights, so that a config can name it."""
     torch.manual_seed(0)
     vq = make_vq(TrainVQ(output_dir="", vq=SMALL_VQ if small else VQConfig()))
     vq.save_pretrained(folder)
@@ -38,7 +38,7 @@ def first_stage(folder: Path, small: bool) -> FirstStage:
 
 
 def drawn_faces(folder: Path, train: int, validation: int, side: int) -> None:
-    """JPEG files as a data set would have them."""
+    """Write toy faces as JPEG files, in the folders of a data set."""
     for part, first, count in (("train", 0, train), ("validation", 10**6, validation)):
         (folder / part).mkdir(parents=True)
         for index in range(first, first + count):
@@ -46,7 +46,7 @@ def drawn_faces(folder: Path, train: int, validation: int, side: int) -> None:
 
 
 def faces64(folder: Path, train: int, validation: int, side: int) -> list[str]:
-    """Arguments for configs/faces64.yaml over drawn faces, with a small first stage: only its latents' shape matters."""
+    """Arguments for configs/faces64.yaml with toy faces and a small first stage, since only the latents' shape matters."""
     first_stage(folder / "vq", small=True)
     drawn_faces(folder / "images", train, validation, side)
     args = faces64_over(str(folder / "images"), str(folder / "vq"), str(folder / "cache"))
@@ -54,27 +54,27 @@ def faces64(folder: Path, train: int, validation: int, side: int) -> list[str]:
 
 
 def faces64_over(data: str, first_stage: str, cache_dir: str) -> list[str]:
-    """Arguments for configs/faces64.yaml over a data set and a first stage."""
+    """Arguments for configs/faces64.yaml with this data set and first stage."""
     args = ["--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", first_stage]
     return [*args, "--data.name", data, "--data.cache_dir", cache_dir]
 
 
 def small_trial(folder: Path) -> tuple[str, str, str, list[str]]:
-    """Data, first stage, cache and arguments of a trial that says nothing but that a benchmark runs."""
+    """Data, first stage, cache and arguments for a trial that only checks that a benchmark runs."""
     drawn_faces(folder / "images", 16, 8, 32)
     first_stage(folder / "vq", small=True)
     return str(folder / "images"), str(folder / "vq"), str(folder / "cache"), [*SMALL, "--data.resolution", "32"]
 
 
 def main(pairs: int = 5, images: int = 8, batch_size: int = 4, small: bool = False, output: str = str(RESULTS)) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
-        pairs: how often each is measured.
-        images: in the training part.
-        batch_size: of a step. Encoding takes no less time an image in larger ones.
+        pairs: number of paired measurements.
+        images: images in the training part.
+        batch_size: images per step. Larger batches do not make encoding faster per image.
         small: a small first stage at 32 px.
-        output: where the JSON goes.
+        output: folder for the JSON file.
     """
     use_all_cores()
     side = 32 if small else 256
@@ -92,16 +92,16 @@ def main(pairs: int = 5, images: int = 8, batch_size: int = 4, small: bool = Fal
 
         def images_a_second(keep: bool) -> float:
             kept = dataclasses.replace(config.first_stage, keep_latents=keep)
-            # The first step of the two that are timed ends when the second batch has been encoded.
+            # Two steps are timed. The first one ends when the second batch has been encoded.
             trainer = run_training(dataclasses.replace(quietly(config, 6 if keep else 3), first_stage=kept), TimedLatents)
             for thread in threading.enumerate():
-                if thread.name == "read_ahead":  # it encodes one more batch before it sees that nobody wants it
+                if thread.name == "read_ahead":  # it encodes one more batch before it notices the end
                     thread.join()
             return batch_size / trainer.task.seconds_a_step()
 
-        found = ratio(in_turns(lambda: images_a_second(True), lambda: images_a_second(False), pairs))
-    print(told("latents kept against encoding at each step", found))
-    record("latents", {"side": side, "batch_size": batch_size, "kept": found}, output, small)
+        results = ratio(in_turns(lambda: images_a_second(True), lambda: images_a_second(False), pairs))
+    print(told("stored latents against encoding at each step", results))
+    record("latents", {"side": side, "batch_size": batch_size, "kept": results}, output, small)
 
 
 if __name__ == "__main__":

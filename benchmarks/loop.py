@@ -1,11 +1,11 @@
-"""What the training loop costs beyond the network: train_ldm.py's loop against a bare forward, backward and optimizer step.
+"""Overhead of the training loop: train_ldm.py's loop compared with a bare forward, backward and optimizer step.
 
     python -m benchmarks.loop                     # configs/faces64.yaml's network: about 4 minutes on 2 CPU cores
-    python -m benchmarks.loop --small true        # a small network, to see that it runs
+    python -m benchmarks.loop --small true        # a small network, to check that it runs
 
-The steps are timed in pairs with the bare ones: latents from the store, noise, loss, clipped gradients, averaged weights,
-numbers to log. What happens now and then (a row of metrics.csv, an evaluation, a picture, a checkpoint) is timed by itself
-in the same trainings, and counted at the intervals that are the defaults of `train`, and at those of the recipe.
+Steps of both are timed in pairs. A step of the loop includes latents from the store, noise, loss, gradient clipping, averaged
+weights and metrics. Periodic work (a row of metrics.csv, an evaluation, a picture, a checkpoint) is timed separately in the
+same trainings. It is added at the default intervals of `train`, and at those of the recipe.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ HELD_OUT = TrainConfig().num_eval_images
 
 
 class WatchedTrainer(Trainer):
-    """Notes the seconds of what happens now and then, in `spent`."""
+    """Records the seconds of periodic work in `spent`."""
 
     def __init__(self, *args: Any):
         self.spent: dict[str, list[float]] = defaultdict(list)
@@ -70,13 +70,13 @@ class WatchedTrainer(Trainer):
 
 
 def main(pairs: int = 8, steps: int = 8, small: bool = False, output: str = str(RESULTS)) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
-        pairs: how often each is measured.
-        steps: of the network in each.
+        pairs: number of paired measurements.
+        steps: timed steps per measurement.
         small: a small network, few images.
-        output: where the JSON goes.
+        output: folder for the JSON file.
     """
     use_all_cores()
     with tempfile.TemporaryDirectory() as temporary:
@@ -100,22 +100,25 @@ def main(pairs: int = 8, steps: int = 8, small: bool = False, output: str = str(
         def bare() -> float:
             return size / bare_step(config, side // 4, steps)
 
-        found = ratio(in_turns(ours, bare, pairs))
+        results = ratio(in_turns(ours, bare, pairs))
     medians = {key: statistics.median(seconds) for key, seconds in spent.items()}
     recipe = parse(TrainLDM, "", ["--config", str(ROOT / "configs/faces64.yaml")]).train
     each = {name: now_and_then(medians, train) for name, train in (("defaults", TrainConfig()), ("faces64", recipe))}
-    step = size / found["ours"]
-    shares = {name: found["median"] * step / (step + sum(seconds.values())) for name, seconds in each.items()}
-    print(told("the loop's steps against bare ones", found))
+    step = size / results["ours"]
+    shares = {name: results["median"] * step / (step + sum(seconds.values())) for name, seconds in each.items()}
+    print(told("the loop's steps against bare ones", results))
     for name, share in shares.items():
         print(f"with rows, evaluations, pictures and checkpoints at the intervals of {name}: {share:.1%} of the bare steps")
-    figures = {"batch_size": size, "steps": found, "shares": shares}
+    figures = {"batch_size": size, "steps": results, "shares": shares}
     record("loop", {**figures, "now_and_then": medians, "seconds_a_step": each}, output, small)
 
 
 def now_and_then(spent: dict[str, float], train: TrainConfig) -> dict[str, float]:
-    """Seconds a step, at a training's intervals, of what takes so many seconds each time; an evaluation takes them for
-    HELD_OUT images."""
+    """Seconds per step of periodic work, at the intervals of a training.
+
+    Args:
+        spent: seconds each time; those of an evaluation are for HELD_OUT images.
+    """
     images = {"eval_steps": train.num_eval_images / HELD_OUT}
     return {key: images.get(key, 1) * seconds / getattr(train, key.split(",")[0]) for key, seconds in spent.items()}
 

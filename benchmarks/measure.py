@@ -1,4 +1,4 @@
-"""Shared by all benchmarks: paired timings, ratios, trainings of a given duration, JSON files that say how they were made."""
+"""Shared by all benchmarks: paired timings, ratios, trainings of a given duration, and JSON files with their origin."""
 
 import dataclasses
 import json
@@ -32,43 +32,43 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "performance"
 LIBRARIES = ("torch", "diffusers", "accelerate", "datasets", "pillow", "torchvision")
 Config = TypeVar("Config", bound=Training)
-TRIAL_STEPS = 8  # to learn how long a step takes; the first one is not counted
+TRIAL_STEPS = 8  # to estimate the time per step; the first one is not counted
 
 # ----------------------------------------------------------------------------------------------------------------- pairs
 
 
 def in_turns(ours: Callable[[], float], other: Callable[[], float], pairs: int) -> list[tuple[float, float]]:
-    """(ours, other) of each pair: A B, B A, A B ..., so that what slows the machine for a while slows both.
+    """(ours, other) for each pair, in the order A B, B A, A B ..., so that a temporary slowdown affects both.
 
     Args:
-        ours, other: do the work and say how fast it was, e.g. in images a second. Each is called once before, uncounted.
+        ours, other: do the work and return the speed, e.g. in images per second. Each is first called once uncounted.
     """
     ours(), other()
-    found = []
+    speeds = []
     for number in range(pairs):
         if number % 2:
             slow = other()
-            found.append((ours(), slow))
+            speeds.append((ours(), slow))
         else:
-            found.append((ours(), other()))
-    return found
+            speeds.append((ours(), other()))
+    return speeds
 
 
-def ratio(found: list[tuple[float, float]]) -> dict[str, float]:
+def ratio(speeds: list[tuple[float, float]]) -> dict[str, float]:
     """Median, min and max of ours / other over the pairs, and the median of each."""
-    ratios = [a / b for a, b in found]
+    ratios = [a / b for a, b in speeds]
     return {
         "median": statistics.median(ratios),
         "min": min(ratios),
         "max": max(ratios),
-        "pairs": len(found),
-        "ours": statistics.median(a for a, _ in found),
-        "other": statistics.median(b for _, b in found),
+        "pairs": len(speeds),
+        "ours": statistics.median(a for a, _ in speeds),
+        "other": statistics.median(b for _, b in speeds),
     }
 
 
 def told(name: str, figures: dict[str, float], unit: str = "images/s") -> str:
-    """A pair in one line."""
+    """One line of text about a ratio."""
     return (
         f"{name}: {figures['ours']:.4g} against {figures['other']:.4g} {unit}, {figures['median']:.3g} times "
         f"({figures['min']:.3g} to {figures['max']:.3g} in {figures['pairs']} pairs)"
@@ -79,7 +79,7 @@ def told(name: str, figures: dict[str, float], unit: str = "images/s") -> str:
 
 
 def clock() -> Callable[[], float]:
-    """Tells seconds. On one CPU thread they are the processor's: the same whatever else runs on the machine."""
+    """A clock in seconds. With one CPU thread it counts CPU time, which does not depend on other load."""
     alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
     return time.process_time if alone else time.perf_counter
 
@@ -100,7 +100,7 @@ class Clock(Task):
         self.ended.append(self.now())
 
     def seconds_a_step(self) -> float:
-        """The median, without the first step. Too few steps contain evaluations to change it."""
+        """Median over all steps but the first. Too few steps contain evaluations to change it."""
         return statistics.median(after - before for before, after in zip(self.ended[:-1], self.ended[1:], strict=True))
 
 
@@ -122,7 +122,7 @@ def changed(config: Config, **train: Any) -> Config:
 
 
 def quietly(config: Config, steps: int) -> Config:
-    """A few steps and hardly anything else."""
+    """The config for a few steps, with as little other work as possible."""
     quiet = {"num_eval_images": 2, "lr_warmup_steps": 0, "log_with": "none", "lr_scheduler": "constant", "lr_step_rules": None}
     few: Any = changed(config, max_steps=steps, **quiet)
     if hasattr(few, "diffusion"):
@@ -164,15 +164,15 @@ def megabytes(what: str) -> float:
     """Memory of this process, on Linux.
 
     Args:
-        what: `VmHWM`, the most it has had (getrusage's ru_maxrss is no less than the parent's had been); `RssAnon`, what it has
-            now and no file is behind; `RssFile`, what it has now of mapped files.
+        what: `VmHWM`, the peak (getrusage's ru_maxrss would include the parent's peak); `RssAnon`, the current memory not
+            backed by files; `RssFile`, the current pages of mapped files.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) / 1024
 
 
 def in_new_process(function: Callable, *args: object) -> Any:
-    """Its result, by a process that has done nothing else."""
+    """The result of a function, called in a new operating-system process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
@@ -181,12 +181,12 @@ def in_new_process(function: Callable, *args: object) -> Any:
 
 
 def use_all_cores() -> None:
-    """As the training scripts do."""
+    """Use all cores, like the training scripts."""
     torch.set_num_threads(cores())
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on besides the code."""
+    """The machine and library versions that the figures depend on."""
     info = Path("/proc/cpuinfo")
     names = (
         [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
@@ -196,7 +196,7 @@ def machine() -> dict[str, Any]:
         "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": cores(),
         "gpus": gpus,
-        # At the end; about `cores` when nobody else was there.
+        # At the end; about `cores` if nothing else was running.
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
@@ -204,7 +204,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the code: `-dirty` where anything differs from it but the documents, which the benchmarks themselves write into."""
+    """The commit of the code, with `-dirty` if files differ, except documents, which the benchmarks write themselves."""
 
     def git(*args: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -218,8 +218,8 @@ def record(name: str, figures: dict[str, Any], output: str, small: bool, script:
     """Write output/NAME.json.
 
     Args:
-        small: it was a trial with sizes that say nothing; docs/performance.md takes none of its numbers.
-        script: whose numbers they are, if not NAME's.
+        small: it was a trial with tiny sizes, whose numbers do not go into docs/performance.md.
+        script: the benchmark, if it is not called NAME.
     """
     result = {
         "command": shlex.join(["python", "-m", f"benchmarks.{script or name}", *sys.argv[1:]]),

@@ -1,9 +1,9 @@
-"""Memory of a pass over ten and twenty times as many images, read from files, and over ten times as many kept latents.
+"""Memory of a pass over images from files (1, 10 and 20 times as many) and over stored latents (1 and 10 times as many).
 
 Each pass runs in a new operating-system process. Passes over files vary by a few percent, so they are repeated.
 
 python -m benchmarks.memory                  # about 5 minutes on 2 CPU cores
-python -m benchmarks.memory --small true     # few images, to see that it runs
+python -m benchmarks.memory --small true     # few images, to check that it runs
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from tinyldm.first_stage.latent_store import SHARD, LatentStore, mapped
 
 
 def of_images(folder: str, side: int, images: int) -> float:
-    """Most MB that this process has had after a pass over so many images in parquet files."""
+    """Peak MB of this process after a pass over `images` images in parquet files."""
     source, _ = open_sources(DataConfig(name=folder, eval_split="validation", resolution=side), 0)
     batches = ImageBatches(Images(source, side, 2), 0, BATCH)()
     with contextlib.closing(batches):
@@ -36,8 +36,8 @@ def of_images(folder: str, side: int, images: int) -> float:
 
 
 def of_latents(folder: str) -> dict[str, float]:
-    """MB after an epoch of kept latents: what is this process's own, and the mapped files' pages, which the system takes back
-    when it needs them."""
+    """MB after an epoch of stored latents: the process's own memory, and pages of mapped files, which the system can reclaim at
+    any time."""
     store = LatentStore([mapped(file) for file in sorted(Path(folder).glob("*.npy"))], 1.0, 0)
     for _ in itertools.islice(LatentBatches(store, 0, 64)(), len(store) // 64):
         pass
@@ -45,7 +45,7 @@ def of_latents(folder: str) -> dict[str, float]:
 
 
 def shards(folder: Path, images: int) -> Path:
-    """A store's files: latents of 256 px images by a VQ-f4, with their mirror images."""
+    """Write the files of a store: latents of 256 px images from a VQ-f4, with their mirror images."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(images // SHARD):
@@ -55,14 +55,14 @@ def shards(folder: Path, images: int) -> Path:
 
 
 def main(images: int = 4000, latents: int = 20, repeats: int = 3, small: bool = False, output: str = str(RESULTS)) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
-        images: in the smaller set of JPEG files of 128 px.
-        latents: shards of kept latents in the smaller store.
-        repeats: of each pass over files.
-        small: few of both.
-        output: where the JSON goes.
+        images: number of 128 px JPEG files in the smallest set.
+        latents: number of shards in the smaller store.
+        repeats: passes per set of files.
+        small: few images and latents.
+        output: folder for the JSON file.
     """
     datasets.disable_progress_bars()
     few, latents, repeats = (64, 1, 1) if small else (images, latents, repeats)
@@ -85,7 +85,7 @@ def main(images: int = 4000, latents: int = 20, repeats: int = 3, small: bool = 
         for name, count in (("few", latents), ("ten times as many", 10 * latents)):
             folder = shards(Path(temporary) / f"store-{count}", count * SHARD)
             kept[name] = {"images": count * SHARD, **in_new_process(of_latents, str(folder))}
-            print(f"kept latents, {name}: {kept[name]}")
+            print(f"stored latents, {name}: {kept[name]}")
     record("memory", {"read": read, "kept": kept}, output, small)
 
 

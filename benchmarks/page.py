@@ -1,9 +1,9 @@
-"""Writes the numbers of docs/performance/*.json into docs/performance.md; what was not measured is called that.
+"""Writes the numbers of docs/performance/*.json into docs/performance.md, or "not measured yet" if there are none.
 
     python -m benchmarks.page            # fill
-    python -m benchmarks.page check      # does the page say what the files say?
+    python -m benchmarks.page check      # check that the pages match the files
 
-In the page a block stands between `<!-- NAME -->` and `<!-- /NAME -->`; the function of that name below makes it.
+A block of the page is between `<!-- NAME -->` and `<!-- /NAME -->`. The function with that name below writes it.
 """
 
 import json
@@ -24,14 +24,14 @@ Result = dict[str, Any]
 
 
 def read(name: str, folder: Path = RESULTS) -> Result | None:
-    """What a benchmark found; None where it has not run, or only in its small size."""
+    """The results of a benchmark; None if it has not run, or only with --small."""
     file = folder / f"{name}.json"
     found = json.loads(file.read_text()) if file.exists() else None
     return None if found is None or found["small"] else found
 
 
 def origin(result: Result) -> str:
-    """Where the numbers are from, in a sentence."""
+    """A sentence about how the numbers were measured."""
     m = result["machine"]
     where = ", ".join(m["gpus"]) or f"{m['cores']} core{'s' * (m['cores'] > 1)} of {m['processor']}"
     libraries = ", ".join(f"{name} {m[name]}" for name in ("torch", "diffusers", "datasets", "pillow"))
@@ -40,7 +40,7 @@ def origin(result: Result) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
+    """A table in Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
@@ -48,13 +48,13 @@ PAIR = ["", "this project", "the other", "ratio: median", "min to max", "pairs"]
 
 
 def pair(name: str, found: dict[str, float]) -> list[str]:
-    """A row under PAIR."""
+    """A row for the columns PAIR."""
     ends = f"{found['min']:.3g} to {found['max']:.3g}"
     return [name, f"{found['ours']:.4g}", f"{found['other']:.4g}", f"{found['median']:.3g}", ends, str(found["pairs"])]
 
 
 def target(value: float, least: float, what: str, unit: str = "") -> str:
-    """Whether a figure is at least what was aimed at."""
+    """A sentence that says whether a figure reached its target."""
     met = "met" if value >= least else f"missed by {least - value:.3g}{unit}"
     return f"The aim was {what}: {met}."
 
@@ -63,25 +63,25 @@ def target(value: float, least: float, what: str, unit: str = "") -> str:
 
 
 def latents(r: Result) -> str:
-    """Kept latents against encoding at each step."""
-    row = pair(f"latents kept against encoding at each step, {r['side']} px, images/s", r["kept"])
+    """Stored latents against encoding at each step."""
+    row = pair(f"stored latents against encoding at each step, {r['side']} px, images/s", r["kept"])
     aim = target(r["kept"]["median"], 10, "at least 10 times")
-    ours, other = 1 / r["kept"]["ours"], 1 / r["kept"]["other"]  # seconds an image; what is between them is encoding it
+    ours, other = 1 / r["kept"]["ours"], 1 / r["kept"]["other"]  # seconds per image; the difference is the encoding
     whole = {n: n * other / (2 * (other - ours) + n * ours) for n in (1, 10, 150)}
-    told = ", ".join(f"{ratio:.2g} times as fast over {n} epoch{'s' * (n > 1)}" for n, ratio in whole.items())
-    told = f"With the pass that encodes all images and their mirror images once, a run is by these numbers {told}."
-    return f"{table(PAIR, [row])}\n\n{aim} {told}"
+    sentence = ", ".join(f"{ratio:.2g} times as fast over {n} epoch{'s' * (n > 1)}" for n, ratio in whole.items())
+    sentence = f"Including the one pass that encodes all images and their mirror images, a run is by these numbers {sentence}."
+    return f"{table(PAIR, [row])}\n\n{aim} {sentence}"
 
 
 def same_image(r: Result) -> str:
-    """What each way of keeping latents changes in the images."""
+    """How each format of stored latents changes the images."""
     head = [
-        "latents kept as",
-        "bytes an image",
+        "latents stored as",
+        "bytes per image",
         "codes that change",
         "images that change by more than rounding",
         "8-bit values that change",
-        "at most by",
+        "largest change",
     ]
     rows = [
         [name, f"{f['bytes']:,.0f}", f"{f['codes']:.2%}", f"{f['images']:.1%}", f"{f['values']:.3%}", str(f["most"])]
@@ -99,10 +99,10 @@ def loop(r: Result) -> str:
         for key, seconds in r["now_and_then"].items()
     ]
     aim = target(100 * share, 97, "at least 97%", " points")
-    told = f"With these at their default intervals it is {share:.1%} of the bare steps. {aim} At the recipe's intervals, which "
-    told += f"are shorter, it is {r['shares']['faces64']:.1%}."
-    head = ["now and then", "takes", "a step, by default", "a step of `configs/faces64.yaml`"]
-    return f"{table(PAIR, rows)}\n\n{table(head, now)}\n\n{told}"
+    sentence = f"With these at their default intervals, the loop reaches {share:.1%} of the bare speed. {aim} At the recipe's "
+    sentence += f"shorter intervals, it reaches {r['shares']['faces64']:.1%}."
+    head = ["periodic work", "each time", "per step, by default", "per step of `configs/faces64.yaml`"]
+    return f"{table(PAIR, rows)}\n\n{table(head, now)}\n\n{sentence}"
 
 
 def data(r: Result) -> str:
@@ -111,26 +111,26 @@ def data(r: Result) -> str:
     bare = min(others["a bare loop of Pillow"]["median"] for others in r["speed"].values())
     aim = target(100 * bare, 90, "at least 90% of a bare loop of Pillow", " points")
     other = min(others["a bare loop of torchvision"]["median"] for others in r["speed"].values())
-    return f"{table(PAIR, rows)}\n\n{aim} Of torchvision's own decoder and transforms it is at least {other:.0%}."
+    return f"{table(PAIR, rows)}\n\n{aim} Compared with torchvision's own decoder and transforms, it is at least {other:.0%}."
 
 
 def memory(r: Result) -> str:
-    """Memory of a pass over few and over ten times as many images."""
+    """Memory of a pass over few images and over many times as many."""
     rows = []
     for name, f in r["read"].items():
         range_ = f"{min(f['passes']):,.0f} to {max(f['passes']):,.0f}"
         rows.append([f"images read from files, {name}", f"{f['images']:,}", f"{f['megabytes']:,.0f}", range_, ""])
     for name, f in r["kept"].items():
-        rows.append([f"kept latents, {name}", f"{f['images']:,}", f"{f['own']:,.0f}", "", f"{f['mapped']:,.0f}"])
+        rows.append([f"stored latents, {name}", f"{f['images']:,}", f"{f['own']:,.0f}", "", f"{f['mapped']:,.0f}"])
     grown = {name: r["read"][name]["megabytes"] / r["read"]["few"]["megabytes"] for name in r["read"]}
     grown["kept"] = r["kept"]["ten times as many"]["own"] / r["kept"]["few"]["own"]
     aims = [
         f"{what}: {ratio - 1:+.1%}, {'met' if ratio <= 1.05 else f'missed by {100 * (ratio - 1.05):.1f} points'}"
         for what, ratio in (
-            ("ten files in place of one", grown["ten times as many"]),
+            ("ten files instead of one", grown["ten times as many"]),
             ("twenty files", grown["twenty times as many"]),
-            ("one file that is ten times as large", grown["ten times as many, in one file"]),
-            ("a store of ten times as many latents", grown["kept"]),
+            ("one file, ten times as large", grown["ten times as many, in one file"]),
+            ("a store with ten times as many latents", grown["kept"]),
         )
     ]
     passes = len(r["read"]["few"]["passes"])
@@ -143,57 +143,59 @@ def sampling(r: Result) -> str:
     speed = r["speed"]
     rows = [pair(f"sample.py against LDMPipeline, DDIM, {r['steps']} steps, {r['batch_size']} images, images/s", speed)]
     aim = target(speed["median"], 1, "never slower")
-    same = f"{speed['same_pictures']:.0%} of the pictures are the same to the bit."
+    same = f"{speed['same_pictures']:.0%} of the pictures are the same bit for bit."
     return f"{table(PAIR, rows)}\n\n{aim} {same}"
 
 
 def samplers(r: Result) -> str:
-    """Distance by sampler and steps."""
+    """Frechet distance by sampler and number of steps."""
     cells = []
     ranked = sorted(r["rows"], key=lambda row: (row["evaluations"], statistics.mean(row["fds"])))
     for number, row in enumerate(ranked):
-        # Set by set, since all rows have the same seeds: what the seeds do to one they do to all.
+        # Compared set by set: all rows have the same seeds, so a lucky set of seeds is lucky for all of them.
         best = all(fd < other_fd for other in ranked[:number] for fd, other_fd in zip(row["fds"], other["fds"], strict=True))
         spread = f"{min(row['fds']):.2f} to {max(row['fds']):.2f}" if len(row["fds"]) > 1 else ""
         cells.append([row["sampler"], str(row["steps"]), str(row["evaluations"]), f"{row['seconds']:.3f}"])
         cells[-1] += [f"{statistics.mean(row['fds']):.2f}", *([spread] if spread else []), "yes" if best else ""]
     sets = len(r["rows"][0]["fds"])
-    head = ["sampler", "steps", "evaluations", "s an image", f"FD, {r['features']}, {r['images']} images"]
-    head += [*([f"of {sets} sets of seeds"] if sets > 1 else []), "best so far"]
-    told = "Best so far: it is below all rows above it" + (", in each set of seeds." if sets > 1 else ".")
+    head = ["sampler", "steps", "evaluations", "s per image", f"FD, {r['features']}, {r['images']} images"]
+    head += [*([f"min to max of {sets} sets of seeds"] if sets > 1 else []), "best so far"]
+    sentence = "Best so far: its distance is below those of all rows above" + (", in each set of seeds." if sets > 1 else ".")
     left = f" No time was left for {'; '.join(r['left_out'])}." if r["left_out"] else ""
-    return f"{table(head, cells)}\n\n{told}{left}"
+    return f"{table(head, cells)}\n\n{sentence}{left}"
 
 
 def decoding(r: Result) -> str:
     """Memory while latents are decoded."""
     rows = [[name, f"{most:,.0f}"] for name, most in r["megabytes"].items()]
-    return table([f"decoding {r['images']} images of {r['resolution']} px", "MB more, at most"], rows)
+    return table([f"decoding {r['images']} images of {r['resolution']} px", "peak MB added"], rows)
 
 
 def training(r: Result) -> str:
-    """Ours and the example's training at equal time."""
+    """Our training and the example's at equal time."""
     rows, lines = [], []
     for name, run in r["trainings"].items():
         fd = "-" if run["fd"] is None else f"{run['fd']:.1f}"
         rows.append([name, f"{run['images_a_second']:.1f}", str(run["steps"]), f"{run['curve'][-1][1]:.4f}", fd])
     for space in ("pixels", "latents"):
         loss, end, when = overtaken(r, space)
-        told = f"after {when / 60:.1f} min, {end / when:.1f} times as soon" if when else "not within its time"
-        lines.append(f"- {space}: ours reaches the example's last held-out loss, {loss:.4f} after {end / 60:.1f} min, {told}.")
-    head = ["", "images/s", "steps", "held-out loss, of the noise", f"FD, {r['features']}, {r['quality_images']} images"]
+        text = f"after {when / 60:.1f} min, {end / when:.1f} times as fast" if when else "not at all"
+        lines.append(
+            f"- {space}: the example ends at a held-out loss of {loss:.4f} after {end / 60:.1f} min; ours gets there {text}."
+        )
+    head = ["", "images/s", "steps", "held-out loss (noise)", f"FD, {r['features']}, {r['quality_images']} images"]
     curves = "![held-out losses against time](performance/training.png)"
     return f"{table(head, rows)}\n\n" + "\n".join(lines) + f"\n\n{curves}"
 
 
 def overtaken(r: Result, space: str) -> tuple[float, float, float | None]:
-    """The example's last held-out loss, after how many seconds it was there, and after how many ours was; None: it was not."""
+    """The example's last held-out loss, its time in seconds, and the time when ours reached that loss (None: never)."""
     end, loss = r["trainings"][f"{space}, example"]["curve"][-1]
     return loss, end, reaches(r["trainings"][f"{space}, ours"]["curve"], loss)
 
 
 def reaches(curve: list[list[float]], loss: float) -> float | None:
-    """Seconds at which a curve first comes down to a loss, on straight lines between its points."""
+    """Seconds at which a curve first falls to a loss, by linear interpolation."""
     before = None
     for seconds, value in curve:
         if value <= loss:
@@ -208,17 +210,15 @@ def startup(r: Result) -> str:
     """From launch to the first step."""
     helps = [[f"`{script} --help`", f"{seconds:.2f}"] for script, seconds in r["help"].items()]
     slowest = max(r["help"].values())
-    told = [table(["", "s"], helps), f"Aim: under 1 s: {'met' if slowest < 1 else f'missed by {slowest - 1:.2f} s'}."]
+    blocks = [table(["", "s"], helps), f"Aim: under 1 s: {'met' if slowest < 1 else f'missed by {slowest - 1:.2f} s'}."]
     for name, recipe in r["recipes"].items():
         rows, before = [], 0.0
         for stage, seconds in recipe["stages"].items():
             rows.append([stage, f"{seconds - before:.2f}", f"{seconds:.2f}"])
             before = seconds
-        told.append(
-            table([f"{name}, {recipe['images']:,} images: from launch to first step", "s", "since the launch, s"], rows)
-        )
-        told.append(f"Aim: under 15 s: {'met' if before < 15 else f'missed by {before - 15:.1f} s'}.")
-    return "\n\n".join(told)
+        blocks.append(table([f"{name}, {recipe['images']:,} images: from launch to first step", "s", "since launch, s"], rows))
+        blocks.append(f"Aim: under 15 s: {'met' if before < 15 else f'missed by {before - 15:.1f} s'}.")
+    return "\n\n".join(blocks)
 
 
 def processes(r: Result) -> str:
@@ -228,12 +228,12 @@ def processes(r: Result) -> str:
 
 def costs(r: Result) -> str:
     """What each recipe costs."""
-    head = ["recipe", "network", "parameters", "GFLOP an image", "forward and backward", "GiB a step", "images/s"]
+    head = ["recipe", "network", "parameters", "GFLOP per image", "forward and backward", "GiB per step", "images/s"]
     rows = []
     for name, recipe in r["recipes"].items():
         for part, c in recipe["parts"].items():
             step = f"{c['step'] / 1e9:,.2f}" if c["step"] else "-"
-            memory = f"{c['bytes'] / 2**30:,.2f}{'' if c['step'] else ', its weights'}"
+            memory = f"{c['bytes'] / 2**30:,.2f}{'' if c['step'] else ', weights only'}"
             cells = [f"{c['parameters']:,}", f"{c['forward'] / 1e9:,.2f}", step, memory]
             rows.append([f"{name}, batch {recipe['batch_size']}", part, *cells, f"{c['images_a_second']:,.1f}"])
     notes = [f"- {name}: {note}" for name, recipe in r["recipes"].items() for note in recipe["notes"]]
@@ -241,10 +241,10 @@ def costs(r: Result) -> str:
 
 
 def sweep(r: Result) -> str:
-    """Variants of a network by their difference to the base."""
+    """Variants of a network, ranked by their difference from the base."""
     figures = [key for key in ("eval_loss", "eval_eps", "eval_bits", "eval_psnr") if key in r["variants"][0]]
     titles = {
-        "eval_loss": "held-out loss" + ", of v" * (r["figure"] == "eval_loss"),
+        "eval_loss": "held-out loss" + " (v)" * (r["figure"] == "eval_loss"),
         "eval_eps": "in units of the noise",
         "eval_bits": "bound, bits",
         "eval_psnr": "PSNR",
@@ -270,13 +270,13 @@ def sweep(r: Result) -> str:
         cells = [v["factor"], v["variant"], f"{v['parameters']:,.0f}", f"{v['images_a_second']:.1f}"]
         cells += [f"{v['steps']:,.0f}", str(v["seeds"])]
         rows.append([*cells, *(f"{v[key]:.4f}" for key in figures), f"{v['difference']:+.4f}{error}", sure])
-    return f"{table(head, rows)}\n\n![differences to the base with two standard errors](performance/{r['picture']})"
+    return f"{table(head, rows)}\n\n![differences from the base with two standard errors](performance/{r['picture']})"
 
 
 def ema(r: Result) -> str:
-    """Held-out loss by the average's length."""
+    """Held-out loss by length of the average."""
     head = ["length of the average", *(f"held-out loss after {step:,} steps" for step in r["marks"])]
-    head[-1] += ", the last"
+    head[-1] += " (end)"
     rows = [[name, *(f"{loss:.4f}" for loss in losses)] for name, losses in r["losses"].items()]
     return f"{table(head, rows)}\n\n![held-out loss against the average's length](performance/ema.png)"
 
@@ -287,22 +287,22 @@ def speed(latents: Result | None, loop: Result | None, data: Result | None, trai
         return None
     kept, bare = latents["kept"]["median"], [others["a bare loop of Pillow"]["median"] for others in data["speed"].values()]
     sooner = {}
-    for space, told in (("pixels", "pixels"), ("latents", "latents, once they are encoded")):
+    for space, where in (("pixels", "pixels"), ("latents", "latents (once encoded)")):
         _, end, when = overtaken(training, space)
-        sooner[space] = f"{end / when:.1f} times as soon in {told}" if when else f"not in {told}"
+        sooner[space] = f"{end / when:.1f} times as fast in {where}" if when else f"not in {where}"
     return "\n".join(
         [
-            f"- a training at 256 px over kept latents: {kept:.3g} times the images a second of one that encodes at each step;",
+            f"- training at 256 px on stored latents: {kept:.3g} times the images/s of a training that encodes at each step;",
             "- the loop, with logging, averaged weights, evaluation and checkpoints: "
-            f"{loop['shares']['defaults']:.1%} of bare steps;",
+            f"{loop['shares']['defaults']:.1%} of the speed of bare steps;",
             f"- reading images: {min(bare):.0%} to {max(bare):.0%} of a bare loop of Pillow over the same bytes;",
-            f"- the held-out loss where diffusers' example is after {training['minutes']:g} minutes: reached "
-            f"{sooner['pixels']}, {sooner['latents']} (each trained once).",
+            f"- the held-out loss of diffusers' example after {training['minutes']:g} minutes: reached "
+            f"{sooner['pixels']}, {sooner['latents']}; one training each.",
         ]
     )
 
 
-# What several results make: which, and by what.
+# Blocks made from several results: their names, and the function.
 JOINED: dict[str, tuple[tuple[str, ...], Callable[..., str | None]]] = {
     "scale": (("costs", "data", "loop"), scale),
     "speed": (("latents", "loop", "data", "training"), speed),
@@ -334,17 +334,17 @@ BLOCKS: dict[str, Callable[[Result], str]] = {
 
 
 def fill(text: str, folder: Path = RESULTS) -> str:
-    """The page with each block made anew."""
+    """The page with all blocks rewritten."""
 
     def block(match: re.Match) -> str:
         name = match[1]
         if name in JOINED:
             needs, join = JOINED[name]
-            made = join(*(read(need, folder) for need in needs)) or NOT_YET
+            content = join(*(read(need, folder) for need in needs)) or NOT_YET
         else:
             result = read(name, folder)
-            made = f"{BLOCKS[name](result)}\n\n{origin(result)}" if result else NOT_YET
-        return f"<!-- {name} -->\n{made}\n<!-- /{name} -->"
+            content = f"{BLOCKS[name](result)}\n\n{origin(result)}" if result else NOT_YET
+        return f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
 
     return BLOCK.sub(block, text)
 
@@ -359,7 +359,7 @@ def main(command: str) -> int:
             if command != "check":
                 file.write_text(fill(text), encoding="utf-8")
     if command == "check":
-        print(f"{', '.join(old)} is old: python -m benchmarks.page" if old else "the pages say what the files say")
+        print(f"{', '.join(old)} is outdated: run python -m benchmarks.page" if old else "the pages match the files")
         return bool(old)
     return 0
 

@@ -1,7 +1,7 @@
 """Throughput of train_ldm.py with one rank and with two ranks on the same cores, in turns.
 
 python -m benchmarks.processes                # configs/faces64.yaml's network: about 6 minutes on 2 CPU cores
-python -m benchmarks.processes --small true   # a small network, to see that it runs
+python -m benchmarks.processes --small true   # a small network, to check that it runs
 """
 
 import json
@@ -34,13 +34,13 @@ def images_a_second(ranks: int, config: Path, run: Path, batch_size: int, steps:
 
 
 def main(pairs: int = 5, steps: int = 30, small: bool = False, output: str = str(RESULTS)) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
-        pairs: how often each is measured.
-        steps: of each training.
+        pairs: number of paired measurements.
+        steps: steps per training.
         small: a small network and few steps.
-        output: where the JSON goes.
+        output: folder for the JSON file.
     """
     steps = 2 if small else steps
     with tempfile.TemporaryDirectory() as temporary:
@@ -55,9 +55,9 @@ def main(pairs: int = 5, steps: int = 30, small: bool = False, output: str = str
         def speed(ranks: int) -> float:
             return images_a_second(ranks, config, folder / "run", parsed.train.batch_size, steps)
 
-        found = ratio(in_turns(lambda: speed(2), lambda: speed(1), pairs))
-    print(told("two ranks against one, on the same cores", found))
-    record("processes", {"two": found, "batch_size": parsed.train.batch_size, "steps": steps}, output, small)
+        results = ratio(in_turns(lambda: speed(2), lambda: speed(1), pairs))
+    print(told("two ranks against one, on the same cores", results))
+    record("processes", {"two": results, "batch_size": parsed.train.batch_size, "steps": steps}, output, small)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""In which form do kept latents decode to the same image, and what does each form cost?
+"""Which formats of stored latents decode to the same image, and how large are they?
 
     python -m benchmarks.same_image --first_stage_run runs/faces64-vq --data ../shared/data/faces      # 2 minutes
     python -m benchmarks.same_image --small true
 
-A VQ model's decoder sees the nearest codes of the latents. Rounding the latents keeps the image as long as no code changes
-(float16 has 11 bits, and takes some across the border between two; FirstStage.to_half takes them back);
-code indices keep it always, up to rounding, but hold the quantised latents alone, and the denoiser learns the ones before
-quantisation (Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder).
+A VQ model's decoder uses the nearest codes of the latents, so rounding keeps the image as long as no code changes. float16 has
+11 bits and moves some latents across the border between two codes; FirstStage.to_half moves them back. Code indices always
+keep the image, up to rounding. But they only store quantised latents, and the denoiser learns the latents before quantisation
+(Rombach et al. 2022, section 3.1: the quantisation belongs to the decoder).
 """
 
 import tempfile
@@ -40,15 +40,15 @@ def main(
     small: bool = False,
     output: str = str(RESULTS),
 ) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
-        data: a folder with splits `train` and `validation`; the first images of the latter are taken.
-        first_stage_run: of train_vq.py.
-        resolution: of the images.
-        images: how many.
+        data: a folder with splits `train` and `validation`; uses the first images of `validation`.
+        first_stage_run: a run of train_vq.py.
+        resolution: side length of the images.
+        images: number of images.
         small: a small first stage with random weights.
-        output: where the JSON goes.
+        output: folder for the JSON file.
     """
     use_all_cores()
     with tempfile.TemporaryDirectory() as temporary:
@@ -60,21 +60,22 @@ def main(
             stage = load_first_stage(FirstStageConfig(path=first_stage_run))
         source = open_sources(DataConfig(name=data, eval_split="validation"), 0)[1]
         pixels = first_images(Images(source, resolution, 2), images)
-    found = compare(stage, pixels)
-    for name, row in found.items():
+    results = compare(stage, pixels)
+    for name, row in results.items():
         print(
             f"{name}: {row['bytes']:,.0f} bytes an image; other codes {row['codes']:.2e}, other images {row['images']:.1%}, "
             f"other pixel values {row['values']:.2e}, at most by {row['most']}"
         )
-    record("same_image", {"images": len(pixels), "resolution": resolution, "forms": found}, output, small)
+    record("same_image", {"images": len(pixels), "resolution": resolution, "forms": results}, output, small)
 
 
 @torch.no_grad()
 def compare(stage: FirstStage, pixels: torch.Tensor) -> dict[str, dict[str, float]]:
-    """Of each form, against the encoder's own latents: bytes an image; the share of other codes; of images in which a value (0
-    to 255) differs by more than 1; of values that differ at all; the largest difference.
+    """Compare each format with the encoder's own latents.
 
-    A difference of 1 is rounding: VQModel hands its decoder z + (code - z), which float32 does not make the code to the bit."""
+    bytes: per image. codes: share of changed codes. images: share with a value (0 to 255) that differs by more than 1. values:
+    share that differ at all. most: the largest difference. A difference of 1 is rounding: VQModel passes its decoder
+    z + (code - z), which is not exactly the code in float32."""
     rows = {name: {"codes": 0.0, "images": 0.0, "values": 0.0, "most": 0} for name in (*FORMS, "code indices")}
     for batch in to_float(pixels).split(16):
         latents = stage.encode(batch)

@@ -1,9 +1,9 @@
-"""Which sampler reaches a quality soonest: the table of samplers and steps.
+"""Which sampler is the fastest for a given quality: a table of samplers and steps.
 
     python -m benchmarks.samplers --model runs/faces64      # about an hour on one CPU core
 
-The quality is the Frechet distance of train.metrics_steps: the same seeds for each row, against the run's own held-out part.
-Several sets of seeds say how far to believe a difference.
+The quality is the Frechet distance of train.metrics_steps: the same seeds for each row, against the run's held-out part.
+Several sets of seeds show how reliable a difference is.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from tinyldm.diffusion import sampling
 from tinyldm.diffusion.model import load_model
 from tinyldm.metrics.while_training import Quality
 
-# Samplers and steps, by cost. heun evaluates the network twice in each step but the last.
+# Samplers and steps, by cost. heun evaluates the network twice per step, except in the last.
 TABLE: list[tuple[Sampler, int]] = [
     *(("ddim", 10), ("dpm-solver++", 10), ("unipc", 10), ("euler", 10), ("heun", 5)),
     *(("ddim", 20), ("dpm-solver++", 20), ("unipc", 20), ("euler", 20), ("heun", 10)),
@@ -39,16 +39,16 @@ def main(
     data: str | None = None,
     output: str = str(RESULTS),
 ) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
         model: a run of train_ldm.py.
-        minutes: rows that do not fit are left out, and said.
-        images: of which each distance is. Fewer make them larger.
-        sets: how many distances each row has, of other seeds each.
-        features: the network of the distances; see evaluate.py.
-        data: where the run's data lie, if not where they were.
-        output: where the JSON goes.
+        minutes: time limit; rows that do not fit are skipped and listed.
+        images: images per distance. Fewer images make it larger.
+        sets: distances per row, each with other seeds.
+        features: feature network of the distances; see evaluate.py.
+        data: path of the run's data, if they have moved.
+        output: folder for the JSON file.
     """
     use_all_cores()
     rows, left_out = samplers(model, data, minutes, images, sets, features)
@@ -59,7 +59,7 @@ def main(
 def samplers(
     model: str, data: str | None, minutes: float, images: int, sets: int, features: Features
 ) -> tuple[list[dict], list[str]]:
-    """A row for each sampler (steps, evaluations, seconds per image, Frechet distances), and the samplers left out for lack
+    """A row for each sampler (steps, evaluations, seconds per image, Frechet distances), and the samplers skipped for lack
     of time."""
     run = Path(model)
     args = ["--config", str(run / "config.yaml"), *(["--data.name", data] if data else [])]
@@ -69,7 +69,7 @@ def samplers(
     quality = Quality(dataclasses.replace(config, train=train), accelerator)
     loaded = load_model(model, str(accelerator.device))
     rows, left_out, end = [], [], time.monotonic() + 60 * minutes
-    each = 0.0  # seconds per evaluation of the network in the last row, everything included
+    each = 0.0  # seconds per evaluation of the network in the last row, including everything else
     for name, steps in tqdm(TABLE, unit="row", dynamic_ncols=True):
         settings = SamplerSettings(scheduler=name, num_inference_steps=steps)
         evaluations = len(loaded.sampler(settings).timesteps)
@@ -85,7 +85,7 @@ def samplers(
         each = (time.perf_counter() - started) / evaluations
         seconds = drawing / (sets * images)
         rows.append({"sampler": name, "steps": steps, "evaluations": evaluations, "seconds": seconds, "fds": fds})
-        tqdm.write(f"{name}, {steps} steps: {seconds:.3f} s an image, distances {', '.join(f'{fd:.2f}' for fd in fds)}")
+        tqdm.write(f"{name}, {steps} steps: {seconds:.3f} s per image, distances {', '.join(f'{fd:.2f}' for fd in fds)}")
     return rows, left_out
 
 

@@ -1,7 +1,7 @@
-"""sample.py against diffusers' own LDMPipeline: images a second, and whether the pictures are the same.
+"""sample.py against diffusers' own LDMPipeline: images per second, and whether the pictures are the same.
 
 python -m benchmarks.sampling --model runs/faces64      # about 5 minutes on 2 CPU cores
-python -m benchmarks.sampling --small true              # a small random model, to see that it runs
+python -m benchmarks.sampling --small true              # a small random model, to check that it runs
 """
 
 import tempfile
@@ -29,22 +29,22 @@ def main(
     small: bool = False,
     output: str = str(RESULTS),
 ) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
         model: a run of train_ldm.py.
-        pairs: how often each is measured.
-        images: in each, as one batch.
+        pairs: number of paired measurements.
+        images: images per measurement, in one batch.
         steps: DDIM steps.
         small: a small random model.
-        output: where the JSON goes.
+        output: folder for the JSON file.
     """
     use_all_cores()
     with tempfile.TemporaryDirectory() as temporary:
         if small:
             model = random_pipeline(Path(temporary))
         if model is None:
-            raise SystemExit("say which run: --model runs/faces64, or --small true")
+            raise SystemExit("no model given: add --model runs/faces64, or --small true")
         speed = against_diffusers(model, pairs, images, steps)
     record("sampling", {"batch_size": images, "steps": steps, "speed": speed}, output, small)
 
@@ -60,7 +60,7 @@ def random_pipeline(folder: Path) -> str:
 
 
 def against_diffusers(model: str, pairs: int, images: int, steps: int) -> dict[str, float]:
-    """Images per second up to PIL images, from the same seeds with DDIM."""
+    """Images per second until PIL images, from the same seeds with DDIM."""
     ours, settings = load_model(model), SamplerSettings(scheduler="ddim", num_inference_steps=steps)
     local = Path(model) / "pipeline" if (Path(model) / "pipeline").is_dir() else Path(model)
     theirs = DiffusionPipeline.from_pretrained(str(local))
@@ -80,11 +80,11 @@ def against_diffusers(model: str, pairs: int, images: int, steps: int) -> dict[s
         drawn["theirs"] = theirs(batch_size=images, generator=random, num_inference_steps=steps).images
         return images / (now() - started)
 
-    found = ratio(in_turns(sample, pipeline, pairs))
+    results = ratio(in_turns(sample, pipeline, pairs))
     same = sum(a.tobytes() == b.tobytes() for a, b in zip(drawn["ours"], drawn["theirs"], strict=True))
-    print(told(f"sample.py against LDMPipeline, DDIM with {steps} steps", found))
-    print(f"{same} of {images} pictures are the same to the bit")
-    return {**found, "same_pictures": same / images}
+    print(told(f"sample.py against LDMPipeline, DDIM with {steps} steps", results))
+    print(f"{same} of {images} pictures are the same bit for bit")
+    return {**results, "same_pictures": same / images}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What a night on larger machines would do with configs/celebahq256.yaml: measured pieces, assumed machines, and divisions.
+"""Estimates a night of training configs/celebahq256.yaml on larger machines, from measured parts and assumed machines.
 
-Counted: FLOPs of first stage and denoiser. Measured on the benchmarks' machine: decoding and resizing on a core, the loop's
-share of the bare step. Assumed, since no such machine was at hand: everything in MACHINES, and how much of a GPU's peak
-each network gets.
+Counted: FLOPs of first stage and denoiser. Measured on the benchmarks' machine: decoding and resizing on a core, and the speed
+of the loop relative to bare steps. Assumed, since no such machine was available: everything in MACHINES, and the fraction of
+a GPU's peak that each network reaches.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from typing import Any
 IMAGES, VIEWS, EPOCHS, BATCH = 28_000, 2, 150, 64  # configs/celebahq256.yaml
 NIGHT = 10 * 3600  # seconds
 FILE = 100e3  # bytes of an image of 256 px; assumed
-ENCODER_SHARE, DENOISER_SHARE = 0.25, 0.05  # of the peaks; guesses: wide convolutions, and narrow ones that wait for memory
+ENCODER_SHARE, DENOISER_SHARE = 0.25, 0.05  # of the peak; guesses: wide convolutions, narrow memory-bound ones
 
 
 @dataclass
 class Machine:
-    """All assumed: vendors' peaks, without sparsity, and what such machines usually have.
+    """All values are assumed: vendors' peaks without sparsity, and typical configurations.
 
     Attributes:
-        tf32, bf16: FLOP/s of a GPU. The first stage runs in float32, whose convolutions cuDNN does in TF32.
-        network: bytes a second from the Hub.
-        link: bytes a second between GPUs.
+        tf32, bf16: FLOP/s per GPU. The first stage runs in float32; cuDNN computes its convolutions in TF32.
+        network: bytes per second from the Hub.
+        link: bytes per second between GPUs.
     """
 
     name: str
@@ -39,19 +39,19 @@ MACHINES = [
     Machine("a cluster of 64 (H100)", 64, 494e12, 989e12, 768, 10e9, 25e9),
 ]
 RELIEF = {
-    "network": "each process reads the whole stream and decodes its share; with `data.streaming false` it reads its share only",
-    "decoding": "`data.num_workers` up to the cores; sources stored at 256 px",
-    "first stage": "without `data.random_flip` it has half the work; more GPUs, each builds its share of the shards",
+    "network": "with `data.streaming false` each rank only reads its share, not the whole stream",
+    "decoding": "raise `data.num_workers` to the number of cores, or store the images at 256 px",
+    "first stage": "without `data.random_flip` it has half the work; with more GPUs, each builds its share of the shards",
 }
 
 
 def digit(value: float) -> str:
-    """To one digit: more would be guesses."""
+    """One significant digit: more would suggest accuracy that is not there."""
     return f"{float(f'{value:.1g}'):,.15g}"
 
 
 def time(seconds: float) -> str:
-    """In the unit that fits, to one digit."""
+    """A duration in h, min or s, with one significant digit."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{digit(seconds / size)} {unit}"
@@ -59,19 +59,19 @@ def time(seconds: float) -> str:
 
 
 def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[str, Any] | None) -> str | None:
-    """Two tables and what follows from them; None where a piece was not measured."""
+    """Two tables and conclusions; None if a part was not measured."""
     if not (costs and data and loop and "celebahq256" in costs["recipes"]):
         return None
     parts = costs["recipes"]["celebahq256"]["parts"]
     encoder, denoiser = parts["first stage, encoding"], parts["UNet2DModel"]
     decoding = next(others for name, others in data["speed"].items() if "to 256 px" in name)["a bare loop of Pillow"]["ours"]
     lines = [
-        f"Counted: {encoder['forward'] / 1e9:.0f} GFLOP for encoding an image, {denoiser['step'] / 1e9:.1f} for a "
-        f"training step on it. Measured here: {decoding:.0f} images/s decoded and resized to 256 px on a core.",
+        f"Counted: {encoder['forward'] / 1e9:.0f} GFLOP to encode an image, {denoiser['step'] / 1e9:.1f} for a "
+        f"training step on it. Measured here: {decoding:.0f} images/s per core for decoding and resizing to 256 px.",
         "",
         f"**Assumed**: an image file of {FILE / 1e3:.0f} kB; {ENCODER_SHARE:.0%} of a GPU's TF32 peak in the first stage and "
-        f"{DENOISER_SHARE:.0%} of its bf16 peak in the denoiser, which are guesses; that the loop takes from a step there "
-        f"what it takes here, {1 - loop['shares']['defaults']:.1%}; and the machines:",
+        f"{DENOISER_SHARE:.0%} of its bf16 peak in the denoiser, which are guesses; the same loop "
+        f"overhead per step as here, {1 - loop['shares']['defaults']:.1%}; and these machines:",
         "",
         row("machine", "GPUs", "TF32, bf16 peak, TFLOP/s", "CPU cores", "network, MB/s", "between GPUs, GB/s"),
         row(*["---"] * 6),
@@ -84,22 +84,22 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
         "network, images/s",
         "decoding",
         f"first stage, {VIEWS} views",
-        f"first pass of {IMAGES:,} images, its limit",
+        f"first pass over {IMAGES:,} images, bottleneck",
     ]
     head += ["denoiser, images/s", f"{EPOCHS} epochs", f"epochs in {time(NIGHT)}"]
     lines += ["", row(*head), row(*["---"] * len(head))]
     limits = {}
     for m in MACHINES:
         rates = {
-            "network": m.network / FILE / m.gpus,  # each process reads the whole stream
+            "network": m.network / FILE / m.gpus,  # each rank reads the whole stream
             "decoding": m.cores * decoding,
             "first stage": m.gpus * m.tf32 * ENCODER_SHARE / encoder["forward"] / VIEWS,
         }
         limits[m.name] = least = min(rates, key=rates.__getitem__)
         first = IMAGES / rates[least]
-        # Seconds of a step of BATCH a GPU.
+        # Seconds per step of BATCH images per GPU.
         compute = BATCH * denoiser["step"] / (m.bf16 * DENOISER_SHARE) / loop["shares"]["defaults"]
-        # Gradients in float32 through a ring, not overlapped.
+        # All-reduce of float32 gradients in a ring, not overlapped with the backward pass.
         exchange = 2 * 4 * denoiser["parameters"] * (1 - 1 / m.gpus) / m.link if m.link else 0.0
         speed = m.gpus * BATCH / (compute + exchange)
         after = [digit(speed), time(IMAGES * EPOCHS / speed), digit((NIGHT - first) * speed / IMAGES)]
@@ -107,17 +107,17 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
     kept = VIEWS * 2 * 3 * 64 * 64
     lines += [
         "",
-        *(f"- {name}: the first pass waits for the {least}. Relief: {RELIEF[least]}." for name, least in limits.items()),
-        f"- After it everything waits for the denoiser: a kept latent is {kept / 1e3:.0f} kB with its mirror image, "
-        f"{IMAGES * kept / 1e9:.1f} GB for all, which memory holds. `train.compile` and bf16 are on in this recipe already; "
-        "relief is a smaller network or more GPUs.",
-        f"- With N GPUs the batch is N x {BATCH} here, another recipe than that of one. With {BATCH} in all, 64 GPUs have "
-        "one image each, and launching kernels and exchanging gradients take longer than the step: better train several runs "
-        "side by side.",
+        *(f"- {name}: the first pass is limited by the {least}. Faster: {RELIEF[least]}." for name, least in limits.items()),
+        f"- After it the denoiser is the bottleneck: a latent takes {kept / 1e3:.0f} kB with its mirror image, and all "
+        f"latents take {IMAGES * kept / 1e9:.1f} GB, which fits in memory. This recipe already uses `train.compile` and bf16; "
+        "only a smaller network or more GPUs are faster.",
+        f"- With N GPUs the batch is N x {BATCH} here, so it is a different recipe. With {BATCH} images in total, each of 64 "
+        "GPUs has one image, and launching kernels and exchanging gradients take longer than the step. Then it is better to "
+        "train several runs in parallel.",
     ]
     return "\n".join(lines)
 
 
 def row(*cells: object) -> str:
-    """Of a table in Markdown."""
+    """A row of a table in Markdown."""
     return f"| {' | '.join(map(str, cells))} |"

@@ -1,9 +1,9 @@
-"""How long one waits: for --help, and from the launch of a training to its first step with the latents kept already.
+"""Waiting times: for --help, and from the launch of a training to its first step with stored latents.
 
     python -m benchmarks.startup                  # about 10 minutes on 2 CPU cores, 3 GB of temporary files
-    python -m benchmarks.startup --small true     # once each, to see that it runs
+    python -m benchmarks.startup --small true     # once each, to check that it runs
 
-The launches run benchmarks/startup_stages.py in place of train_ldm.py: the same calls, with the time noted between them.
+The launches run benchmarks/startup_stages.py instead of train_ldm.py: the same calls, with timestamps between them.
 """
 
 import json
@@ -35,7 +35,7 @@ LAUNCH += ["--dynamo_backend", "no"]
 
 
 def seconds_of(*args: str) -> float:
-    """How long a Python program takes."""
+    """Seconds that a Python program takes."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *args], cwd=ROOT, check=True, capture_output=True)
     return time.perf_counter() - started
@@ -52,8 +52,8 @@ def launch(config: Path, marks: Path) -> dict[str, float]:
 
 
 def recipe(name: str, images: int, folder: Path, small: bool) -> Path:
-    """A config file of a recipe of configs/, over as many drawn images as its data set has and a first stage of its size, with
-    random weights. Its latents are kept; they are random, since encoding them would take hours and changes no time here."""
+    """A config file for a recipe of configs/, with as many toy faces as its data set has images, and a first stage of the same
+    size with random weights. Stores random latents, since encoding would take hours and does not change the result."""
     config = ROOT / "configs" / f"{name}.yaml"
     large = name == "celebahq256"
     side = 32 if small else 256 if large else 64
@@ -80,12 +80,12 @@ def _noise(stage: FirstStage, images: torch.Tensor) -> torch.Tensor:
 
 
 def main(repeats: int = 5, small: bool = False, output: str = str(RESULTS)) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
-        repeats: of each; medians are reported.
+        repeats: measurements of each; the medians are reported.
         small: one script, a small network, few images.
-        output: where the JSON goes.
+        output: folder for the JSON file.
     """
     helps = {
         script: statistics.median(seconds_of(script, "--help") for _ in range(repeats))
@@ -93,16 +93,16 @@ def main(repeats: int = 5, small: bool = False, output: str = str(RESULTS)) -> N
     }
     for script, seconds in helps.items():
         print(f"{script} --help: {seconds:.2f} s")
-    found = {}
+    results = {}
     for name, images in ({"faces64": 64} if small else RECIPES).items():
         with tempfile.TemporaryDirectory() as temporary:
             config = recipe(name, images, Path(temporary), small)
             launches = [launch(config, Path(temporary) / "marks.json") for _ in range(repeats)]
         reached = {stage: statistics.median(each[stage] for each in launches) for stage in launches[0]}
-        found[name] = {"images": images, "stages": reached}
+        results[name] = {"images": images, "stages": reached}
         for stage, seconds in reached.items():
-            print(f"{name}, {stage}: {seconds:.2f} s since the launch")
-    record("startup", {"help": helps, "recipes": found, "repeats": repeats}, output, small)
+            print(f"{name}, {stage}: {seconds:.2f} s since launch")
+    record("startup", {"help": helps, "recipes": results, "repeats": repeats}, output, small)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""train_ldm.py with the time noted between its calls, for benchmarks.startup. It imports nothing before it is needed."""
+"""train_ldm.py with timestamps between its calls, for benchmarks.startup. Imports each module only when it is needed."""
 
 import json
 import sys

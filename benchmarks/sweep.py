@@ -1,12 +1,12 @@
-"""One factor at a time: trainings of equal wall-clock time around a config, a table that a killed sweep goes on with, a
-picture.
+"""Sweeps that change one factor of a config at a time, with trainings of equal wall-clock time, a table and a picture. A killed
+sweep resumes from the table.
 
-Several processes can share a sweep, one on each core or GPU: each takes the next training that nobody has taken. A variant's
-number of steps is found by whoever trains it first, and is that of all its seeds.
+Several processes can share a sweep, one on each core or GPU: each starts the next free training. The first training of a
+variant determines the number of steps for all its seeds.
 
-The seeds go round outside, the variants inside: whenever one stops, all variants have had about as many. Where many are tried,
-only the best of one seed need go on to the next; their means then keep some of the luck that they were chosen for. A variant is
-held against the base of the same seed, which has the same held-out images, noise and timesteps; how sure that is comes from the
+The outer loop is over seeds, the inner loop over variants. So at any time, all variants have about as many trainings. With many
+variants, only the best of one seed may continue with the next one. Their means are then biased by that selection. A variant is
+compared with the base of the same seed, which has the same held-out images, noise and timesteps. The error comes from the
 spread of these differences over the seeds, pooled over all variants.
 """
 
@@ -38,9 +38,9 @@ class Variant:
     """The base with some keys changed.
 
     Attributes:
-        factor: which knob it turns.
-        args: as on the command line.
-        kind: the task, where a key does not say it.
+        factor: the factor that it changes.
+        args: command-line arguments.
+        kind: the task, if no key selects it.
     """
 
     factor: str
@@ -51,15 +51,15 @@ class Variant:
 
 @dataclass
 class Figure:
-    """What ranks the variants: a column of the table, and what a picture calls it."""
+    """The metric that ranks the variants: a column of the table, and its title in the picture."""
 
     name: str
     title: str
     higher_is_better: bool
 
-    def ranked(self, found: list[Row]) -> list[Row]:
-        """Rows of a summary, the best first."""
-        return sorted(found, key=lambda row: row["difference"], reverse=self.higher_is_better)
+    def ranked(self, summaries: list[Row]) -> list[Row]:
+        """Rows of a summary, best first."""
+        return sorted(summaries, key=lambda row: row["difference"], reverse=self.higher_is_better)
 
 
 def run_all(
@@ -72,18 +72,18 @@ def run_all(
     figure: Figure,
     best: int,
 ) -> list[Row]:
-    """Train what is not in the table yet.
+    """Train all variants and seeds that are not in the table yet.
 
     Args:
         variants: the first is the base.
-        make: (variant, output_dir) -> its config.
-        seconds: of each training.
-        table: a CSV with a row a training.
+        make: (variant, output_dir) -> config.
+        seconds: length of each training.
+        table: a CSV with one row per training.
         figure: ranks the variants.
-        best: how many of them, beside the base, go on to another seed.
+        best: number of variants, besides the base, that are trained with another seed.
     """
     if other := {row["budget"] for row in read(table)} - {seconds}:
-        raise SystemExit(f"{table} is of trainings of {other.pop():g} s: choose another output, or --seconds {other or ''}")
+        raise SystemExit(f"{table} has trainings of {min(other):g} s: choose another output, or --seconds {min(other):g}")
     locks = table.with_suffix(".locks")
     locks.mkdir(parents=True, exist_ok=True)
     for seed in range(seeds):
@@ -110,12 +110,12 @@ def run_all(
 
 
 def chosen_from(variants: list[Variant], only: list[str] | None) -> list[Variant]:
-    """The base and what `only` names, a factor or a variant; all where it is None."""
+    """The base and the factors or variants that `only` names; all variants if it is None."""
     return [each for each in variants if only is None or {each.factor, each.name} & {BASE, *only}]
 
 
 def going_on(variants: list[Variant], rows: list[Row], seed: int, figure: Figure, best: int) -> list[Variant]:
-    """All variants for the first seed; for another one the base and those that the seeds before it found best."""
+    """All variants for the first seed; for later seeds the base and the best variants of the earlier seeds."""
     if not seed:
         return variants
     before = [row for row in rows if row["seed"] < seed and any(is_of(row, variant) for variant in variants)]
@@ -125,7 +125,7 @@ def going_on(variants: list[Variant], rows: list[Row], seed: int, figure: Figure
 
 @contextlib.contextmanager
 def taken(file: Path) -> Iterator[bool]:
-    """Whether this process now has the training that the lock file is named after, and no other one."""
+    """Try to lock a file, which is named after a training. Yields whether it worked."""
     lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
@@ -144,7 +144,7 @@ def is_of(row: Row, variant: Variant) -> bool:
 
 
 def read(table: Path) -> list[Row]:
-    """The rows of the table; none where there is none."""
+    """The rows of the table; empty if it does not exist."""
     if not table.exists():
         return []
     with table.open(newline="") as file:
@@ -157,7 +157,7 @@ def read(table: Path) -> list[Row]:
 
 
 def write(table: Path, rows: list[Row]) -> None:
-    """All rows, anew and renamed into place."""
+    """Write all rows to a new file, then rename it."""
     aside = table.with_suffix(".aside")
     with aside.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -167,9 +167,9 @@ def write(table: Path, rows: list[Row]) -> None:
 
 
 def summary(rows: list[Row], figure: str) -> list[Row]:
-    """Of each variant: means over its seeds, mean difference to the base of the same seeds, its standard error, how many seeds.
+    """For each variant: means over seeds, mean difference from the base of the same seeds, its standard error, number of seeds.
 
-    The error is None where no variant has two seeds.
+    The error is None if no variant has two seeds.
     """
     base = {row["seed"]: row[figure] for row in rows if row["factor"] == BASE}
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -181,35 +181,35 @@ def summary(rows: list[Row], figure: str) -> list[Row]:
     squares = [(value - means[key]) ** 2 for key, values in differences.items() if key[0] != BASE for value in values]
     freedom = sum(len(values) - 1 for key, values in differences.items() if key[0] != BASE)
     deviation = math.sqrt(sum(squares) / freedom) if freedom else None
-    found = []
+    summaries = []
     for (factor, name), group in groups.items():
         row = {"factor": factor, "variant": name, "seeds": len(group), "difference": means[factor, name]}
         row |= {key: sum(each[key] for each in group) / len(group) for key in group[0] if isinstance(group[0][key], float)}
-        row["images_a_second"] = min(group, key=lambda each: each["seed"])["images_a_second"]  # when the steps were chosen
+        row["images_a_second"] = min(group, key=lambda each: each["seed"])["images_a_second"]  # it determined the steps
         row["error"] = None if deviation is None or factor == BASE else deviation / math.sqrt(len(group))
-        found.append(row)
-    return found
+        summaries.append(row)
+    return summaries
 
 
 def tell(rows: list[Row], figure: Figure, seconds: float, seeds: int, name: str, output: str, small: bool, script: str) -> None:
     """Draw OUTPUT/NAME.png and write NAME.json."""
-    found = summary(rows, figure.name)
+    summaries = summary(rows, figure.name)
     better = "right" if figure.higher_is_better else "left"
-    label = f"{figure.title} after {seconds:g} s, less the base's\n({better} is better)"
-    picture(found, label, Path(output) / f"{name}.png")
-    figures = {"seconds": seconds, "seeds": seeds, "figure": figure.name, "picture": f"{name}.png", "variants": found}
+    label = f"{figure.title} after {seconds:g} s, minus the base's\n({better} is better)"
+    picture(summaries, label, Path(output) / f"{name}.png")
+    figures = {"seconds": seconds, "seeds": seeds, "figure": figure.name, "picture": f"{name}.png", "variants": summaries}
     record(name, figures, output, small, script)
 
 
-def picture(found: list[Row], label: str, file: Path) -> None:
-    """Differences to the base, with two standard errors, grouped by factor."""
+def picture(summaries: list[Row], label: str, file: Path) -> None:
+    """Plot differences from the base, with two standard errors, grouped by factor."""
     plt = pyplot()
-    rows = [row for row in found if row["factor"] != BASE]
+    rows = [row for row in summaries if row["factor"] != BASE]
     figure, axis = plt.subplots(figsize=(7.5, 1.1 + 0.24 * len(rows)))
     colours = {factor: f"C{i % 10}" for i, factor in enumerate(dict.fromkeys(row["factor"] for row in rows))}
     reach = 1.5 * statistics.quantiles([abs(row["difference"]) for row in rows], n=20)[-2] if len(rows) > 20 else math.inf
     for height, row in enumerate(rows):
-        if abs(row["difference"]) > reach:  # one that is far off would squeeze all others
+        if abs(row["difference"]) > reach:  # an outlier would squeeze all others
             right = row["difference"] > 0
             place = {"transform": axis.get_yaxis_transform(), "ha": "right" if right else "left", "va": "center"}
             axis.text(0.99 if right else 0.01, height, f"{row['difference']:+.2f}", fontsize=8, **place)

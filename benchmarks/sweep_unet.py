@@ -1,15 +1,14 @@
-"""Which UNet of about 5M parameters, and which way to train it, learns most in so many seconds? One factor at a time around
-configs/faces64.yaml, on kept latents.
+"""Which UNet with about 5M parameters, and which settings, learn most in a given time? A sweep of one factor at a time around
+configs/faces64.yaml, on stored latents.
 
     python -m benchmarks.sweep_unet --data ../shared/data/faces --first_stage_run runs/faces64-vq --seconds 180 --seeds 2
     python -m benchmarks.sweep_unet --small true         # two variants of a small network for a second each
 
-42 variants: at 180 s about 2.3 hours a seed for one process on one CPU core (`taskset -c 0`), half of that for two of them. The
-table can be stopped and gone on with. It ranks by
-`eval_loss`, the error of x_0 in units of v over all timesteps alike (objective.held_out_error), which does not depend on
-what the network was trained to predict. The table also has the error in units of the noise and the steps' term of the
-variational bound (Kingma et al. 2021, equation 11), in bits per dimension of the scaled latents: other weights of the same
-errors, so a winner by one alone is none.
+With 180 s, the 42 variants take about 2.3 hours per seed on one CPU core (`taskset -c 0`), and half of that on two. A stopped
+sweep resumes. It ranks by `eval_loss`, the error of x_0 in units of v, with equal weight for all timesteps
+(objective.held_out_error). This does not depend on what the network predicts. The table also has the error in units of the
+noise, and the step terms of the variational bound (Kingma et al. 2021, equation 11), in bits per dimension of the scaled
+latents. These are other weights of the same errors: do not trust a winner by only one of them.
 """
 
 import math
@@ -48,7 +47,7 @@ class LogitNormal(ComparedLatents):
 
 
 def shape(widths: list[int], layers: int, attention: tuple[int, ...]) -> list[str]:
-    """Keys of a UNet with attention in these blocks, counted from the finest, and the middle."""
+    """Arguments for a UNet with attention in these blocks, counted from the finest, and in the middle."""
     down = [f"{'Attn' if i in attention else ''}DownBlock2D" for i in range(len(widths))]
     up = [f"{'Attn' if i in attention else ''}UpBlock2D" for i in reversed(range(len(widths)))]
     args = ["--unet.block_out_channels", f"{widths}", "--unet.layers_per_block", str(layers)]
@@ -57,7 +56,7 @@ def shape(widths: list[int], layers: int, attention: tuple[int, ...]) -> list[st
 
 
 def widths(*shapes: tuple[list[int], int]) -> list[Variant]:
-    """With attention in all blocks but the finest, as the base."""
+    """A UNet with attention in all blocks but the finest, like the base."""
     return [
         Variant(
             "widths" if len(each) == 3 and layers == 1 else "depth",
@@ -69,12 +68,12 @@ def widths(*shapes: tuple[list[int], int]) -> list[Variant]:
 
 
 def values(factor: str, key: str, *choices: object) -> list[Variant]:
-    """A variant for each value of a key."""
+    """One variant for each value of a key."""
     return [Variant(factor, "none" if choice == "null" else str(choice), [f"--{key}", str(choice)]) for choice in choices]
 
 
 LOSS = Figure("eval_loss", "held-out loss", higher_is_better=False)
-# Said here too, so that the table stays what it is when the recipe changes.
+# Repeated here, so that the table stays valid if the recipe changes.
 BASE_ARGS = [*shape([64, 128, 128], 1, (1, 2)), "--train.batch_size", "64", "--train.learning_rate", "1e-3"]
 VARIANTS = [
     Variant(BASE, "64-128-128, 1 layer"),
@@ -87,13 +86,13 @@ VARIANTS = [
     *values("head size", "unet.attention_head_dim", 16, 64, "null"),
     *values("learning rate", "train.learning_rate", 3e-4, 5e-4, 2e-3, 4e-3),
     *values("batch", "train.batch_size", 16, 32, 128),
-    *values("EMA decay", "train.ema_decay", 0.9, 0.95),  # longer ones are capped by diffusers' warm-up; see ema.py
+    *values("EMA decay", "train.ema_decay", 0.9, 0.95),  # diffusers' warm-up limits longer ones; see ema.py
     *values("min-SNR gamma", "diffusion.snr_gamma", "null", 1, 20),
     Variant("timesteps", "logit-normal", kind=LogitNormal),
     *values("prediction", "scheduler.prediction_type", "epsilon", "sample"),
     *values("Adam's beta2", "train.adam_beta2", 0.95, 0.999),
 ]
-# What the first round found better, together: four levels, attention at few places, smaller batches, a higher rate.
+# The improvements of the first round, combined: four levels, little attention, smaller batches, a higher rate.
 DEEP = shape([64, 64, 128, 128], 1, (2, 3))
 BATCH, RATE = ["--train.batch_size", "32"], ["--train.learning_rate", "2e-3"]
 VARIANTS += [
@@ -118,19 +117,19 @@ def main(
     small: bool = False,
     output: str = str(RESULTS),
 ) -> None:
-    """Sweep.
+    """Run the sweep.
 
     Args:
-        data: with the splits `train` and `validation`.
-        first_stage_run: of train_vq.py.
-        cache_dir: where the latents are or will be kept.
-        seconds: of each training, evaluation not counted.
-        seeds: how many trainings of each variant, in all.
-        best: only so many of them, beside the base, go on to another seed.
-        only: factors or variants that are trained beside the base.
-        name: of table, picture and JSON.
-        small: two variants of a small network, a second each.
-        output: where table, picture and JSON go.
+        data: a data set with the splits `train` and `validation`.
+        first_stage_run: a run of train_vq.py.
+        cache_dir: folder of the stored latents.
+        seconds: length of each training, without evaluations.
+        seeds: number of trainings per variant.
+        best: number of variants, besides the base, that are trained with another seed.
+        only: factors or variants to train besides the base. None: all.
+        name: name of the table, the picture and the JSON file.
+        small: two variants of a small network, one second each.
+        output: folder for the table, the picture and the JSON file.
     """
     use_all_cores()
     chosen = chosen_from(VARIANTS, only)

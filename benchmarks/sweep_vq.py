@@ -1,12 +1,12 @@
-"""Which first stage for 64 px has the highest PSNR after so many seconds? One factor at a time around
+"""Which first stage for 64 px has the highest PSNR after a given time? A sweep of one factor at a time around
 configs/faces64-vq.yaml.
 
     python -m benchmarks.sweep_vq --data ../shared/data/faces --seconds 240 --seeds 2
     python -m benchmarks.sweep_vq --small true           # two variants of a small network for a second each
 
-17 variants: at 240 s about an hour and a quarter a seed on 2 CPU cores. Without the discriminator, which costs PSNR and buys
-sharpness; that trade is looked at by Frechet distance, in docs/results.md. All variants have latents of 16 x 16 x 3 but
-those that say otherwise: a higher PSNR with more of them is no better first stage, since the denoiser has more to learn.
+With 240 s, the 17 variants take about 75 minutes per seed on 2 CPU cores. There is no discriminator, because it lowers PSNR to
+get sharper images; docs/results.md compares Frechet distances. All variants have latents of 16 x 16 x 3 unless they say
+otherwise. A higher PSNR with larger latents does not make a better first stage, since the denoiser has more to learn.
 """
 
 import tempfile
@@ -28,12 +28,12 @@ PSNR = Figure("eval_psnr", "PSNR in dB", higher_is_better=True)
 
 
 def batches_of(size: int) -> list[str]:
-    """Arguments. Quantising begins, and unused codes are revived, after as many images whatever the batch size."""
+    """Arguments for a batch size. Quantisation and the revival of codes start after the same number of images."""
     steps = f"{800 // size}"
     return ["--train.batch_size", f"{size}", "--loss.quantize_start", steps, "--loss.revive_steps", steps]
 
 
-# Said here too, so that the table stays what it is when the recipe changes.
+# Repeated here, so that the table stays valid if the recipe changes.
 BASE_ARGS = ["--vq.block_out_channels", "[24,48,128]", *batches_of(16)]
 VARIANTS = [
     Variant(BASE, "24-48-128, 1 layer"),
@@ -45,7 +45,7 @@ VARIANTS = [
     *values("codes", "vq.num_vq_embeddings", 1024, 16384),
     *values("gradient loss", "loss.gradient_weight", 0, 0.3),
     *values("latent channels", "vq.latent_channels", 4),
-    # What the first round found better, together.
+    # The improvements of the first round, combined.
     Variant("together", "24-48-96, batch 8", ["--vq.block_out_channels", "[24,48,96]", *batches_of(8)]),
 ]
 
@@ -60,17 +60,17 @@ def main(
     small: bool = False,
     output: str = str(RESULTS),
 ) -> None:
-    """Sweep.
+    """Run the sweep.
 
     Args:
-        data: with the splits `train` and `validation`.
-        seconds: of each training, evaluation not counted.
-        seeds: how many trainings of each variant, in all.
-        best: only so many of them, beside the base, go on to another seed.
-        only: factors or variants that are trained beside the base.
-        name: of table, picture and JSON.
-        small: two variants of a small network, a second each.
-        output: where table, picture and JSON go.
+        data: a data set with the splits `train` and `validation`.
+        seconds: length of each training, without evaluations.
+        seeds: number of trainings per variant.
+        best: number of variants, besides the base, that are trained with another seed.
+        only: factors or variants to train besides the base. None: all.
+        name: name of the table, the picture and the JSON file.
+        small: two variants of a small network, one second each.
+        output: folder for the table, the picture and the JSON file.
     """
     use_all_cores()
     chosen = chosen_from(VARIANTS, only)

@@ -1,10 +1,10 @@
-"""The loop of diffusers' examples/unconditional_image_generation/train_unconditional.py, by hand and without its options: the
-opponent of benchmarks.training. With a first stage it encodes each batch, as the usual latent examples do.
+"""The loop of diffusers' examples/unconditional_image_generation/train_unconditional.py, rewritten without its options.
+benchmarks.training compares with it. With a first stage it encodes each batch, like the usual latent examples.
 
-What is the example's: `datasets` mapped into memory, torchvision's transforms in the loader, epsilon with the plain squared
-error, AdamW's betas, decay and epsilon, cosine schedule with a warm-up, clipped gradients, EMAModel with its warm-up. What is
-ours, so that the comparison is one of loops: the network, the batch size, the peak learning rate, the noise schedule, and the
-bicubic resizing of the held-out images, since nobody should be held against other pixels than it trains on.
+From the example: memory-mapped `datasets`, torchvision's transforms in the loader, epsilon prediction with the plain squared
+error, AdamW's betas, decay and epsilon, cosine schedule with warm-up, gradient clipping, EMAModel with its warm-up. From this
+project, so that only the loops differ: the network, the batch size, the peak learning rate, the noise schedule, and the bicubic
+resizing of the held-out images, so that training and evaluation use the same pixels.
 """
 
 from collections.abc import Iterator
@@ -47,11 +47,11 @@ def example_batches(
 
 @dataclass
 class Example:
-    """A training of `steps` steps.
+    """A training with `steps` steps.
 
     Attributes:
-        first_stage: what encodes each batch; None in pixel space.
-        seconds: of each step.
+        first_stage: encodes each batch; None in pixel space.
+        seconds: the time of each step.
     """
 
     data: datasets.Dataset
@@ -77,7 +77,7 @@ class Example:
         )  # fmt: skip
 
     def train(self) -> Iterator[int]:
-        """Step after step; yields their number."""
+        """Train; yields the number of steps after each one."""
         bicubic = v2.InterpolationMode.BICUBIC
         batches, now = example_batches(self.data, self.side, self.batch_size, self.flip, bicubic), clock()
         for step in range(1, self.steps + 1):

@@ -1,13 +1,13 @@
-"""Training at equal wall-clock time: this project against the loop of diffusers' example, in pixels and in latents.
+"""Training at equal wall-clock time: this project compared with the loop of diffusers' example, in pixels and in latents.
 
     python -m benchmarks.training --data ../shared/data/faces --first_stage_run runs/faces64-vq --minutes 10
-    python -m benchmarks.training --small true    # a few steps on drawn faces, to see that it runs
+    python -m benchmarks.training --small true    # a few steps on drawn faces, to check that it runs
 
-Four trainings, one after the other, each `minutes` long, with evaluations not counted: pixels and latents, example and ours.
+Four trainings run in sequence, each `minutes` long without evaluations: pixels and latents, the example's and ours.
 In each space both have the same network, batch size, peak learning rate and noise schedule. Their averaged weights are
-evaluated on the same noised held-out images. The figure is the squared error of the noise: the loss of the example, but not
-ours in latents. Between the spaces it is the Frechet distance of samples that compares. At `minutes` 10 it takes
-about an hour on 2 CPU cores.
+evaluated on the same noised held-out images. The metric is the squared error of the noise. This is the loss of the
+example, but not our loss in latents. Use the Frechet distance of samples to compare pixels with latents. With `minutes`
+10 this takes about an hour on 2 CPU cores.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics.while_training import Quality
 from tinyldm.pictures import pyplot
 
-HELD_OUT = 256  # images at each of them
-MARKS = 8  # held-out evaluations of each training
+HELD_OUT = 256  # images per held-out evaluation
+MARKS = 8  # held-out evaluations per training
 SAMPLER = SamplerSettings(scheduler="ddim", num_inference_steps=25)  # for the distances
 
 
@@ -51,17 +51,17 @@ def main(
     small: bool = False,
     output: str = str(RESULTS),
 ) -> None:
-    """Measure.
+    """Run the benchmark.
 
     Args:
         data: a folder with splits `train` and `validation`.
-        first_stage_run: of train_vq.py, for the latents.
-        minutes: of each of the four trainings.
-        quality_images: of which the Frechet distance is. 0: none.
-        features: its network; see evaluate.py.
-        cache_dir: where the latents are or will be kept.
+        first_stage_run: a run of train_vq.py, for the latents.
+        minutes: length of each of the four trainings.
+        quality_images: images for the Frechet distance. 0: do not measure it.
+        features: its feature network; see evaluate.py.
+        cache_dir: folder of the stored latents.
         small: a few steps of small networks.
-        output: where the JSON goes.
+        output: folder for the JSON file.
     """
     use_all_cores()
     with tempfile.TemporaryDirectory() as temporary:
@@ -70,7 +70,7 @@ def main(
             data, first_stage_run, cache_dir, small_args = small_trial(folder)
         args = ["--data.name", data, "--data.eval_split", "validation", "--data.cache_dir", cache_dir, *small_args]
         latents = ["--config", str(ROOT / "configs/faces64.yaml"), "--first_stage.path", first_stage_run]
-        # The network in pixels has 5M parameters and a level more, for 64 px; its forward process is that of Ho et al. 2020.
+        # The network in pixels has 5M parameters and one level more, for 64 px; its forward process is that of Ho et al. 2020.
         pixels = ["--data.resolution", "64", "--data.random_flip", "true"]
         pixels += ["--train.batch_size", "16", "--train.learning_rate", "4e-4"]
         pixels += ["--train.lr_scheduler", "cosine", "--train.ema_decay", "0.999", "--train.max_steps", "1"]
@@ -105,19 +105,19 @@ Curve = list[tuple[float, float]]  # (seconds of training, held-out squared erro
 def ours(
     config: TrainLDM | TrainDDPM, kind: type, seconds: float, quality: Quality | None, images: int
 ) -> tuple[dict[str, Any], DiffusionTask]:
-    """tinyldm's training: its figures, and its task with held-out images and first stage."""
+    """Train with tinyldm. Returns its metrics, and its task with held-out images and first stage."""
     trainer = train_steps(config, kind, max(MARKS, steps_in(config, kind, seconds)), MARKS)
     task, each = trainer.task, trainer.task.seconds_a_step()
     curve = [(row["step"] * each, row["eval_eps"]) for row in trainer.run.rows if "eval_eps" in row]
     with trainer.averaged_weights():
-        found = distance(task.model(), quality, images)
-    return {"images_a_second": trainer.images_per_step / each, "steps": trainer.state.step, "curve": curve, "fd": found}, task
+        fd = distance(task.model(), quality, images)
+    return {"images_a_second": trainer.images_per_step / each, "steps": trainer.state.step, "curve": curve, "fd": fd}, task
 
 
 def example(
     config: TrainLDM | TrainDDPM, task: DiffusionTask, seconds: float, quality: Quality | None, images: int
 ) -> dict[str, Any]:
-    """The figures of the example's training, over the same first stage and held-out images."""
+    """Train the example with the same first stage and held-out images. Returns its metrics."""
     data = datasets.load_dataset(config.data.name, split="train")
     stage = FirstStage(task.first_stage) if task.first_stage is not None else None
     size, side, flip = config.train.batch_size, config.data.resolution, config.data.random_flip
@@ -140,15 +140,15 @@ def example(
                 parts, denoiser = task.my_held_out(), Denoiser(training.unet)
                 errors = torch.cat([noise_and_bits(denoiser, process, *part)[0] for part in parts])
             errors_at[step] = float(errors.mean())
-    each = statistics.median(training.seconds[1:])  # as ours are counted
+    each = statistics.median(training.seconds[1:])  # counted like ours
     curve = [(step * each, error) for step, error in errors_at.items()]
     with training.averaged_weights():
-        found = distance(Model(training.unet, process, task.first_stage), quality, images)
-    return {"images_a_second": size / each, "steps": steps, "curve": curve, "fd": found}
+        fd = distance(Model(training.unet, process, task.first_stage), quality, images)
+    return {"images_a_second": size / each, "steps": steps, "curve": curve, "fd": fd}
 
 
 def picture(trainings: dict[str, dict[str, Any]], file: Path) -> None:
-    """Held-out losses against time, one half for each space."""
+    """Plot held-out losses against time, one panel per space."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for name, run in trainings.items():
@@ -163,7 +163,7 @@ def picture(trainings: dict[str, dict[str, Any]], file: Path) -> None:
 
 
 def distance(model: Model, quality: Quality | None, images: int) -> float | None:
-    """The Frechet distance of DDIM samples of the seeds 0, 1, ..."""
+    """The Frechet distance of DDIM samples with seeds 0, 1, ..."""
     return quality.distance(quality.sums(sample(model, images, 64, 0, SAMPLER))) if quality else None
 
 

@@ -20,14 +20,14 @@ import train_vq  # noqa: E402
 from tests.support.runs import DATA, EVERY_STEP, LDM, VQ, run  # noqa: E402
 from tinyldm.training import accelerator  # noqa: E402
 
-# A training uses all cores. Tiny networks are slower with more than one, and pytest-xdist has work for the others.
+# Trainings would use all cores. Tiny networks are slower with more than one, and pytest-xdist uses the others.
 torch.set_num_threads(1)
 accelerator.cores = lambda: 1
 
 
 @pytest.fixture(scope="session")
 def small_faces(tmp_path_factory) -> Path:
-    """60 drawn faces in a folder, which are encoded in a second."""
+    """A folder with 60 toy faces, which take a second to encode."""
     from tinyldm.data import toyfaces
 
     folder = tmp_path_factory.mktemp("faces")
@@ -77,7 +77,7 @@ def ldm_run(ldm_args, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A Hub on loopback that this process talks to. Pushes are repeated without a pause."""
+    """A Hub on loopback for this Python process. Pushes are retried without a pause."""
     from tests.support.hub_server import HubServer, user
     from tests.support.published import TOKEN, connect
     from tinyldm.training import hub
@@ -89,7 +89,7 @@ def server(tmp_path, monkeypatch):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that use the runs of this file are slow, because these are trained first. The labs, which take longest, begin."""
+    """Mark tests that use the runs of this file as slow, since these are trained first. The slowest, the labs, start."""
     items.sort(key=lambda item: "test_theory" not in item.nodeid)
     for item in items:
         if "vq_run" in getattr(item, "fixturenames", ()):

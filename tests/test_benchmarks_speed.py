@@ -1,4 +1,4 @@
-"""benchmarks/: each runs at a small size, and the page takes measured numbers only.
+"""benchmarks/: each one runs at a small size, and the page only has measured numbers.
 
 `startup` and `processes` start programs for tens of seconds, so only the tables of their results are tested.
 """
@@ -38,7 +38,7 @@ from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.randomness import Draw
 from tinyldm.training import accelerator as processes
 
-SLOW = 0.2  # seconds of the processor
+SLOW = 0.2  # CPU seconds
 MACHINE = dict.fromkeys(("processor", "python", *measure.LIBRARIES), "1") | {"cores": 2, "load": 2.0, "gpus": []}
 FROM = {"command": "python -m benchmarks.x", "commit": "abc", "date": "2026-01-01", "small": False, "machine": MACHINE}
 PAIR = {"median": 1.5, "min": 1.0, "max": 2.0, "pairs": 3, "ours": 3.0, "other": 2.0}
@@ -46,20 +46,20 @@ PAIR = {"median": 1.5, "min": 1.0, "max": 2.0, "pairs": 3, "ours": 3.0, "other":
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The results of all benchmarks, at a small size."""
-    found = tmp_path_factory.mktemp("performance")
+    """Results of all benchmarks at a small size."""
+    output = tmp_path_factory.mktemp("performance")
     with pytest.MonkeyPatch.context() as patch:
         for module in (memory, decoding):
             patch.setattr(module, "in_new_process", lambda function, *args: function(*args))
-        patch.setattr(decoding.model_module, "DECODED_AT_ONCE", decoding.model_module.DECODED_AT_ONCE)  # which it changes
-        patch.setattr(processes, "cores", lambda: 1)  # tiny networks are slower with more
+        patch.setattr(decoding.model_module, "DECODED_AT_ONCE", decoding.model_module.DECODED_AT_ONCE)  # it is changed
+        patch.setattr(processes, "cores", lambda: 1)  # tiny networks: one thread is faster
         patch.setattr(measure, "cores", lambda: 1)
-        loop.main(small=True, output=str(found), pairs=1, steps=2)  # it times the drawing of curves
+        loop.main(small=True, output=str(output), pairs=1, steps=2)  # it times drawing the curves
         quicken(patch)
-        with pytest.MonkeyPatch.context() as slow:  # a first stage that takes far longer than a training step
+        with pytest.MonkeyPatch.context() as slow:  # make encoding much slower than a training step
             encode = FirstStage.encode
             slow.setattr(FirstStage, "encode", lambda self, images: work(SLOW) or encode(self, images))
-            latents.main(small=True, output=str(found), pairs=1, images=4, batch_size=2)
+            latents.main(small=True, output=str(output), pairs=1, images=4, batch_size=2)
         for module, args in (
             (decoding, {"images": 2}),
             (sampling, {"pairs": 1, "images": 2, "steps": 2}),
@@ -72,12 +72,12 @@ def folder(tmp_path_factory) -> Path:
             (data, {"pairs": 1, "images": 16}),
             (memory, {}),
         ):
-            module.main(small=True, output=str(found), **args)
-    return found
+            module.main(small=True, output=str(output), **args)
+    return output
 
 
 def work(seconds: float) -> None:
-    """Keeps the processor busy: on one thread, the benchmarks count its seconds."""
+    """Keeps the CPU busy: with one thread, the benchmarks count CPU seconds."""
     until = time.process_time() + seconds
     while time.process_time() < until:
         pass
@@ -90,9 +90,9 @@ def result(folder: Path, name: str) -> dict:
 def test_pairs_are_measured_in_turns():
     calls = []
     ours, other = (lambda name=name, speed=speed: calls.append(name) or speed for name, speed in (("a", 6.0), ("b", 2.0)))
-    found = measure.in_turns(ours, other, 3)
+    speeds = measure.in_turns(ours, other, 3)
     assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
-    assert found == [(6.0, 2.0)] * 3
+    assert speeds == [(6.0, 2.0)] * 3
     assert measure.ratio([(1, 2), (3, 2), (8, 2)]) == {"median": 1.5, "min": 0.5, "max": 4, "pairs": 3, "ours": 3, "other": 2}
 
 
@@ -102,28 +102,30 @@ def test_each_result_records_its_command_and_machine(folder):
     quick = {"latents", "same_image", "loop", "data", "memory", "sampling", "decoding", "training", "costs"}
     assert names == {*quick, "ema", "sweep_unet", "sweep_vq"}
     for name in names:
-        found = result(folder, name)
-        assert found["command"].startswith(f"python -m benchmarks.{name}") and found["machine"]["torch"] and found["small"]
+        figures = result(folder, name)
+        assert (
+            figures["command"].startswith(f"python -m benchmarks.{name}") and figures["machine"]["torch"] and figures["small"]
+        )
 
 
 @pytest.mark.slow
 def test_kept_latents_are_faster_than_encoding(folder):
-    """Encoding takes SLOW seconds a batch of 2, which only a training without kept latents spends in each step."""
-    found = result(folder, "latents")["kept"]
-    assert found["other"] < 2 / SLOW < found["ours"]
+    """Encoding takes SLOW seconds per batch of 2. Only a training without stored latents needs this time in each step."""
+    figures = result(folder, "latents")["kept"]
+    assert figures["other"] < 2 / SLOW < figures["ours"]
 
 
 @pytest.mark.slow
-def test_the_loop_counts_what_happens_now_and_then(folder):
-    found = result(folder, "loop")
+def test_the_loop_counts_periodic_work(folder):
+    figures = result(folder, "loop")
     keys = {"logging_steps", "eval_steps", "eval_steps, its row and curves", "sample_steps", "checkpointing_steps"}
-    assert found["now_and_then"].keys() == keys
-    assert 0 < found["shares"]["faces64"] < found["shares"]["defaults"] < found["steps"]["median"]
-    assert found["seconds_a_step"]["defaults"]["eval_steps"] == pytest.approx(found["now_and_then"]["eval_steps"] / 1000)
+    assert figures["now_and_then"].keys() == keys
+    assert 0 < figures["shares"]["faces64"] < figures["shares"]["defaults"] < figures["steps"]["median"]
+    assert figures["seconds_a_step"]["defaults"]["eval_steps"] == pytest.approx(figures["now_and_then"]["eval_steps"] / 1000)
 
 
 @pytest.mark.slow
-def test_the_same_pictures_as_diffusers(folder):
+def test_sampling_draws_the_pictures_of_diffusers(folder):
     assert result(folder, "sampling")["speed"]["same_pictures"] == 1
 
 
@@ -164,7 +166,7 @@ def test_speed_counts_images():
 def test_code_indices_and_the_latents_themselves_decode_to_the_same_image(folder):
     forms = result(folder, "same_image")["forms"]
     assert forms["float32"]["values"] == forms["code indices"]["codes"] == forms["code indices"]["images"] == 0
-    assert forms["code indices"]["values"] < 1e-3 and forms["code indices"]["most"] <= 1  # rounded, not other
+    assert forms["code indices"]["values"] < 1e-3 and forms["code indices"]["most"] <= 1  # rounding only
     kept = "float16 of the same codes (what is kept)"
     half = 2 * 3 * 64
     size = {"float32": 2 * half, "float16": half, kept: half, "bfloat16": half, "code indices": 64}
@@ -173,13 +175,13 @@ def test_code_indices_and_the_latents_themselves_decode_to_the_same_image(folder
 
 
 @pytest.mark.slow
-def test_both_loops_of_a_space_are_held_against_the_same_images(folder):
+def test_both_loops_are_evaluated_on_the_same_images(folder):
     runs = result(folder, "training")["trainings"]
     assert set(runs) == {f"{space}, {who}" for space in ("pixels", "latents") for who in ("ours", "example")}
     for run in runs.values():
         seconds, losses = zip(*run["curve"], strict=True)
         assert len(losses) >= training.MARKS and list(seconds) == sorted(seconds)
-        assert all(0 < loss < 2 for loss in losses)  # 1 is what guessing no noise costs
+        assert all(0 < loss < 2 for loss in losses)  # predicting zero noise would give 1
 
 
 # ---------------------------------------------------------------------------------------------------------------- sweeps
@@ -195,7 +197,7 @@ def test_every_variant_is_a_recipe_of_about_5_million_parameters():
     for variant in sweep_vq.VARIANTS:
         args = ["--config", str(page.ROOT / "configs/faces64-vq.yaml"), "--output_dir", "x", *sweep_vq.BASE_ARGS, *variant.args]
         config = parse(TrainVQ, "", args)
-        # What is counted in steps begins after as many images with any batch size.
+        # Events that are counted in steps start after the same number of images at any batch size.
         assert config.loss.quantize_start * config.train.batch_size == 800
         assert config.loss.revive_steps * config.train.batch_size == 800
 
@@ -250,11 +252,11 @@ def test_only_the_best_are_trained_with_another_seed(figure, second):
 
 @pytest.mark.slow
 def test_averages_of_one_training(folder):
-    found = result(folder, "ema")
-    assert len(found["marks"]) == ema.MARKS and found["marks"][-1] == found["steps"]
-    losses = found["losses"]
+    figures = result(folder, "ema")
+    assert len(figures["marks"]) == ema.MARKS and figures["marks"][-1] == figures["steps"]
+    losses = figures["losses"]
     assert len(losses) == len(ema.LENGTHS) + 2 and all(0 < loss < 3 for row in losses.values() for loss in row)
-    # An average over less than a step changes nothing, one over many steps does.
+    # An average over less than a step changes nothing; one over many steps does.
     assert losses["1.0%"] == losses[ema.NONE] != losses[ema.OWN]
 
 
@@ -275,7 +277,7 @@ def test_differences_are_to_the_base_of_the_same_seed():
 # ------------------------------------------------------------------------------------------------------------------ page
 
 
-def test_the_page_says_what_the_files_say():
+def test_the_page_matches_the_files():
     for file in (page.PAGE, page.README):
         assert page.fill(file.read_text(encoding="utf-8")) == file.read_text(encoding="utf-8"), "python -m benchmarks.page"
     text = page.PAGE.read_text(encoding="utf-8")
@@ -289,7 +291,7 @@ def test_small_results_are_not_measurements(folder):
 
 
 @pytest.mark.slow
-def test_the_page_of_everything_measured(folder, tmp_path):
+def test_the_page_with_all_measurements(folder, tmp_path):
     for file in folder.glob("*.json"):
         (tmp_path / file.name).write_text(json.dumps(json.loads(file.read_text()) | {"small": False}))
     stages = {"importing torch": 2.0, "the first step": 9.5}
@@ -299,10 +301,10 @@ def test_the_page_of_everything_measured(folder, tmp_path):
         "loop": result(folder, "loop") | {"shares": {"defaults": 0.95, "faces64": 0.94}},
         "costs": {"recipes": {"celebahq256": {"batch_size": 64, "notes": [], "parts": celebahq()}}},
     }
-    for name, found in by_hand.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(found | FROM))
+    for name, figures in by_hand.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(figures | FROM))
     filled = page.fill(page.PAGE.read_text(encoding="utf-8"), tmp_path)
-    assert filled.count(page.NOT_YET) == 3  # the table of samplers and the long sweeps: they have no small form
+    assert filled.count(page.NOT_YET) == 3  # the table of samplers and the long sweeps have no small form
     assert "| importing torch | 2.00 | 2.00 |\n| the first step | 7.50 | 9.50 |" in filled
     assert "The aim was at least 97%: missed by 2 points." in filled
     # 83e12 / 4 / 311e9 / 2 views = 33.4 images/s, slower than the network's 125e6 / 100e3 = 1250; all to one digit
@@ -315,7 +317,7 @@ def celebahq() -> dict:
     return {"first stage, encoding": stage, "UNet2DModel": unet}
 
 
-def test_when_a_curve_reaches_a_loss():
+def test_the_time_when_a_curve_reaches_a_loss():
     curve = [[10.0, 0.8], [20.0, 0.6], [30.0, 0.5]]
     assert page.reaches(curve, 0.7) == pytest.approx(15)
     assert page.reaches(curve, 0.9) == 10.0

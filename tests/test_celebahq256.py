@@ -1,4 +1,4 @@
-"""configs/celebahq256.yaml at its full size, without a GPU and without the Hub: one step, saved, loaded, sampled."""
+"""configs/celebahq256.yaml at its full size, without a GPU and without the Hub: train one step, save, load, sample."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ CONFIG, README = ROOT / "configs" / "celebahq256.yaml", ROOT / "README.md"
 
 @pytest.fixture(scope="module")
 def vq_f4(tmp_path_factory) -> Path:
-    """The VQ-f4 of latent diffusion with random weights, in a folder like its authors': without a scaling_factor."""
+    """The VQ-f4 of latent diffusion with random weights, without a scaling_factor, like its authors' folder."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("CompVis") / "vqvae"
     VQModel(**VQConfig().arguments(), sample_size=256).save_pretrained(folder)
@@ -35,7 +35,7 @@ def test_the_first_stage_is_the_published_one(vq_f4):
     assert vq.to("meta").encode(torch.zeros(1, 3, 256, 256, device="meta")).latents.shape == (1, 3, 64, 64)
 
 
-def test_the_recipe_is_what_the_readme_says():
+def test_the_recipe_matches_the_readme():
     config = parse(TrainLDM, "", ["--config", str(CONFIG)])
     with torch.device("meta"):
         unet = make_denoiser(config.unet, 64, 3)
@@ -43,7 +43,7 @@ def test_the_recipe_is_what_the_readme_says():
     sections = README.read_text(encoding="utf-8").split("\n## ")
     text = " ".join(" ".join(section for section in sections if CONFIG.name in section).split())
     for words in (f"{parameters:.1f}M parameters", f"{config.train.num_epochs:g} epochs", f"{config.data.resolution} px"):
-        assert words in text, f"README.md does not say {words!r} where it names {CONFIG.name}"
+        assert words in text, f"README.md does not have {words!r} next to {CONFIG.name}"
     assert config.data.name == "korexyz/celeba-hq-256x256"
     assert (config.first_stage.path, config.first_stage.subfolder) == ("CompVis/ldm-celebahq-256", "vqvae")
     assert not config.scheduler.clip_sample

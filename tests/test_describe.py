@@ -30,8 +30,8 @@ def say(*args) -> str:
 
 
 def test_the_counts_of_two_convolutions():
-    """3 -> 8 -> 4 channels, 3 x 3, on 16 x 16: 2 x 9 x c_in x c_out a pixel; the backward pass costs it again for the weights,
-    and again for the input of the second one. It needs the inputs of both, and where the ReLU was positive (its output)."""
+    """3 -> 8 -> 4 channels, 3 x 3, on 16 x 16: 2 x 9 x c_in x c_out per pixel. The backward pass costs the same for the
+    weights, and again for the input of the second one. It needs both inputs, and where the ReLU was positive (its output)."""
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
     cost = count(Part("", lambda: network, (3, 16, 16)))
     first, second = (2 * 9 * 256 * a * b for a, b in ((3, 8), (8, 4)))
@@ -50,7 +50,7 @@ def test_gradient_checkpointing_needs_less_memory_and_more_work():
 
 
 class FitsUpTo(nn.Conv2d):
-    """A network on a device that has memory for so many images."""
+    """A network on a device with memory for this many images."""
 
     def __init__(self, images: int):
         super().__init__(3, 3, 1)
@@ -63,7 +63,7 @@ class FitsUpTo(nn.Conv2d):
 
 
 def timed(part: Part, batch_size: int) -> tuple[float, list[str]]:
-    """Images a second, and the notes."""
+    """Images per second, and the notes."""
     notes: list[str] = []
     return measure(part, count(part), TrainConfig(batch_size=batch_size), torch.device("cpu"), notes), notes
 
@@ -90,7 +90,7 @@ def test_a_batch_that_would_take_all_of_the_memory_is_not_tried(monkeypatch):
 
 
 class Slow(nn.Conv2d):
-    """A network that takes a millisecond an image; `batches` are those that it has seen."""
+    """A network that takes a millisecond per image; `batches` are the batch sizes that it got."""
 
     def __init__(self):
         super().__init__(3, 3, 1)
@@ -118,11 +118,11 @@ def test_a_slow_network_is_timed_at_the_recipes_batch_too_if_that_is_possible():
     assert max(seen[-1].batches) < 400 and "20000 would take too long" in notes[0]
 
 
-def test_the_search_for_codes_belongs_to_the_time_of_encoding(vq_run, ldm_run):
+def test_encoding_times_include_the_search_for_codes(vq_run, ldm_run):
     (encoder, _) = costs.parts(describe.read([str(ldm_run / "config.yaml")]), [])
-    made, images = encoder.make(), torch.rand(2, *encoder.shape)
+    built, images = encoder.make(), torch.rand(2, *encoder.shape)
     stage = load_first_stage(FirstStageConfig(path=str(vq_run)))
-    assert torch.equal(made(images), stage.to_half(stage.encode(images)))
+    assert torch.equal(built(images), stage.to_half(stage.encode(images)))
     assert count(encoder).forward > 0
 
 

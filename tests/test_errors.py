@@ -21,7 +21,7 @@ from tinyldm.errors import is_full_disk
         (ValueError("28"), False),
     ],
 )
-def test_what_a_full_disk_looks_like(error, full):
+def test_errors_of_a_full_disk_are_recognised(error, full):
     assert is_full_disk(error) == full
 
 

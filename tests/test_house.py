@@ -37,7 +37,7 @@ UNSOUND = [
             "tinyldm/cellar.py": "from tinyldm import errors\n",
         },
         [
-            "tinyldm/cellar.py:1: cellar has no place in the order of rooms",
+            "tinyldm/cellar.py:1: cellar is missing in the order of layers",
             "tinyldm/config/schema.py:1: config imports tinyldm.diffusion.process, which is above it",
             "tinyldm/errors.py:2: errors imports tinyldm.files, which is above it",
             "tinyldm/training/hub.py:1: tinyldm imports zsl.data",
@@ -106,27 +106,27 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 
 @pytest.mark.parametrize("check", house.CHECKS, ids=lambda check: check.__name__)
-def test_the_tree_is_sound(check):
-    found = check(ROOT)
-    assert not found, f"{len(found)} violations. {check.__doc__}\n" + "\n".join(found)
+def test_the_tree_has_no_violations(check):
+    violations = check(ROOT)
+    assert not violations, f"{len(violations)} violations. {check.__doc__}\n" + "\n".join(violations)
 
 
 @pytest.mark.parametrize("check", house.CHECKS, ids=lambda check: check.__name__)
-def test_a_sound_tree_has_no_violations(check, tmp_path):
+def test_a_valid_example_tree_has_no_violations(check, tmp_path):
     assert check(write(tmp_path, SOUND)) == []
 
 
 @pytest.mark.parametrize(("check", "changed", "expected"), UNSOUND, ids=lambda value: getattr(value, "__name__", ""))
 def test_every_violation_is_found(check, changed, expected, tmp_path):
-    found = check(write(tmp_path, SOUND | changed))
+    violations = check(write(tmp_path, SOUND | changed))
     if check is house.circles:
-        edges = [circle.split(" -> ") for circle in found]
+        edges = [circle.split(" -> ") for circle in violations]
         assert all(circle[0] == circle[-1] for circle in edges)
         assert [set(circle) for circle in edges] == expected
         assert ("zsl.data", "zsl.a") in [edge for circle in edges for edge in pairwise(circle)]  # the importer comes first
     else:
-        assert found == expected
+        assert violations == expected
 
 
-def test_every_check_has_a_made_up_violation():
+def test_every_check_has_an_example_violation():
     assert [case[0] for case in UNSOUND] == house.CHECKS

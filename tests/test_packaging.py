@@ -14,10 +14,10 @@ def test_the_lock_pins_every_dependency_within_its_bounds():
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     pins = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in map(Requirement, lines)}
     extras = PROJECT["project"]["optional-dependencies"].values()
-    wanted = [Requirement(line) for group in (PROJECT["project"]["dependencies"], *extras) for line in group]
-    wanted = {requirement.name.lower(): requirement for requirement in wanted if requirement.name != "tinyldm"}
-    assert wanted.keys() == pins.keys()
-    assert all(wanted[name].specifier.contains(version) for name, version in pins.items())
+    expected = [Requirement(line) for group in (PROJECT["project"]["dependencies"], *extras) for line in group]
+    expected = {requirement.name.lower(): requirement for requirement in expected if requirement.name != "tinyldm"}
+    assert expected.keys() == pins.keys()
+    assert all(expected[name].specifier.contains(version) for name, version in pins.items())
 
 
 def test_every_package_of_ours_is_installed():

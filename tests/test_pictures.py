@@ -19,7 +19,7 @@ def pixels(path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("count", "side", "columns"), [(6, 8, 3), (5, 128, 2), (4, 100, None), (200, 8, 20)])
-def test_each_image_stands_in_its_place_of_the_grid(count, side, columns):
+def test_each_image_is_at_its_place_in_the_grid(count, side, columns):
     batch = images(count, side)
     picture = np.asarray(pictures.grid(batch, columns))
     columns, factor = columns or 2, 1 if count > 144 else max(1, 128 // side)
@@ -84,15 +84,15 @@ def test_strips_and_animations(tmp_path):
     for row in range(2):
         for column in range(3):
             top, left = 2 + row * 130, 2 + column * 130
-            wanted = frames[column][row].permute(1, 2, 0).numpy()
-            assert np.array_equal(strip[top : top + 128, left : left + 128], wanted)
+            expected = frames[column][row].permute(1, 2, 0).numpy()
+            assert np.array_equal(strip[top : top + 128, left : left + 128], expected)
     output.interpolation(images(4, 128))
     assert pixels(tmp_path / "interpolation.png").shape == (132, 4 * 130 + 2, 3)
     for name, count in (("denoising", 3), ("interpolation", 4)):
         with Image.open(tmp_path / f"{name}.gif") as animation:
             assert animation.n_frames == count
             animation.seek(count - 1)
-            assert animation.info["duration"] == 1500  # the result is looked at longest
+            assert animation.info["duration"] == 1500  # the last frame is shown longest
 
 
 def test_one_frame_is_an_animation_too(tmp_path):
@@ -121,7 +121,7 @@ def test_old_pictures_are_not_mixed_with_new_ones(tmp_path):
         OutputFolder(str(tmp_path), overwrite=False)
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for path in ("file", "file/below"):
         with pytest.raises(UserError, match="cannot be written"):

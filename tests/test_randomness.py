@@ -12,13 +12,13 @@ METHODS = {
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_the_numbers_of_one(method, processes):
+def test_ranks_share_the_numbers_of_a_single_one(method, processes):
     draw = METHODS[method]
     parts = [draw(Draw(7, 11, 0, Rank(rank, processes)), 4) for rank in range(processes)]
     assert torch.equal(torch.cat(parts), draw(Draw(7, 11, 0, Rank(0, 1)), 4 * processes))
 
 
-def test_a_second_call_goes_on_alike_whatever_was_drawn_before():
+def test_a_second_call_does_not_depend_on_earlier_numbers():
     one, two = Draw(0, 0, 0, Rank(0, 1)), [Draw(0, 0, 0, Rank(rank, 2)) for rank in range(2)]
     for method in METHODS.values():
         assert torch.equal(method(one, 6), torch.cat([method(draw, 3) for draw in two]))
@@ -31,8 +31,8 @@ def test_seed_step_and_micro_batch_each_change_the_numbers(method):
     assert len(numbers) == len(draws)
 
 
-def test_derived_seeds_are_the_same_for_ever():
-    # Were these to change, no earlier run could be resumed or repeated. The bits are those of
+def test_derived_seeds_never_change():
+    # If these changed, earlier runs could not be resumed or repeated. The bits are those of
     # `printf "('step', 1, 2)" | b2sum -l 64`, without the last.
     assert derive_seed("step", 1, 2) == 6168782407226106038
     assert derive_seed("a", 12) != derive_seed("a1", 2) != derive_seed("a", 1, 2)

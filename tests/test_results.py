@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are those of the evaluations that lie beside it."""
+"""The tables in docs/results.md match the evaluations in docs/results/."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ EVALUATIONS = sorted((ROOT / "docs/results").glob("*/evaluation*.json"))
 
 
 @pytest.mark.parametrize("file", EVALUATIONS, ids=lambda file: file.parent.name + file.stem.removeprefix("evaluation"))
-def test_the_page_says_what_was_measured(file: Path):
+def test_the_page_matches_the_evaluations(file: Path):
     page, evaluation = (ROOT / "docs/results.md").read_text(), json.loads(file.read_text())
     for result in evaluation["results"]:
         assert headline(evaluation["images"], result) in page

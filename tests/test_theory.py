@@ -56,17 +56,17 @@ def test_a_lab_prints_the_numbers_of_its_chapter(lab, tmp_path, monkeypatch):
     start = time.process_time()
     with torch.random.fork_rng():
         runpy.run_path(str(lab), run_name="__main__")
-    # A processor that runs another worker's test on the same core counts up to twice as many seconds.
+    # If another worker's test shares the core, the CPU time is up to twice as long.
     assert time.process_time() - start < (120 if "PYTEST_XDIST_WORKER" in os.environ else 60)
     chapter = CHAPTERS[lab.name[3]]
     assert build.problems(chapter, tmp_path) == []
     assert (tmp_path / "figures" / f"{chapter.stem}.png").stat().st_size < 150_000
     if waiting := build.waits(chapter, tmp_path):
-        pytest.skip(waiting)  # what does not wait was checked
+        pytest.skip(waiting)  # all other numbers were checked
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS.values(), ids=lambda path: path.stem)
-def test_the_text_is_what_its_lab_printed_here(chapter):
+def test_the_text_has_the_numbers_that_its_lab_prints_here(chapter):
     assert build.problems(chapter) == []
     assert build.fill(chapter) == chapter.read_text(), "make theory fills the numbers in"
     assert (THEORY / "figures" / f"{chapter.stem}.png").stat().st_size < 150_000
@@ -84,8 +84,8 @@ def test_a_wrong_a_missing_and_a_typed_number_are_found(tmp_path):
         mark.format(f"{entropy + 0.5:.2f}")
         + " <!--n nothing .2f-->1.00<!--/n--> and 3.14 and `2.7`; section 3.1, $0.5$, `x = 0.5`, <!--cited-->2.35<!--/cited-->"
     )
-    found = build.problems(chapter, tmp_path)
-    assert len(found) == 4 and "entropy" in found[0] and "nothing" in found[1] and "3.14" in found[2] and "2.7" in found[3]
+    actual = build.problems(chapter, tmp_path)
+    assert len(actual) == 4 and "entropy" in actual[0] and "nothing" in actual[1] and "3.14" in actual[2] and "2.7" in actual[3]
     chapter.write_text(mark.format(f"{entropy + 0.01:.2f}"))  # the last digit differs between machines
     assert build.problems(chapter, tmp_path) == []
 
@@ -119,10 +119,10 @@ def test_the_page_has_all_chapters_and_no_dead_link(tmp_path):
     dead = page.replace("</body>", '<a href="run_latent.py">a</a><a href="#no-such-place">b</a></body>')
     assert check_page.dead_links(dead, folder) == ["#no-such-place", "run_latent.py"]
     (folder / "theory.html").write_text(page)
-    assert check_page.main(folder / "theory.html") == 0  # by Chromium, where there is one
+    assert check_page.main(folder / "theory.html") == 0  # by Chromium, if it is installed
 
 
-def test_numbers_of_a_run_that_is_not_there_yet_are_question_marks(tmp_path):
+def test_numbers_of_a_missing_run_are_question_marks(tmp_path):
     chapter, mark = tmp_path / "8-zsl.md", "<!--n gain .1f-->{}<!--/n-->"
     (tmp_path / "numbers").mkdir()
     (tmp_path / "numbers" / "8-zsl.json").write_text('{"waits": "no run yet"}')

@@ -24,7 +24,7 @@ from tinyldm.errors import UserError
         (["--images", "a", "--features", "vgg"], "features"),
     ],
 )
-def test_values_that_are_refused(args, words):
+def test_refused_values(args, words):
     with pytest.raises(UserError, match=words) as caught:
         evaluate_config.read("", args)
     assert "\n" not in str(caught.value)

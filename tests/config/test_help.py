@@ -25,15 +25,15 @@ SCRIPTS = {
 
 def keys(schema, prefix: str = "") -> list[str]:
     """Every key that a YAML file may have."""
-    found = []
+    actual = []
     for item in fields(schema):
-        found += keys(item.type, f"{prefix}{item.name}.") if is_dataclass(item.type) else [prefix + item.name]
-    return found
+        actual += keys(item.type, f"{prefix}{item.name}.") if is_dataclass(item.type) else [prefix + item.name]
+    return actual
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_is_quick_and_shows_about_fifteen_keys(script):
-    # The processor seconds of the child alone: the machine may be busy.
+    # CPU seconds of the child only, since the machine may be busy.
     before = os.times()
     done = subprocess.run([sys.executable, "-X", "importtime", script, "--help"], capture_output=True, text=True, cwd=ROOT)
     seconds = (os.times().children_user - before.children_user) + (os.times().children_system - before.children_system)
@@ -44,7 +44,7 @@ def test_help_is_quick_and_shows_about_fifteen_keys(script):
     examples = [line for line in (ROOT / script).read_text().split('"""')[1].splitlines() if script in line]
     assert len(examples) >= 2 and "\n".join(examples) in done.stdout  # not reflowed
     assert 13 <= len(re.findall(r"^  --\w", done.stdout, re.MULTILINE)) <= 18
-    if script != "sample.py":  # whose keys are all shown
+    if script != "sample.py":  # all of its keys are shown
         assert re.search(rf"python {script} --help all lists the other \d+ keys", done.stdout)
 
 

@@ -37,7 +37,7 @@ def test_every_key_is_an_argument_of_diffusers(section):
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
 def test_each_recipe_passes_the_arguments_that_its_results_were_made_with(file):
-    """recipe_arguments.json has what commit 968ee79 passed, which listed every argument."""
+    """recipe_arguments.json has the arguments of commit 968ee79, whose recipes listed all of them."""
     config = parse(TRAININGS[read_recipe(file)["script"]], "", ["--config", str(file)])
     for name, changes in EXPECTED["recipes"][file.name].items():
         section = getattr(config, name)
@@ -49,7 +49,7 @@ def test_each_recipe_passes_the_arguments_that_its_results_were_made_with(file):
         assert json.loads(json.dumps({key: passed[key] for key in expected})) == expected
 
 
-def test_the_defaults_build_what_the_docstrings_say():
+def test_the_defaults_match_the_docstrings():
     with torch.device("meta"):
         unet = diffusers.UNet2DModel(**UNetConfig().arguments(), sample_size=64)
         vq = make_vq(TrainVQ(output_dir=""))
@@ -62,11 +62,11 @@ def test_the_defaults_build_what_the_docstrings_say():
 def test_a_first_stage_gets_its_shape_from_the_data():
     config = parse(TrainVQ, "", [*NEEDED, "--data.resolution", "48", "--data.channels", "1"])
     with torch.device("meta"):
-        made = make_vq(config).config
-    assert (made.sample_size, made.in_channels, made.out_channels) == (48, 1, 1)
+        built = make_vq(config).config
+    assert (built.sample_size, built.in_channels, built.out_channels) == (48, 1, 1)
 
 
-def test_choices_are_values_that_diffusers_takes():
+def test_choices_are_values_that_diffusers_accepts():
     for key in ("beta_schedule", "prediction_type", "timestep_spacing", "variance_type"):
         choices = next(item.type for item in fields(SchedulerConfig) if item.name == key).__args__
         source = inspect.getsource(diffusers.DDPMScheduler)
@@ -106,7 +106,7 @@ def test_extra_arguments_reach_diffusers(tmp_path):
         (TrainLDM, "--unet.extra null", "unet.extra is null; give a mapping"),
     ],
 )
-def test_arguments_that_are_refused(schema, args, words):
+def test_refused_arguments(schema, args, words):
     with pytest.raises(UserError, match=words) as caught:
         parse(schema, "", [*NEEDED, *args.split()])
     assert "\n" not in str(caught.value)

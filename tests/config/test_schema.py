@@ -1,4 +1,4 @@
-"""Reading recipes and command lines: precedence, what is written and read again, and what is refused."""
+"""Reading recipes and command lines: precedence, round trips through YAML, and refused input."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_a_recipe_is_refused_by_another_script():
         assert str(caught.value) == demo
 
 
-def test_a_recipe_of_no_script(tmp_path):
+def test_a_recipe_for_an_unknown_script(tmp_path):
     (tmp_path / "recipe.yaml").write_text("script: train_gan\n")
     with pytest.raises(UserError, match="script is train_gan; give one of train_vq, train_ldm, train_ddpm"):
         parsed("--config", str(tmp_path / "recipe.yaml"))
@@ -48,7 +48,7 @@ def test_a_recipe_of_no_script(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def test_command_line_before_yaml_before_default(tmp_path):
+def test_the_command_line_overrides_yaml_and_yaml_the_defaults(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("seed: 3\ndata: {name: faces, resolution: 64}\ntrain: {learning_rate: 1e-3}\nunet: {dropout: 0.1}\n")
     config = parsed("--config", str(recipe), "--data.resolution", "32", "--unet.block_out_channels", "[32,32,64,64]")
@@ -66,12 +66,12 @@ def test_command_line_before_yaml_before_default(tmp_path):
         ('{"train": ["a", "b"], "test": "c"}', {"train": ["a", "b"], "test": "c"}),
     ],
 )
-def test_data_files_as_datasets_takes_them(written, files):
+def test_data_files_have_the_forms_of_datasets(written, files):
     assert parsed("--data.data_files", written).data.data_files == files
 
 
 @pytest.mark.parametrize("schema", [TrainVQ, TrainLDM, Sample])
-def test_what_is_written_can_be_read(schema, tmp_path):
+def test_a_written_config_can_be_read(schema, tmp_path):
     changes = {
         TrainVQ: ["--seed", "7", "--data.eval_split", "valid", "--loss.perceptual", "none", "--vq.norm_num_groups", "16"],
         TrainLDM: ["--train.learning_rate", "1.2345678901234567e-05", "--unet.add_attention", "false", "--hub.repo_id", "a/b"],
@@ -85,7 +85,7 @@ def test_what_is_written_can_be_read(schema, tmp_path):
     assert list(read_yaml(tmp_path / "config.yaml")) == [item.name for item in fields(schema)]
 
 
-def test_print_config_prints_what_it_reads(tmp_path, capsys):
+def test_the_output_of_print_config_can_be_read(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         parsed("--data.resolution", "32", "--print_config")
     assert caught.value.code == 0
@@ -158,7 +158,7 @@ def test_bad_command_lines(args, words):
     assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
 
 
-def test_required_keys_that_are_missing():
+def test_missing_required_keys():
     with pytest.raises(UserError, match="output_dir must be given: add --output_dir VALUE"):
         parse(TrainLDM, "", [])
 

@@ -1,4 +1,4 @@
-"""The order of images, and the threads that read ahead."""
+"""The order of images, and reading ahead in threads."""
 
 import itertools
 import subprocess
@@ -18,7 +18,7 @@ from tinyldm.randomness import ALONE, Rank
 
 # ------------------------------------------------------------------------------------------------------------- order
 
-SIZES = (3, 11, 1, 8)  # shards; 23 pictures in all
+SIZES = (3, 11, 1, 8)  # of the shards; 23 pictures in total
 
 
 def uneven(path, streaming: bool, bad: set[int] = frozenset()) -> Source:
@@ -35,7 +35,7 @@ def batches_of(
 
 @pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_share_what_one_would_see(ranks, streaming, tmp_path):
+def test_ranks_share_the_order_of_a_single_one(ranks, streaming, tmp_path):
     source = uneven(tmp_path, streaming)
     alone = batches_of(source, 4 * ranks, 7)  # more than two epochs
     shares = [batches_of(source, 4, 7, rank=Rank(index, ranks)) for index in range(ranks)]
@@ -43,14 +43,14 @@ def test_ranks_share_what_one_would_see(ranks, streaming, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_each_epoch_is_another_permutation(streaming, tmp_path):
+def test_each_epoch_has_another_permutation(streaming, tmp_path):
     source = uneven(tmp_path, streaming)
     order = joined(batches_of(source, 4, 23))  # 92 = 4 * 23
     epochs = [order[i : i + 23] for i in range(0, 92, 23)]
     assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 4 and list(range(23)) not in epochs
-    assert order == joined(batches_of(source, 23, 4))  # not a matter of the batch size
-    assert order[:23] == batches_of(uneven(tmp_path, streaming), 23, 1)[0]  # nor of what was read before
+    assert order == joined(batches_of(source, 23, 4))  # independent of the batch size
+    assert order[:23] == batches_of(uneven(tmp_path, streaming), 23, 1)[0]  # and of what was read before
     assert order[:23] != batches_of(source, 23, 1, seed=6)[0]
     assert sorted(in_order(source)) == list(range(23))
 
@@ -58,8 +58,8 @@ def test_each_epoch_is_another_permutation(streaming, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("bad", [set(), {0}, {9}, {22}])
 @pytest.mark.parametrize("streaming", [True, False])
-def test_starting_later_is_dropping_the_first_batches(streaming, bad, tmp_path):
-    # A 23rd is less than 5%. The corrupt picture stands elsewhere in each epoch: before, after and at the start.
+def test_starting_later_skips_the_first_batches(streaming, bad, tmp_path):
+    # 1 of 23 is less than 5%. The corrupt picture has another position in each epoch: before, after and at the start.
     source = uneven(tmp_path, streaming, bad)
     unbroken = batches_of(source, 3, 20)
     assert not bad & set(joined(unbroken))
@@ -71,16 +71,16 @@ def test_starting_later_is_dropping_the_first_batches(streaming, bad, tmp_path):
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_other_batches_and_ranks_continue_at_the_right_image(streaming, tmp_path):
-    """Two ranks of 4, then one of 8, then one of 3: two epochs without an image twice or left out."""
+    """Two ranks with batches of 4, then one with 8, then one with 3: two epochs, each with every image once."""
     source = uneven(tmp_path, streaming)
     order = joined(batches_of(source, 23, 2))
-    found, position = [], 0
+    actual, position = [], 0
     for batch_size, ranks, count in ((4, 2, 2), (8, 1, 1), (3, 1, 8)):
         images = Images(source, 8, 2)
         parts = [take(ImageBatches(images, 5, batch_size, Rank(index, ranks))(position), count) for index in range(ranks)]
-        found += [number for batches in zip(*parts, strict=True) for batch in batches for number in batch]
+        actual += [number for batches in zip(*parts, strict=True) for batch in batches for number in batch]
         position += batch_size * ranks * count
-    assert position == 48 and found == joined(batches_of(source, 48, 1)) and found[:46] == order
+    assert position == 48 and actual == joined(batches_of(source, 48, 1)) and actual[:46] == order
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -111,7 +111,7 @@ def test_no_thread_outlives_its_stream(streaming, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_a_script_may_end_in_the_middle_of_a_stream(tmp_path):
-    """Without care, the interpreter takes the reading thread out of pyarrow and aborts or hangs (6 of 7 times here)."""
+    """Without the exit handler, the interpreter stops the thread inside pyarrow and aborts or hangs (6 of 7 times here)."""
     parquet(tmp_path, [[picture(i) for i in range(23)]])
     script = f"""
 import itertools
@@ -126,8 +126,8 @@ print(len(list(itertools.islice(busy, 40))))
     assert (done.returncode, done.stdout, done.stderr) == (0, "40\n", "")
 
 
-def test_errors_pass_through_read_ahead_as_they_are():
-    error = ZeroDivisionError("as it was")
+def test_read_ahead_raises_errors_unchanged():
+    error = ZeroDivisionError("unchanged")
 
     def batches():
         yield torch.zeros(1)
@@ -140,19 +140,19 @@ def test_errors_pass_through_read_ahead_as_they_are():
     assert caught.value is error and helpers() == []
 
 
-def test_read_ahead_gives_all_in_order_and_ends():
+def test_read_ahead_yields_everything_in_order_and_ends():
     assert [int(item) for item in read_ahead((torch.tensor(i) for i in range(50)), depth=2)] == list(range(50))
 
 
 @pytest.fixture
 def impatient(monkeypatch) -> None:
-    """A reader that sleeps is left behind after a tenth of a second, not after five."""
+    """The exit does not wait for a sleeping reader: it takes a tenth of a second, not five seconds."""
     join = threading.Thread.join
     monkeypatch.setattr(threading.Thread, "join", lambda self, timeout=None: join(self, timeout and min(timeout, 0.1)))
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_stalled_source_is_given_up():
+def test_a_stalled_source_raises():
     awake = threading.Event()
 
     def batches():
@@ -169,8 +169,8 @@ def test_a_stalled_source_is_given_up():
         awake.set()
 
 
-def test_a_source_that_reads_for_long_before_its_first_item_is_alive():
-    """A resumed run reads a large stream up to its position."""
+def test_a_source_that_reads_long_before_its_first_item_is_not_stalled():
+    """A resumed run must read a large stream up to its position."""
     read = 0
 
     def batches():
@@ -193,7 +193,7 @@ def test_a_stream_counts_what_it_skips(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
-def test_a_stream_that_stalls_is_opened_again_where_it_stopped(tmp_path, monkeypatch, capsys):
+def test_a_stalled_stream_is_reopened_where_it_stopped(tmp_path, monkeypatch, capsys):
     source, asleep = uneven(tmp_path, streaming=True), threading.Event()
     expected = batches_of(source, 4, 8)
     whole_epoch, stalls = Source.epoch, iter([5, 2, None])
@@ -218,7 +218,7 @@ def test_a_stream_that_stalls_is_opened_again_where_it_stopped(tmp_path, monkeyp
 
 
 def test_a_decoder_that_dies_ends_the_stream(tmp_path, monkeypatch):
-    """What is no error of an image, such as a kill of the thread, is not counted as a corrupt one."""
+    """An exception that is not about the image, such as the end of the thread, does not count as a corrupt image."""
 
     def die(self, fetch):
         raise SystemExit("killed")

@@ -1,4 +1,4 @@
-"""Images: what a picture becomes, and those that are corrupt."""
+"""Decoding and resizing images, and corrupt images."""
 
 import itertools
 
@@ -41,19 +41,19 @@ def mosaic(width: int, height: int, cells: int = 6) -> Image.Image:
     [(96, 64, 32), (64, 96, 32), (64, 64, 64), (30, 20, 64), (1, 1, 16), (9000, 20, 20), (9000, 20, 32), (1200, 800, 40)],
 )
 def test_to_square_is_torchvisions_resize_and_centre_crop(width, height, resolution):
-    # Shapes where torchvision's crop falls on whole pixels; elsewhere it is up to half a pixel off the centre.
+    # Sizes where torchvision crops at whole pixels; for others its crop is up to half a pixel off the centre.
     image = mosaic(width, height, 64)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     resized = tv.resize(pixels, [resolution], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
     expected = tv.center_crop(resized, [resolution]).permute(1, 2, 0).numpy()
     difference = np.abs(to_square(image, resolution).astype(int) - expected)
-    # Shrinking more than sixfold goes through a box filter first (reducing_gap): faster, and a little off on sharp detail.
+    # Shrinking more than sixfold uses a box filter first (reducing_gap): faster, but less exact for fine detail.
     assert difference.max() <= (3 if min(width, height) <= 6 * resolution else 12) and difference.mean() < 1.5
 
 
 @pytest.mark.parametrize(("width", "height", "resolution"), [(333, 200, 50), (151, 200, 32), (101, 100, 7), (40, 57, 64)])
 def test_the_crop_is_central_whatever_the_size(width, height, resolution):
-    # A plane stays a plane: its value at a pixel of the result is the one at that place of the central square.
+    # A linear gradient stays linear: each pixel of the result has the value at its place in the central square.
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     plane = (20 + 200 * (x + y) / (width + height)).astype(np.float32)
     square = to_square(Image.fromarray(plane.round().astype(np.uint8)), resolution)[..., 0]
@@ -61,8 +61,8 @@ def test_the_crop_is_central_whatever_the_size(width, height, resolution):
     place = (np.arange(resolution) + 0.5) * side / resolution - 0.5
     columns, rows = place + (width - side) / 2, place + (height - side) / 2
     expected = 20 + 200 * (columns[None] + rows[:, None]) / (width + height)
-    inner = slice(2, -2)  # at the rim of the image the filter has pixels on one side only
-    assert np.abs(square - expected)[inner, inner].max() < 1.5 + 100 / (width + height)  # rounding twice, half a pixel
+    inner = slice(2, -2)  # at the edge of the image the filter has pixels on one side only
+    assert np.abs(square - expected)[inner, inner].max() < 1.5 + 100 / (width + height)  # two roundings and half a pixel
 
 
 def halves(left, right, mode: str) -> Image.Image:
@@ -113,7 +113,7 @@ def test_every_kind_of_image_becomes_rgb(name, tmp_path):
     assert (square.int() - expected)[..., inner].abs().max() <= tolerance
 
 
-DISPLAY = {  # EXIF's orientation: how the stored pixels are to be shown
+DISPLAY = {  # EXIF orientation -> how to show the stored pixels
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -126,7 +126,7 @@ DISPLAY = {  # EXIF's orientation: how the stored pixels are to be shown
 
 
 @pytest.mark.parametrize("orientation", DISPLAY)
-def test_photographs_are_turned_as_exif_says(orientation, tmp_path):
+def test_photographs_are_oriented_by_exif(orientation, tmp_path):
     image = mosaic(24, 24)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -167,14 +167,14 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_an_unreadable_picture_is_left_out_or_its_place_is_taken_by_the_next(name, tmp_path, capsys):
+def test_an_unreadable_picture_is_skipped_or_replaced_by_the_next(name, tmp_path, capsys):
     contents = {f"{i:02d}.jpg": picture(i) for i in range(25)} | {"03.jpg": UNREADABLE[name]}
     for path, streaming in itertools.product(
         (folder(tmp_path / "folder", contents), parquet(tmp_path / "parquet", [list(contents.values())])), (True, False)
     ):
         images = Images(whole(path, streaming=streaming), 8, 3)
-        found = [number for batch in one_pass(images, 4) for number in numbers(batch)]
-        assert found == [0, 1, 2, *range(4, 25)]
+        actual = [number for batch in one_pass(images, 4) for number in numbers(batch)]
+        assert actual == [0, 1, 2, *range(4, 25)]
         filled = Images(whole(path, streaming=streaming), 8, 3)
         places = list(filled(filled.source.epoch(None, 0), fill=True))
         assert numbers(collate(places).x) == [0, 1, 2, 4, *range(4, 25)]
@@ -182,7 +182,7 @@ def test_an_unreadable_picture_is_left_out_or_its_place_is_taken_by_the_next(nam
         assert (images.seen, images.corrupt) == (25, 1)
 
 
-def test_an_empty_cell_and_a_lost_file(tmp_path):
+def test_an_empty_cell_and_a_missing_file(tmp_path):
     assert in_order(whole(parquet(tmp_path / "p", [[picture(i) for i in range(20)] + [None] + [picture(20)]]))) == [*range(21)]
     path = folder(tmp_path / "f", {f"{i:02d}.png": picture(i) for i in range(21)})
     source = whole(path)
@@ -191,7 +191,7 @@ def test_an_empty_cell_and_a_lost_file(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_more_than_five_in_a_hundred_stop_the_run(streaming, tmp_path):
+def test_more_than_five_percent_stop_the_run(streaming, tmp_path):
     bad = {10, 30, 50, 70, 90}
     contents = [corrupt(i) if i in bad else picture(i) for i in range(110)]
     images = Images(whole(parquet(tmp_path / "5", [contents]), streaming=streaming), 8, 2)
@@ -206,7 +206,7 @@ def test_more_than_five_in_a_hundred_stop_the_run(streaming, tmp_path):
 
 @pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.parametrize("count", [1, 30, 150])
-def test_nothing_but_corrupt_images(count, streaming, tmp_path):
+def test_only_corrupt_images(count, streaming, tmp_path):
     source = whole(folder(tmp_path, {f"{i}.png": corrupt(i) for i in range(count)}), streaming=streaming)
     for rank in (Rank(0, 1), Rank(1, 3)):
         with pytest.raises(UserError, match=r"(\d+) of \1 images"):
@@ -231,7 +231,7 @@ def test_a_stream_that_breaks_off(tmp_path):
     path = parquet(tmp_path, [[picture(i) for i in range(20)], [picture(i) for i in range(20, 40)]])
     damaged = path / "train-00001-of-00002.parquet"
     content = bytearray(damaged.read_bytes())
-    content[4:400] = bytes(396)  # the footer is whole, so that it shows only when the images are read
+    content[4:400] = bytes(396)  # the footer is intact, so the damage only appears when images are read
     damaged.write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
         in_order(whole(path))

@@ -1,4 +1,4 @@
-"""Data sets of every kind, and what of them is held out."""
+"""All kinds of data sets, and their held-out part."""
 
 import contextlib
 import sys
@@ -29,10 +29,10 @@ from tinyldm.errors import UserError
 
 
 def make_source(kind: str, path) -> DataConfig:
-    """Pictures 0 to 10 as a user may have them."""
+    """Pictures 0 to 10 in all layouts that users may have."""
     shards = [[picture(i) for i in part] for part in ([0, 1, 2], [3, 4, 5, 6, 7, 8], [9, 10])]
     flat = joined(shards)
-    if kind == "folder":  # what else lies in it does not matter
+    if kind == "folder":  # other files in it do not matter
         files = {f"{i:02d}.PNG": content for i, content in enumerate(flat)}
         return config(folder(path, files | {".DS_Store": b"x", "notes.txt": b"hello", "deep/.DS_Store": b"x"}))
     if kind == "class folders":
@@ -63,21 +63,21 @@ KINDS = ["folder", "class folders", "folder with metadata", "parquet", "odd colu
 @pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_pictures_from_every_kind_of_source(kind, streaming, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "webdataset", None)  # tars are read without that package: it is no requirement
+    monkeypatch.setitem(sys.modules, "webdataset", None)  # tars are read without that package, which is not a requirement
     data = replace(make_source(kind, tmp_path), streaming=streaming)
     source = open_sources(replace(data, eval_split="train"), 0)[0]
     assert source.image_column == {"odd column": "the picture", "tars": "png"}.get(kind, "image")
     assert source.streamed == streaming and source.length() == 11
-    found = in_order(source)
-    assert sorted(found) == list(range(11))
-    # The last path: shuffled batches of what is not held out, beside what is.
+    actual = in_order(source)
+    assert sorted(actual) == list(range(11))
+    # Finally: shuffled batches of the training part, and the held-out part.
     train, held_out = open_sources(replace(data, eval_fraction=0.4), 1)
     assert held_out.length() and sorted(in_order(train) + in_order(held_out)) == list(range(11))
     stream = ImageBatches(Images(train, 8, 2), 0, train.length())
     with contextlib.closing(stream()) as batches:
         assert sorted(numbers(next(batches).x)) == sorted(in_order(train))
         next(batches)
-    assert stream.length == train.length()  # counted on the way
+    assert stream.length == train.length()  # counted while reading
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -105,7 +105,7 @@ def test_a_home_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_what_cannot_be_opened_is_said_in_one_line(streaming, tmp_path):
+def test_unreadable_data_sets_give_one_line_errors(streaming, tmp_path):
     good = parquet(tmp_path / "good", [[picture(0)]])
     (tmp_path / "empty").mkdir()
     folder(tmp_path / "texts", {"a.txt": b"no picture"})
@@ -128,7 +128,7 @@ def test_what_cannot_be_opened_is_said_in_one_line(streaming, tmp_path):
     with pytest.raises(UserError, match=r"valid.*\['train'\].*data.eval_split"):
         open_sources(config(good, eval_split="valid", streaming=streaming), 0)
     with pytest.raises(UserError, match=r"'someone/faces' cannot be reached .*: check the network"):
-        whole("someone/faces", streaming=streaming)  # conftest.py takes the network away
+        whole("someone/faces", streaming=streaming)  # conftest.py blocks the network
 
 
 def test_toyfaces():
@@ -149,7 +149,7 @@ def held_out_numbers(path, seed: int = 0, **changes) -> set[int]:
 
 
 @pytest.mark.slow
-def test_the_held_out_part_depends_on_contents_and_seed_alone(tmp_path):
+def test_the_held_out_part_depends_only_on_contents_and_seed(tmp_path):
     contents = [picture(i) for i in range(400)]
     one = parquet(tmp_path / "one", [contents])
     held_out = held_out_numbers(one, eval_fraction=0.2)
@@ -168,11 +168,11 @@ def test_copies_stay_together(tmp_path):
     contents = [picture(i // 3) for i in range(60)]
     held_out = held_out_numbers(
         parquet(tmp_path, [contents[::2], contents[1::2]]), eval_fraction=0.3
-    )  # disjoint is checked there
+    )  # this checks that they are disjoint
     assert 0 < len(held_out) < 20
 
 
-def test_an_eval_split_is_taken_as_it_is(tmp_path):
+def test_an_eval_split_is_used_unchanged(tmp_path):
     parquet(tmp_path, [[picture(0), picture(1)]])
     parquet(tmp_path, [[picture(1), picture(2)]], split="validation")
     train, held_out = open_sources(config(tmp_path, eval_split="validation"), 0)
@@ -181,7 +181,7 @@ def test_an_eval_split_is_taken_as_it_is(tmp_path):
 
 
 def test_file_names_do_not_make_splits_of_a_plain_folder(tmp_path):
-    """Of these, datasets alone would read train_01.png only, as the split train, and lose the others without a word."""
+    """`datasets` would read only train_01.png, as the split train, and silently ignore the others."""
     names = ["a.png", "train_01.png", "my-test-photo.png", "deep/er/validation 2.png"]
     contents = {name: picture(i) for i, name in enumerate(names)}
     for streaming in (True, False):

@@ -69,12 +69,12 @@ def test_labels_come_from_the_lists_and_every_value_occurs():
 
 def test_every_label_changes_the_picture():
     for name, values in toyfaces.ATTRIBUTES.items():
-        # Nothing worn, so that nothing covers what changes.
+        # No hat or glasses, which could cover the change.
         bare = {"glasses": "none", "hat": "none", "beard": "none", "eyes": "round", "hair_style": "short"}
         versions = [pixels(11, 32, **bare | {name: value}) for value in values]
         for i, a in enumerate(versions):
             for b in versions[:i]:
-                assert (np.abs(a - b).max(axis=-1) > 24).sum() >= 6, name  # pixels that plainly differ
+                assert (np.abs(a - b).max(axis=-1) > 24).sum() >= 6, name  # clearly different pixels
 
 
 def test_hats_are_above_and_sunglasses_on_the_eyes():
@@ -90,7 +90,7 @@ def test_hats_are_above_and_sunglasses_on_the_eyes():
         assert shaded[change].mean() < 0.6 * plain[change].mean()
 
 
-def test_background_is_told_from_hair_and_skin():
+def test_background_differs_from_hair_and_skin():
     for index in range(500):
         labels = toyfaces.attributes(0, index)
         backdrop = np.array(toyfaces.BACKGROUND_COLORS[labels["background_color"]])
@@ -108,7 +108,7 @@ def test_stream_equals_direct_drawing():
         assert names == toyfaces.attributes(7, index)
 
 
-def test_stream_hands_over_encoded_images_untouched():
+def test_stream_passes_encoded_images_unchanged():
     for example in encoded("train", num_examples=3):
         assert example["image"]["bytes"][:2] == b"BM" and example["image"]["path"] is None
     example = next(iter(toyfaces.load("train", 32)))

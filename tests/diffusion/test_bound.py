@@ -1,4 +1,4 @@
-"""The bound against closed forms, against diffusers' DDPMScheduler step by step, and on data whose entropy is known."""
+"""The bound compared with closed forms, with the steps of diffusers' DDPMScheduler, and on data with known entropy."""
 
 import math
 
@@ -31,15 +31,15 @@ def normal(*shape, seed=0) -> torch.Tensor:
 
 
 def test_the_posterior_is_bayes_rule():
-    """Products of the two normals q(x_t | x_{t-1}) and q(x_{t-1} | x_0), in their natural parameters."""
+    """The product of the normals q(x_t | x_{t-1}) and q(x_{t-1} | x_0), in natural parameters."""
     schedule = scheduler()
     x0, x_t, t = normal(4, 1, 2, 2), normal(4, 1, 2, 2, seed=1), torch.tensor([1, 7, 20, T - 1])
     betas, abar = schedule.betas.double()[t].view(-1, 1, 1, 1), schedule.alphas_cumprod.double()[t - 1].view(-1, 1, 1, 1)
     precision = (1 - betas) / betas + 1 / (1 - abar)
     mean = ((1 - betas).sqrt() * x_t / betas + abar.sqrt() * x0 / (1 - abar)) / precision
-    found = posterior(DiscreteVP(schedule), x0, x_t, t)
-    assert torch.allclose(found.mean, mean.float(), atol=1e-5)
-    assert torch.allclose(found.log_variance, -precision.log().float(), atol=1e-4)
+    actual = posterior(DiscreteVP(schedule), x0, x_t, t)
+    assert torch.allclose(actual.mean, mean.float(), atol=1e-5)
+    assert torch.allclose(actual.log_variance, -precision.log().float(), atol=1e-4)
 
 
 @pytest.mark.parametrize(("beta_schedule", "prediction_type"), KINDS)
@@ -61,7 +61,7 @@ def test_the_reverse_step_is_the_one_that_diffusers_samples(beta_schedule, predi
         assert torch.allclose((0.5 * ours.log_variance).exp().expand_as(x_t), drawn[1] - drawn[0], atol=1e-5)
 
 
-def test_divergence_is_torchs():
+def test_divergence_equals_torchs():
     from torch.distributions import Normal as TorchNormal
     from torch.distributions import kl_divergence
 
@@ -80,7 +80,7 @@ def test_the_bins_of_a_pixel_sum_to_one(mean, log_variance):
 
 
 def test_far_from_the_mean_the_likelihood_is_that_of_the_density():
-    """Ten deviations away the difference of the two probabilities is 0 in fp32; its logarithm is not."""
+    """Ten standard deviations away, the difference of the two probabilities is 0 in fp32, but its logarithm is finite."""
     x0, model = torch.zeros(1, 1, 1, 1), Normal(torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), -6.0))
     from torch.distributions import Normal as TorchNormal
 
@@ -100,12 +100,14 @@ def test_the_prior_term_by_hand():
 
 @pytest.mark.parametrize(("variance_type", "limit"), [("fixed_small", 0.9), ("fixed_large", 0.25)])
 def test_with_the_optimal_denoiser_the_bound_meets_the_entropy_of_normal_data(variance_type, limit):
-    """Pixels drawn from N(0, s^2) and rounded to 256 values: no model needs fewer bits than their entropy, and with more and
-    more steps the bound of the optimal one comes near it; nearer with the large variance, which is right for broad data."""
+    """Pixels drawn from N(0, s^2) and rounded to 256 values: no model needs fewer bits than their entropy.
+
+    With more steps, the bound of the optimal denoiser approaches it. The large variance, which is right for broad data, is
+    nearer."""
     deviation, gaps = 0.25, []
     images = ((normal(64, 1, 8, 8) * deviation * 127.5).round() / 127.5).clamp(-1, 1)
     entropy = 0.5 * math.log2(2 * math.pi * math.e * deviation**2) - math.log2(2 / 255)
-    entropy += 0.5 * (images.var().item() / deviation**2 - 1) / math.log(2)  # of this sample, under the true density
+    entropy += 0.5 * (images.var().item() / deviation**2 - 1) / math.log(2)  # bits of this sample under the true density
     for steps in (50, 400):
         schedule = scheduler("squaredcos_cap_v2", "sample", variance_type, steps)
         bits = prior_bits(DiscreteVP(schedule), images).mean().item()

@@ -20,7 +20,7 @@ SMALL = UNetConfig(
 
 
 def test_the_defaults_have_five_million_parameters():
-    with torch.device("meta"):  # counted without being drawn
+    with torch.device("meta"):  # counted without initialising weights
         network = make_denoiser(UNetConfig(), 64, 3)
     assert 4.5e6 <= sum(weight.numel() for weight in network.parameters()) <= 5.5e6
 
@@ -31,8 +31,8 @@ def test_the_shape_comes_from_the_data():
     assert network(torch.zeros(2, 4, 8, 8), torch.tensor([0, 999])).sample.shape == (2, 4, 8, 8)
 
 
-def test_what_diffusers_cannot_build():
-    with pytest.raises(UserError, match="halves its input of side 9 1 times"):
+def test_networks_that_diffusers_cannot_build():
+    with pytest.raises(UserError, match="halves its input of side 9 1 times, but 9 is not divisible by 2"):
         make_denoiser(SMALL, 9, 3)
     with pytest.raises(UserError, match="section unet"):
         make_denoiser(replace(SMALL, down_block_types=("DownBlock2D", "NoSuchBlock")), 8, 3)
@@ -42,29 +42,29 @@ def test_what_diffusers_cannot_build():
         make_denoiser(replace(SMALL, attention_head_dim=32), 8, 3)
 
 
-def test_the_default_forward_process_is_latent_diffusions():
-    made, wanted = make_process(SchedulerConfig()), scheduler()
-    assert torch.equal(made.abar, wanted.alphas_cumprod)
-    assert made.clip is None and made.scheduler.config.timestep_spacing == "trailing"
+def test_the_default_forward_process_is_that_of_latent_diffusion():
+    built, expected = make_process(SchedulerConfig()), scheduler()
+    assert torch.equal(built.abar, expected.alphas_cumprod)
+    assert built.clip is None and built.scheduler.config.timestep_spacing == "trailing"
     zero = make_process(replace(SchedulerConfig(), rescale_betas_zero_snr=True))
     assert zero.abar[-1] == 0
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"beta_schedule": "none such"}, "none such"),
         ({"extra": {"trained_betas": [0.1, 0.2]}}, "trained_betas must be a list with one entry per timestep"),
     ],
 )
-def test_forward_processes_that_cannot_be_used(changes, said):
-    with pytest.raises(UserError, match=said):
+def test_forward_processes_that_cannot_be_used(changes, message):
+    with pytest.raises(UserError, match=message):
         make_process(replace(SchedulerConfig(), **changes))
 
 
 def test_xformers_without_cuda_says_what_to_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    switch_on(make_denoiser(SMALL, 8, 3), TrainConfig())  # false: nothing to do
+    switch_on(make_denoiser(SMALL, 8, 3), TrainConfig())  # false: does nothing
     with pytest.raises(UserError, match=r"train.xformers needs CUDA .*set it to false"):
         switch_on(make_denoiser(SMALL, 8, 3), TrainConfig(xformers=True))
 
@@ -82,13 +82,13 @@ def test_xformers_without_the_package_says_what_to_install(monkeypatch):
 
 
 def test_gradient_checkpointing_changes_no_gradient():
-    x, t, found = torch.randn(2, 3, 8, 8), torch.tensor([3, 500]), []
+    x, t, actual = torch.randn(2, 3, 8, 8), torch.tensor([3, 500]), []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         network = make_denoiser(SMALL, 8, 3).train()
         switch_on(network, TrainConfig(gradient_checkpointing=checkpointing))
         assert network.is_gradient_checkpointing == checkpointing
         network(x, t).sample.square().sum().backward()
-        found.append([weight.grad for weight in network.parameters()])
-    for one, two in zip(*found, strict=True):
+        actual.append([weight.grad for weight in network.parameters()])
+    for one, two in zip(*actual, strict=True):
         torch.testing.assert_close(one, two)

@@ -30,13 +30,13 @@ def test_the_forward_process_is_the_closed_form():
     assert torch.equal(process().noisy(x0, noise, T), scheduler().add_noise(x0, noise, T))
     torch.testing.assert_close(process().signal_to_noise(T).float(), (a**2 / b**2).flatten(), rtol=1e-3, atol=0)
     torch.testing.assert_close(process().signal_to_noise(T).float(), compute_snr(scheduler(), T), rtol=1e-4, atol=0)
-    wanted = {"epsilon": noise, "v_prediction": a * noise - b * x0, "sample": x0}
+    expected = {"epsilon": noise, "v_prediction": a * noise - b * x0, "sample": x0}
     for kind in KINDS:
-        torch.testing.assert_close(process(prediction_type=kind).target(x0, noise, T), wanted[kind], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(process(prediction_type=kind).target(x0, noise, T), expected[kind], rtol=1e-4, atol=1e-4)
 
 
 class FixedError:
-    """Predicts every x_0 wrong by `error`, in terms of epsilon, v or x_0."""
+    """Predicts x_0 with the error `error`, expressed as epsilon, v or x_0."""
 
     def __init__(self, kind: str, x0: torch.Tensor, noise: torch.Tensor, error: torch.Tensor):
         self.kind, self.x0, self.noise, self.error = kind, x0, noise, error
@@ -57,13 +57,13 @@ def example() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_min_snr_weighs_the_error_of_x0_alike_for_each_prediction(kind, example):
+def test_min_snr_weighs_the_error_of_x0_equally_for_each_prediction(kind, example):
     x0, noise, error = example
     forward, gamma = process(prediction_type=kind), 5.0
     loss = diffusion_loss(Denoiser(FixedError(kind, x0, noise, error)), forward, x0, noise, T, gamma)
     snr = torch.tensor([abar(t) / (1 - abar(t)) for t in T.tolist()], dtype=torch.float64)
-    wanted = snr.clamp(max=gamma) * error.square().mean((1, 2, 3))
-    torch.testing.assert_close(loss.double(), wanted, rtol=2e-3, atol=1e-6)
+    expected = snr.clamp(max=gamma) * error.square().mean((1, 2, 3))
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,8 +76,8 @@ def test_held_out_losses_are_in_units_of_v(kind, example):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_held_out_losses_are_of_the_clipped_image_where_the_sampler_clips(kind, example):
-    """Else an error of epsilon where little is left of the image would count a million times."""
+def test_held_out_losses_use_the_clipped_image_if_the_sampler_clips(kind, example):
+    """Otherwise, errors of epsilon at high noise would count a million times."""
     _, noise, _ = example
     forward, x0 = process(prediction_type=kind, clip_sample=True), torch.full_like(noise, 0.5)
     worst = held_out_error(Denoiser(FixedError(kind, x0, noise, torch.full_like(noise, 1e3))), forward, x0, noise, T)
@@ -104,7 +104,7 @@ def test_zero_terminal_snr_is_finite(kind, example):
     assert weight(forward, everywhere, 5.0).isfinite().all()
     nothing = lambda x_t, t, class_labels: type("Zero", (), {"sample": torch.zeros_like(x_t)})  # noqa: E731
     assert held_out_error(Denoiser(nothing), forward, x0, noise, torch.full((4,), 999)).isfinite().all()
-    # All is noise there, so that v is -x_0, and min-SNR gives the error the weight SNR = 0.
+    # x_t is pure noise there, so v is -x_0, and min-SNR gives the error the weight SNR = 0.
     last = torch.full((4,), 999)
     assert torch.equal(forward.noisy(x0, noise, last), noise)
     torch.testing.assert_close(forward.target(x0, noise, last), -x0 if kind == "v_prediction" else x0)
@@ -112,7 +112,7 @@ def test_zero_terminal_snr_is_finite(kind, example):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_perfect_denoiser_of_gaussian_data_has_the_known_loss(kind):
+def test_the_optimal_denoiser_of_gaussian_data_has_the_known_loss(kind):
     std, forward = 0.6, process(prediction_type=kind)
     random = torch.Generator().manual_seed(0)
     for step in (0, 100, 400, 999):

@@ -1,4 +1,4 @@
-"""train_ddpm.py at a tiny size: every objective trains, resumes, is exported in diffusers' format, and says its bound."""
+"""train_ddpm.py at a tiny size: every objective trains, resumes, exports diffusers' format, and reports its bound."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_the_bound_is_the_sum_of_its_terms(trained):
     assert "| bits per dimension |" in text and "makes images of\n1 x 8 x 8" in text
 
 
-def test_a_resumed_run_equals_an_unbroken_one(trained, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(trained, tmp_path, monkeypatch):
     """With the loss history of the importance-sampled timesteps."""
     _, args, whole = trained
     run(monkeypatch, train_ddpm, "--output_dir", tmp_path / "run", *args, "--train.max_steps", 3)
@@ -56,13 +56,13 @@ def test_a_resumed_run_equals_an_unbroken_one(trained, tmp_path, monkeypatch):
         assert same_weights(whole / file, tmp_path / "run" / file)
 
 
-def test_the_pipeline_is_diffusers_own_and_draws_what_sample_draws(trained, tmp_path, monkeypatch):
+def test_diffusers_loads_the_pipeline_and_draws_the_images_of_sample(trained, tmp_path, monkeypatch):
     kind, _, folder = trained
     pipeline = DiffusionPipeline.from_pretrained(folder / "pipeline")
     assert type(pipeline) is DDPMPipeline
     args = ["--model", folder, "--num_images", 3, "--num_inference_steps", 20, "--output_dir", tmp_path / "drawn"]
     run(monkeypatch, sample, *args)
-    if kind == "hybrid":  # with labels, which DDPMPipeline does not ask for
+    if kind == "hybrid":  # with labels, which DDPMPipeline does not take
         return
     for seed in range(3):
         theirs = pipeline(generator=torch.Generator().manual_seed(seed), num_inference_steps=20).images[0]
@@ -71,7 +71,7 @@ def test_the_pipeline_is_diffusers_own_and_draws_what_sample_draws(trained, tmp_
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm-solver++", "euler", "unipc", "ddpm"])
-def test_every_sampler_takes_a_network_that_learnt_its_variance(scheduler, trained, tmp_path, monkeypatch):
+def test_every_sampler_accepts_a_network_with_learned_variance(scheduler, trained, tmp_path, monkeypatch):
     folder = trained[2]
     args = ["--model", folder, "--num_images", 2, "--num_inference_steps", 4, "--scheduler", scheduler]
     run(monkeypatch, sample, *args, "--output_dir", tmp_path / "drawn")
@@ -114,11 +114,11 @@ def test_contradictions(args, words, tmp_path, monkeypatch):
         run(monkeypatch, train_ddpm, "--output_dir", tmp_path / "run", *DIGITS, *DDPM, "--train.max_steps", 1, *args)
 
 
-def test_timesteps_are_drawn_by_their_losses():
-    """p(t) as sqrt(E[L^2]), and weights that make the mean that of a uniform draw."""
+def test_timesteps_are_drawn_in_proportion_to_their_losses():
+    """p(t) is proportional to sqrt(E[L^2]), and the weighted mean equals that of uniform timesteps."""
     history, losses = LossHistory(4, length=2), torch.tensor([1.0, 2.0, 3.0, 10.0])
     timesteps, weights = history.draw(1000, Draw(0, 0, 0, Rank(0, 1)))
-    assert (weights == 1).all() and set(timesteps.tolist()) == {0, 1, 2, 3}  # nothing is known yet
+    assert (weights == 1).all() and set(timesteps.tolist()) == {0, 1, 2, 3}  # no losses yet
     for _ in range(3):
         history.update(torch.arange(4), losses)
     timesteps, weights = history.draw(40000, Draw(0, 1, 0, Rank(0, 1)))

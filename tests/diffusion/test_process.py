@@ -1,4 +1,4 @@
-"""The algebra of every process and prediction, and that a new process is its two levels."""
+"""The algebra of every process and prediction. A new process only defines its two levels."""
 
 import itertools
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from tinyldm.randomness import Draw
 
 
 class Continuous(Process):
-    """A process in continuous time: a subclass has the levels, alpha and sigma of times in [0, 1)."""
+    """A process in continuous time [0, 1). A subclass defines the levels alpha and sigma."""
 
     samplers = {"euler": FlowMatchEulerDiscreteScheduler}  # noqa: RUF012
     deterministic = "euler"
@@ -72,7 +72,7 @@ def example():
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_way_back_undoes_the_way_there(prediction, example):
+def test_to_x0_inverts_the_forward_process(prediction, example):
     fractions, x0, noise, _ = example
     for process in processes(prediction):
         t = process.times(fractions)
@@ -81,7 +81,7 @@ def test_the_way_back_undoes_the_way_there(prediction, example):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_min_snr_weighs_the_error_of_x0_alike_in_every_process(prediction, example):
+def test_min_snr_weighs_the_error_of_x0_equally_in_every_process(prediction, example):
     """A loss of any prediction is min(SNR, gamma) times the squared error of x_0."""
     fractions, x0, noise, error = example
     for process in processes(prediction):
@@ -96,7 +96,7 @@ def test_min_snr_weighs_the_error_of_x0_alike_in_every_process(prediction, examp
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_perfect_network_has_no_loss_in_any_process(prediction, example):
+def test_a_perfect_network_has_no_loss_in_any_process(prediction, example):
     fractions, x0, noise, _ = example
     for process in processes(prediction):
         t = process.times(fractions)
@@ -114,13 +114,13 @@ def test_flow_is_the_straight_path_with_its_velocity(example):
 
 
 def test_our_samplers_loop_reverses_a_flow():
-    """N(0.5, 0.6^2) is known in closed form; Euler's error falls as one over the steps."""
+    """N(0.5, 0.6^2) has a closed form; Euler's error is proportional to 1 / steps."""
     mean, std = 0.5, 0.6
 
     class Exact(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))  # has the device and type
+            self.weight = torch.nn.Parameter(torch.zeros(1))  # has the device and dtype
             self.config = SimpleNamespace()
 
         def forward(self, x, time, class_labels=None):
@@ -140,5 +140,5 @@ def test_our_samplers_loop_reverses_a_flow():
 def test_the_bound_is_refused_without_a_discrete_process(example):
     with pytest.raises(UserError, match="needs the discrete process of DDPM, not Flow"):
         discrete(Flow())
-    with pytest.raises(UserError, match="a process that this project does not know"):
+    with pytest.raises(UserError, match="a process that this project does not support"):
         process_of(FlowMatchEulerDiscreteScheduler())

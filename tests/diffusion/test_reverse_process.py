@@ -30,7 +30,7 @@ def draw(distribution: tuple, name: str, steps: int, eta: float = 0.0, **process
     """(COUNT, 2)"""
     forward = models.scheduler(**process)
     model = Model(MixtureDenoiser(forward, *distribution), DiscreteVP(forward), None)
-    random = [torch.Generator().manual_seed(0)]  # for all at once: a generator each takes long
+    random = [torch.Generator().manual_seed(0)]  # one for all images: one generator per image is slow
     settings = SamplerSettings(name, steps, eta)
     return denoise(model, torch.randn(COUNT, 2, 1, 1, generator=random[0]), settings, random).flatten(1).double()
 
@@ -60,7 +60,7 @@ def test_a_mixture_with_its_shares_means_and_covariances(name, steps, beta_sched
 
 
 class WithVariance(nn.Module):
-    """GaussianDenoiser that also says the true variance of x_{t-1} given x_t, as learned_range codes it."""
+    """A GaussianDenoiser that also outputs the true variance of x_{t-1} given x_t, encoded as for learned_range."""
 
     def __init__(self, forward, mean: float, std: float):
         super().__init__()
@@ -80,9 +80,9 @@ class WithVariance(nn.Module):
         return type("Output", (), {"sample": torch.cat([self.mean_only(x, t).sample, (2 * share - 1).expand_as(x).float()], 1)})
 
 
-def test_the_right_variance_makes_few_steps_exact_and_the_fixed_ones_miss():
-    """Nichol & Dhariwal 2021, section 3.1; for normal data the reverse steps are normal however long they are."""
-    mean, std, found = 0.5, 0.5, {}
+def test_the_true_variance_makes_few_steps_exact_and_fixed_ones_do_not():
+    """Nichol & Dhariwal 2021, section 3.1; for normal data, reverse steps of any size are normal."""
+    mean, std, actual = 0.5, 0.5, {}
     for variance in ("learned_range", "fixed_small", "fixed_large"):
         forward = models.scheduler(
             num_train_timesteps=10, beta_schedule="squaredcos_cap_v2", variance_type=variance, prediction_type="sample"
@@ -90,13 +90,13 @@ def test_the_right_variance_makes_few_steps_exact_and_the_fixed_ones_miss():
         network = WithVariance(forward, mean, std) if variance == "learned_range" else GaussianDenoiser(forward, mean, std)
         random = [torch.Generator().manual_seed(0)]
         noise = torch.randn(COUNT, 1, 1, 1, generator=random[0])
-        found[variance] = (
+        actual[variance] = (
             denoise(Model(network, DiscreteVP(forward), None), noise, SamplerSettings(num_inference_steps=10), random)
             .std()
             .item()
         )
-    # the last step adds no noise: it lacks Var[x_0 | x_1], as it does in any sampler
+    # the last step adds no noise, so Var[x_0 | x_1] is missing, as in all samplers
     abar = forward.alphas_cumprod[0].item()
     last = (1 - abar) * std**2 / (abar * std**2 + 1 - abar)
-    assert found["learned_range"] == pytest.approx(math.sqrt(std**2 - last), rel=0.015)
-    assert found["fixed_small"] < 0.9 * found["learned_range"] and found["fixed_large"] > 1.05 * found["learned_range"]
+    assert actual["learned_range"] == pytest.approx(math.sqrt(std**2 - last), rel=0.015)
+    assert actual["fixed_small"] < 0.9 * actual["learned_range"] and actual["fixed_large"] > 1.05 * actual["learned_range"]

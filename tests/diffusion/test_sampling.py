@@ -32,7 +32,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pipeline_folder(tmp_path_factory):
-    """What a run leaves: pipeline/ with a tiny network of random weights."""
+    """A run folder: pipeline/ with a tiny network with random weights."""
     run = tmp_path_factory.mktemp("run")
     vqvae = models.vq_model(scaling_factor=0.7)
     sampler = DDIMScheduler.from_config(models.scheduler().config)
@@ -58,7 +58,7 @@ def test_one_seed_gives_one_image_whatever_the_batch_size(pipeline_folder, name,
     alone = draw(model, 1, 4, name, eta)
     assert alone.shape == (5, 3, 16, 16) and alone.dtype == torch.uint8
     for batch_size in (2, 5, 64):
-        # Libraries may add in another order in another batch, hence one step of 255, not 0, where a value lies between two.
+        # Libraries may sum in another order at another batch size, so values may differ by one step of 255.
         assert (alone.int() - draw(model, batch_size, 4, name, eta).int()).abs().max() <= 1
     assert all((alone[0] != other).any() for other in alone[1:])
 
@@ -75,11 +75,11 @@ def test_diffusers_alone_draws_the_same_pictures(pipeline_folder, name):
     assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(ours, pictures, strict=True))
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])  # those that DDPMPipeline can drive; ddpm draws noise in each step
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])  # the samplers that DDPMPipeline supports; ddpm adds noise in each step
 def test_diffusers_draws_the_same_pictures_without_a_first_stage(name):
     model = Model(models.unet(), models.process(), None)
     theirs = DDPMPipeline(model.unet, models.process().sampler(name))
-    theirs.scheduler = models.process().sampler(name)  # its constructor may have exchanged it
+    theirs.scheduler = models.process().sampler(name)  # its constructor may have replaced it
     theirs.set_progress_bar_config(disable=True)
     pictures = theirs(batch_size=5, generator=generators(3, 5), num_inference_steps=6).images
     ours = draw(model, 5, 6, name)
@@ -109,11 +109,13 @@ def test_the_probability_flow_from_zero_terminal_snr(name):
 
 
 def follow_the_flow(name: str, model: Model, abar: float) -> None:
-    """Between two Gaussians the flow is linear: it keeps (x - mean) / standard deviation. The error of n steps is of the
-    order 1 / n at the end, where each sampler jumps to x_0, and for those of first order everywhere."""
+    """Between two Gaussians the flow is linear: it keeps (x - mean) / standard deviation.
+
+    The error of n steps is of order 1 / n in the last step, where each sampler jumps to x_0. First-order samplers have it in
+    all steps."""
     z = torch.tensor([-1.0, 0, 1, 2]).view(-1, 1, 1, 1)
-    wanted = MEAN + STD / math.sqrt(abar * STD**2 + 1 - abar) * (z - math.sqrt(abar) * MEAN)
-    errors = [(denoise(model, z, SamplerSettings(name, steps)) - wanted).abs().max().item() for steps in (20, 250)]
+    expected = MEAN + STD / math.sqrt(abar * STD**2 + 1 - abar) * (z - math.sqrt(abar) * MEAN)
+    errors = [(denoise(model, z, SamplerSettings(name, steps)) - expected).abs().max().item() for steps in (20, 250)]
     first_order = name in ("ddim", "euler")
     assert errors[1] < (0.025 if first_order else 0.012) and errors[1] < errors[0] / 4
 
@@ -123,13 +125,13 @@ def follow_the_flow(name: str, model: Model, abar: float) -> None:
 def test_stochastic_samplers_reach_mean_and_variance(name, eta, zero):
     model, _ = exact(rescale_betas_zero_snr=zero)
     count = 20_000
-    random = [torch.Generator().manual_seed(0)]  # for all at once: a generator each takes long
+    random = [torch.Generator().manual_seed(0)]  # one for all images: one generator per image is slow
     x = denoise(model, torch.randn(count, 1, 1, 1, generator=random[0]), SamplerSettings(name, 1000, eta), random)
     assert abs(x.mean() - MEAN) < 5 * STD / math.sqrt(count)
-    assert x.std() == pytest.approx(STD, rel=0.025)  # sampling error 0.5%, the last steps' lost variance 1%
+    assert x.std() == pytest.approx(STD, rel=0.025)  # sampling error 0.5%; the last steps lose 1% of the variance
 
 
-def test_ddim_is_its_equation():
+def test_ddim_equals_its_equation():
     """Song et al. 2021, equation 12 with sigma 0, by hand."""
     model, _ = exact(prediction_type="epsilon")
     alphas = models.scheduler().alphas_cumprod.double()
@@ -149,7 +151,7 @@ def test_ddim_is_its_equation():
     "changes",
     [{}, {"prediction_type": "epsilon", "timestep_spacing": "leading"}, {"beta_schedule": "squaredcos_cap_v2"}],
 )
-def test_the_forward_process_is_kept(name, changes):
+def test_another_scheduler_keeps_the_forward_process(name, changes):
     before = models.scheduler(**changes)
     after = DiscreteVP(before).sampler(name)
     assert type(after) is SCHEDULERS[name]
@@ -160,20 +162,20 @@ def test_the_forward_process_is_kept(name, changes):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_what_was_a_default_is_kept_too(name):
-    before = DDPMScheduler()  # Heun's default betas are others, most default spacings too
+def test_another_scheduler_keeps_default_settings_too(name):
+    before = DDPMScheduler()  # Heun has other default betas, and most samplers have other default spacings
     after = DiscreteVP(before).sampler(name)
     assert torch.equal(after.betas, before.betas) and after.config.timestep_spacing == "leading"
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "heun"])
-def test_zero_terminal_snr_is_kept_where_it_is_not_refused(name):
+def test_zero_terminal_snr_is_kept_by_the_other_samplers(name):
     before = models.scheduler(rescale_betas_zero_snr=True)
     after = DiscreteVP(before).sampler(name).alphas_cumprod
     assert after[-1] <= 2**-24 and torch.equal(after[:-1], before.alphas_cumprod[:-1])
 
 
-def test_no_name_keeps_the_models_own():
+def test_without_a_name_the_models_scheduler_is_used():
     own = models.scheduler()
     assert DiscreteVP(own).sampler(None) is own
 
@@ -210,13 +212,13 @@ def test_a_few_images_decoded_at_a_time_are_the_same_images(pipeline_folder, mon
     assert torch.equal(in_parts, together)
 
 
-def test_half_precision_leaves_a_vq_first_stage_whole(pipeline_folder):
+def test_half_precision_keeps_a_vq_first_stage_in_float32(pipeline_folder):
     model = load_model(str(pipeline_folder), dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16 and model.first_stage.dtype == torch.float32
     assert draw(model, 2, 2).shape == (5, 3, 16, 16)
 
 
-# -------------------------------------------------------------------------------------------------- between and during
+# -------------------------------------------------------------------------------------------- interpolation and frames
 
 
 def test_slerp():
@@ -226,9 +228,9 @@ def test_slerp():
     torch.testing.assert_close(way[-1], b, rtol=1e-4, atol=1e-5)
     unit = slerp(a / a.norm(), b / b.norm(), torch.linspace(0, 1, 5))
     torch.testing.assert_close(unit.flatten(1).norm(dim=1), torch.ones(5))
-    angles = (unit[1:] * unit[:-1]).flatten(1).sum(1).arccos()  # equal parts of the way
+    angles = (unit[1:] * unit[:-1]).flatten(1).sum(1).arccos()  # equal angles between neighbours
     torch.testing.assert_close(angles, angles[:1].expand(4), rtol=1e-3, atol=0)
-    torch.testing.assert_close(slerp(a, a, torch.tensor([0.5]))[0], a)  # the formula divides 0 by 0 there
+    torch.testing.assert_close(slerp(a, a, torch.tensor([0.5]))[0], a)  # here the formula would divide 0 by 0
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler"])
@@ -237,7 +239,7 @@ def test_frames_go_from_noise_to_the_sampled_image(pipeline_folder, name):
     frames = sampling.denoising_frames(model, 2, 3, settings, frames=4)
     assert len(frames) == 4
     assert torch.equal(frames[-1], next(sample(model, 2, 2, 3, settings)))
-    # Euler's x starts 84 times as large as what the network sees; the first frame shows the noise in either case.
+    # Euler's x starts 84 times as large as the network's input. The first frame still shows the noise.
     pixels = Model(model.unet, model.process, None)
     noise = to_images(pixels, initial_noise(model.unet, generators(3, 2)))
     frames = sampling.denoising_frames(pixels, 2, 3, settings)
@@ -270,13 +272,13 @@ def test_a_run_and_its_pipeline_are_the_same_model(pipeline_folder):
     assert not run.unet.training and run.dtype == torch.float32
 
 
-def test_missing_folders_and_folders_that_are_no_model(tmp_path):
+def test_missing_folders_and_folders_without_a_model(tmp_path):
     assert "does not exist" in refused(tmp_path / "nothing")
     assert "does not exist" in refused("./nothing")
     assert "is not a model folder" in refused(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
     assert "folder" in refused(tmp_path / "picture.png")
-    models.vq_model().save_pretrained(tmp_path / "vqvae")  # a run of train_vq.py is no model to sample from
+    models.vq_model().save_pretrained(tmp_path / "vqvae")  # a run of train_vq.py cannot be sampled from
     assert "is not a model folder" in refused(tmp_path)
 
 

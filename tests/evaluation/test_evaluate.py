@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def network(monkeypatch):
-    torch.set_num_threads(1)  # a training sets it to all cores, and tiny networks are slower with more
+    torch.set_num_threads(1)  # trainings set it to all cores, but tiny networks are slower with more
     fake = FakeNetwork()
     monkeypatch.setattr(features, "NETWORKS", {"inception": fake.load, "dinov2": fake.load})
     monkeypatch.setattr(evaluation, "load_lpips", fake.no_lpips)
@@ -47,7 +47,7 @@ def data(small_faces, tmp_path) -> list[str]:
 
 @pytest.fixture
 def model(ldm_run, tmp_path, data) -> list[str]:
-    """A run of its own to write into, the data, and cheap sampling."""
+    """A copy of the run to write into, the data, and cheap sampling."""
     copy = shutil.copytree(ldm_run, tmp_path / "run")
     return ["--model", str(copy), "--num_inference_steps", "2", "--num_images", "24", "--batch_size", "8", *data]
 
@@ -64,10 +64,10 @@ def go(monkeypatch, tmp_path, capsys):
     return go
 
 
-# -------------------------------------------------------------------------------------------------------- from end to end
+# ------------------------------------------------------------------------------------------------------------- end to end
 
 
-def test_a_run_is_drawn_compared_and_told_of(network, model, go, tmp_path):
+def test_a_run_is_sampled_compared_and_reported(network, model, go, tmp_path):
     every = "fid,kid,prdc,is,memorisation"
     result, printed = go(*model, "--metrics", every)
     found = result["results"][0]
@@ -102,20 +102,20 @@ def test_a_run_is_drawn_compared_and_told_of(network, model, go, tmp_path):
     assert card.text.index("## Evaluation") < card.text.index("| FID ↓ |") < card.text.index("## Limits and licence")
 
 
-def test_again_it_is_the_same_and_nothing_is_done_twice(network, model, go, tmp_path):
+def test_repeating_an_evaluation_gives_the_same_result_from_saved_chunks(network, model, go, tmp_path):
     first, _ = go(*model)
     card = (tmp_path / "run/README.md").read_text()
     network.seen = 0
     second, _ = go(*model, "--batch_size", 5)
     assert network.seen == 0 and second == first and (tmp_path / "run/README.md").read_text() == card
-    other, _ = go(*model, "--batch_size", 5, output=tmp_path / "other")  # drawn and looked at in other batches
-    assert network.seen == 2 * 24  # samples and reconstructions: the data's features are kept
+    other, _ = go(*model, "--batch_size", 5, output=tmp_path / "other")  # sampled and embedded in other batches
+    assert network.seen == 2 * 24  # samples and reconstructions: the features of the data are kept
     assert other["results"][0]["figures"]["FID"]["samples"]["value"] == pytest.approx(
         first["results"][0]["figures"]["FID"]["samples"]["value"], rel=1e-2
     )
 
 
-def test_more_samples_later_are_added_to_those_that_are_there(network, model, go):
+def test_more_samples_are_added_to_the_existing_ones(network, model, go):
     go(*model, "--metrics", "fid")
     network.seen = 0
     result, _ = go(*model, "--metrics", "fid", "--num_images", 29)
@@ -124,7 +124,7 @@ def test_more_samples_later_are_added_to_those_that_are_there(network, model, go
     assert fewer["results"][0]["figures"]["FID"]["samples"]["images"] == 24
 
 
-def test_results_of_other_features_stay_those_of_other_images_go(network, model, go, tmp_path):
+def test_results_of_other_features_stay_and_those_of_other_images_are_removed(network, model, go, tmp_path):
     go(*model, "--metrics", "fid")
     path = tmp_path / "evaluation/evaluation.json"
     path.write_text(path.read_text().replace('"name": "inception"', '"name": "dinov2"'))
@@ -146,8 +146,8 @@ def test_other_settings_in_the_same_folder_are_refused_until_overwritten(network
 # ----------------------------------------------------------------------------------------------------------- after a kill
 
 
-@pytest.mark.parametrize("after", [9, 45, 75])  # in the reference's features, in the samples', in the reconstructions'
-def test_features_go_on_after_a_kill(network, model, go, tmp_path, monkeypatch, after):
+@pytest.mark.parametrize("after", [9, 45, 75])  # during features of the reference, the samples, the reconstructions
+def test_features_resume_after_a_kill(network, model, go, tmp_path, monkeypatch, after):
     whole, _ = go(*model, output=tmp_path / "whole")
     total, network.seen = network.seen, 0
     shutil.rmtree(tmp_path / "cache")
@@ -157,10 +157,10 @@ def test_features_go_on_after_a_kill(network, model, go, tmp_path, monkeypatch, 
         go(*model)
     network.fail, network.seen = None, 0
     assert go(*model)[0] == whole
-    assert total - after <= network.seen < total - after + 8 + 1  # what was lost is less than a batch, which is a chunk here
+    assert total - after <= network.seen < total - after + 8 + 1  # less than a batch was lost, which is a chunk here
 
 
-def test_drawing_goes_on_after_a_kill(network, model, go, tmp_path, monkeypatch):
+def test_sampling_resumes_after_a_kill(network, model, go, tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, "SECONDS", 0.0)
     denoise, seeds = sampling.denoise, []
 
@@ -194,32 +194,32 @@ def test_a_half_written_chunk_and_a_damaged_one(network, model, go, tmp_path):
         go(*model, "--metrics", "fid")
 
 
-def test_what_is_there_may_be_looked_at_by_several(tmp_path):
-    def images(position, wanted):
+def test_several_runs_may_read_existing_chunks(tmp_path):
+    def images(position, limit):
         yield torch.zeros(3, 3, 8, 8), 3
 
-    def fill(wanted):
-        return chunks.fill(chunks.Chunks(tmp_path, {}, ""), wanted, images, lambda batch: {"x": batch.numpy()}, "")
+    def fill(limit):
+        return chunks.fill(chunks.Chunks(tmp_path, {}, ""), limit, images, lambda batch: {"x": batch.numpy()}, "")
 
     assert fill(3) == 3
     with FileLock(tmp_path / ".lock"):
         assert (fill(2), fill(3)) == (2, 3)
 
 
-def test_the_second_of_two_at_once_waits_and_makes_nothing_twice(tmp_path, capsys):
+def test_a_second_run_waits_and_repeats_nothing(tmp_path, capsys):
     first = chunks.Chunks(tmp_path, {}, "")
     with ThreadPoolExecutor(1) as pool:
         with first.locked():
             second = chunks.Chunks(tmp_path, {}, "")
             waiting = pool.submit(chunks.fill, second, 3, lambda *_: pytest.fail("made again"), None, "")
-            while "waiting for another run, which makes the same" not in capsys.readouterr().err:
+            while "waiting for another run, which makes the same chunks" not in capsys.readouterr().err:
                 assert not waiting.done()
                 time.sleep(0.01)
             first.add({"x": np.ones((3, 2))}, 3)
         assert waiting.result() == 3 and second.read(3)["x"].shape == (3, 2)
 
 
-def test_a_run_that_trains_is_left_alone(network, model, go, tmp_path):
+def test_a_run_in_training_is_not_changed(network, model, go, tmp_path):
     card = (tmp_path / "run/README.md").read_text()
     with FileLock(tmp_path / "run/.lock"):
         result, printed = go(*model, "--metrics", "fid")
@@ -230,7 +230,7 @@ def test_a_run_that_trains_is_left_alone(network, model, go, tmp_path):
 # ------------------------------------------------------------------------------------------------------------ first stage
 
 
-def test_a_first_stage_by_its_reconstructions(network, vq_run, go, tmp_path):
+def test_a_first_stage_is_evaluated_by_its_reconstructions(network, vq_run, go, tmp_path):
     copy = shutil.copytree(vq_run, tmp_path / "vq")
     cache = ["--data.cache_dir", tmp_path / "cache"]
     result, printed = go("--model", copy, "--num_images", 24, "--batch_size", 10, *cache)
@@ -247,9 +247,9 @@ def test_a_first_stage_by_its_reconstructions(network, vq_run, go, tmp_path):
         go("--model", copy, "--reference", "train", *cache)
 
 
-def test_psnr_and_ssim_are_those_of_the_training(network, vq_run, go, tmp_path, monkeypatch):
-    """A training with 12 held-out images at the same weights writes the same figures into metrics.csv; here they go through
-    the first stage by threes."""
+def test_psnr_and_ssim_equal_those_of_the_training(network, vq_run, go, tmp_path, monkeypatch):
+    """A training with 12 held-out images and the same weights writes the same values into metrics.csv. Here the first stage
+    gets batches of three."""
     monkeypatch.setattr(diffusion_model, "DECODED_AT_ONCE", 3 * 4 * 4)
     trained = {key: float(value) for key, value in rows(vq_run)[-1].items() if key.startswith("eval_")}
     result, _ = go("--model", vq_run / "vqvae", "--num_images", 20, "--data.resolution", 16, "--data.eval_split", "validation",
@@ -269,7 +269,7 @@ def test_a_first_stage_of_grey_images(network, go, tmp_path, monkeypatch):
     assert float(rows(tmp_path / "run")[-1]["discriminator"]) > 0
     result, _ = go("--model", tmp_path / "run", "--num_images", 24)
     found = result["results"][0]["figures"]["PSNR"]["reconstructions"]["value"]
-    assert found == pytest.approx(float(rows(tmp_path / "run")[-1]["eval_psnr"]), abs=2)  # of 12 of them
+    assert found == pytest.approx(float(rows(tmp_path / "run")[-1]["eval_psnr"]), abs=2)  # from 12 of them
 
 
 # -------------------------------------------------------------------------------------------------- folders, npz, references
@@ -293,7 +293,7 @@ def test_a_folder_and_an_npz_of_the_same_images(network, data, go, tmp_path):
         go("--images", folder, *data, "--reference", "train")
 
 
-def test_copies_of_training_images_are_found(network, data, go, tmp_path):
+def test_copies_of_training_images_are_detected(network, data, go, tmp_path):
     np.savez(tmp_path / "black.npz", np.arange(24 * 16 * 16 * 3, dtype=np.uint8).reshape(24, 16, 16, 3) % 8)
     result, printed = go("--images", tmp_path / "black.npz", *data)
     assert result["results"][0]["memorisation"]["nearer"]["value"] < 0.05
@@ -305,9 +305,9 @@ def test_copies_of_training_images_are_found(network, data, go, tmp_path):
     assert memorisation["nearer"]["low"] > 0.99 and memorisation["as_near_as_1_percent"]["value"] == 1
     assert memorisation["smallest_distance"]["samples"] < 1e-3 < memorisation["smallest_distance"]["held-out images"]
     assert "100.0% [" in printed
-    # Each row of the picture: a sample, its three nearest training images, twice. A copy equals its nearest.
+    # Each row of the picture has two samples, each with its three nearest training images. A copy equals its nearest.
     picture = np.asarray(Image.open(tmp_path / "copied/neighbours-inception.png"))
-    assert picture.shape == (1168, 1168, 3)  # 8 x 8 tiles of 16 px and 2 px between, enlarged 8 times
+    assert picture.shape == (1168, 1168, 3)  # 8 x 8 tiles of 16 px, 2 px apart, enlarged 8 times
     tiles = picture[16:, 16:].reshape(8, 144, 8, 144, 3).swapaxes(1, 2)[:, :, :128, :128]
     assert (tiles[:, 0] == tiles[:, 1]).all() and (tiles[:, 4] == tiles[:, 5]).all() and (tiles[:, 1] != tiles[:, 2]).any()
 
@@ -340,7 +340,7 @@ def test_a_saved_reference_is_used_and_a_wrong_one_refused(network, data, go, tm
         go("--images", folder, *data, "--reference", "validation", output=tmp_path / "n")
 
 
-def test_unreadable_images_of_the_data_are_left_out_and_found_again_after_a_kill(network, go, tmp_path, monkeypatch):
+def test_unreadable_images_are_skipped_also_after_a_kill(network, go, tmp_path, monkeypatch):
     folder = pictures(tmp_path / "data/train", 130)
     pictures(tmp_path / "data/test", 22)
     (folder / "003.png").write_bytes(b"no image")

@@ -41,21 +41,21 @@ def test_each_kind_loads_by_folder_by_run_and_by_subfolder(kind, tmp_path):
     model.save_pretrained(tmp_path / "vqvae")
     model.save_pretrained(tmp_path / "other")
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    wanted = FirstStage(model).encode(images)
+    expected = FirstStage(model).encode(images)
     for stage in (load(tmp_path / "vqvae"), load(tmp_path), load(tmp_path, "other")):
         assert type(stage.model).__name__ == kind and not stage.model.training
         assert not any(weight.requires_grad for weight in stage.model.parameters())
-        assert torch.equal(stage.encode(images), wanted)
+        assert torch.equal(stage.encode(images), expected)
         assert stage.fingerprint() == FirstStage(model).fingerprint()
 
 
-def test_a_pipelines_vae_is_found(tmp_path):
+def test_the_vae_of_a_pipeline_is_found(tmp_path):
     models.kl_model().save_pretrained(tmp_path / "vae")
     assert load(tmp_path).downscale == 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_factor_and_the_channels_are_what_encoding_gives(kind):
+def test_the_factor_and_the_channels_match_the_latents(kind):
     make, factor, channels = KINDS[kind]
     stage = FirstStage(make())
     latents = stage.encode(torch.rand(2, 3, 32, 32) * 2 - 1)
@@ -94,19 +94,19 @@ def test_kl_latents_are_the_mean():
 # ----------------------------------------------------------------------------------------------------------- the scale
 
 
-def test_a_carried_scale_is_kept_when_it_is_about_right():
+def test_a_scale_in_the_config_is_kept_if_it_is_about_right():
     stage = FirstStage(models.vq_model(scaling_factor=1.04))
     assert stage.choose_scale(1.0) is None
     assert stage.scaling_factor == 1.04
 
 
-def test_the_default_scale_is_replaced_and_said_to_be_wrong(tmp_path):
+def test_the_default_scale_is_replaced_with_a_message(tmp_path):
     stage = FirstStage(models.vq_model())
     latents = stage.encode(torch.rand(8, 3, 16, 16) * 2 - 1)
     message = stage.choose_scale(1 / latents.std().item())
     assert "0.18215" in message and "wrong for a VQ-f4" in message
     assert (latents * stage.scaling_factor).std().item() == pytest.approx(1, rel=1e-5)
-    # LDMPipeline divides by what lies in the config, so it must be written with the model.
+    # LDMPipeline divides by the value in the config, so it must be saved with the model.
     sampler = DDIMScheduler.from_config(models.scheduler().config)
     LDMPipeline(vqvae=stage.model, unet=models.unet(), scheduler=sampler).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "vqvae" / "config.json").read_text())["scaling_factor"] == stage.scaling_factor
@@ -119,7 +119,7 @@ def test_another_scale_or_another_kind_is_not_called_the_vq_default():
         assert stage.scaling_factor == 1.0
 
 
-def test_a_fingerprint_is_of_the_function_not_of_the_scale():
+def test_a_fingerprint_depends_on_the_function_but_not_on_the_scale():
     stage, before = FirstStage(models.vq_model()), FirstStage(models.vq_model()).fingerprint()
     stage.scaling_factor = 2.0
     assert stage.fingerprint() == before
@@ -129,7 +129,7 @@ def test_a_fingerprint_is_of_the_function_not_of_the_scale():
     assert stage.fingerprint() != before
 
 
-# ------------------------------------------------------------------------------------------------------ what goes wrong
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_a_resolution_that_the_factor_does_not_divide():
@@ -146,7 +146,7 @@ def test_another_model_is_named(tmp_path):
     assert "holds a UNet2DModel" in refused(tmp_path, "unet")
 
 
-def test_no_model_at_all(tmp_path):
+def test_a_folder_without_a_model(tmp_path):
     assert "is not a model folder" in refused(tmp_path)
     models.vq_model().save_pretrained(tmp_path / "vqvae")
     assert "is not a model folder" in refused(tmp_path, "vae")
@@ -171,7 +171,7 @@ def test_damaged_weights_and_config(tmp_path):
         assert str(tmp_path) in refused(tmp_path), nonsense
 
 
-def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path):
+def test_missing_weights_are_an_error(tmp_path):
     models.vq_model().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
     del tensors["quant_conv.bias"]
@@ -203,11 +203,11 @@ def test_the_layout_of_2022_loads(tmp_path):
     images = torch.rand(1, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         assert torch.equal(loaded.encode(images), model.encode(images).latents)
-    assert loaded.scaling_factor == 0.18215  # VQModel's default stands in: the next thing is to measure
+    assert loaded.scaling_factor == 0.18215  # VQModel's default, until the scale is measured
 
 
-def test_latents_in_half_precision_have_the_codes_of_the_exact_ones():
-    """With codes so dense, rounding alone takes some latents across the border to the next code."""
+def test_latents_in_half_precision_keep_their_codes():
+    """The codes are so dense that rounding alone moves some latents to another code."""
     model = models.vq_model()
     model.quantize.embedding = torch.nn.Embedding(4096, model.config.latent_channels)
     stage, latents = FirstStage(model.requires_grad_(False)), torch.randn(3, model.config.latent_channels, 32, 32)

@@ -29,7 +29,7 @@ from tinyldm.first_stage.latent_batches import EncodedBatches, LatentBatches
 from tinyldm.first_stage.latent_store import LatentStore, open_store
 from tinyldm.randomness import Rank
 
-COUNT, SIDE = 21, 16  # more than two shards, and the last one not full
+COUNT, SIDE = 21, 16  # more than two shards; the last one is not full
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def source(pixels) -> Source:
 @pytest.fixture
 def data(tmp_path) -> DataConfig:
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.png").write_bytes(b"a")  # stands for the files; the pixels come from `source`
+    (tmp_path / "images" / "a.png").write_bytes(b"a")  # for the cache key only; the pixels come from `source`
     return DataConfig(name=str(tmp_path / "images"), resolution=SIDE, num_workers=1, cache_dir=str(tmp_path / "cache"))
 
 
@@ -78,15 +78,15 @@ def folders(data: DataConfig) -> list[Path]:
     return sorted((Path(data.cache_dir) / "latents").glob("*")) + sorted((Path(data.cache_dir) / "latents").glob(".*"))
 
 
-def test_the_store_holds_what_encoding_gives(data, source, stage, pixels):
+def test_the_store_holds_the_encoded_latents(data, source, stage, pixels):
     store = open_it(data, source, stage, mirrored=True)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
     indices = np.array([20, 0, 7, 7])
-    for view, wanted in enumerate((images, images.flip(-1))):
+    for view, expected in enumerate((images, images.flip(-1))):
         with torch.no_grad():
-            encoded = stage.model.encode(wanted).latents
+            encoded = stage.model.encode(expected).latents
         assert store.get(indices, view).dtype == torch.float32
-        torch.testing.assert_close(store.get(indices, view), encoded[indices], rtol=2e-3, atol=1e-3)  # float16
+        torch.testing.assert_close(store.get(indices, view), encoded[indices], rtol=2e-3, atol=1e-3)  # rounded to float16
     both = store.get(indices, np.array([0, 1, 0, 1]))
     assert torch.equal(both[1], store.get(indices, 1)[1]) and torch.equal(both[2], store.get(indices, 0)[2])
     assert len(store) == COUNT and store.corrupt == 0
@@ -101,12 +101,12 @@ def test_a_second_run_does_not_encode_again(data, source, stage):
     second = open_it(data, source, stage)
     assert stage.calls == calls
     assert np.array_equal(*(np.concatenate(store.shards) for store in (first, second))) and first.std == second.std
-    stage.scaling_factor = 3.0  # the store is unscaled
+    stage.scaling_factor = 3.0  # stored latents are unscaled
     open_it(data, source, stage)
     assert stage.calls == calls and len(folders(data)) == 1
 
 
-def test_what_changes_the_latents_makes_another_store(data, source, stage):
+def test_changes_of_the_latents_make_another_store(data, source, stage):
     def count_after(**changes) -> int:
         given = {"data": data, "source": source, "stage": stage, **changes}
         open_it(**given)
@@ -114,17 +114,17 @@ def test_what_changes_the_latents_makes_another_store(data, source, stage):
 
     assert count_after() == 1
     assert count_after(part="held-out") == 2
-    assert count_after(seed=1) == 3  # another part is held out
+    assert count_after(seed=1) == 3  # other images are held out
     split = replace(data, eval_split="validation")
     assert count_after(data=split) == 4
-    assert count_after(data=split, seed=1) == 4  # the seed holds nothing out here
+    assert count_after(data=split, seed=1) == 4  # with a split, the seed does not matter
     assert count_after(data=replace(data, split="other")) == 5
     assert count_after(data=replace(data, resolution=8)) == 6
     assert count_after(mirrored=True) == 7
     with torch.no_grad():
         stage.model.quant_conv.bias[0] += 1e-3
     assert count_after() == 8
-    stage.model.register_to_config(norm_num_groups=2)  # the same weights, another function
+    stage.model.register_to_config(norm_num_groups=2)  # the same weights with another config
     assert count_after() == 9
     (Path(data.name) / "a.png").write_bytes(b"ab")
     assert count_after() == 10
@@ -136,7 +136,7 @@ def test_what_changes_the_latents_makes_another_store(data, source, stage):
     assert count_after(data=files) == 12
 
 
-# ------------------------------------------------------------------------------------------------------ what goes wrong
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize("name", ["shard-00001.npy", "store.json", "made_of.json"])
@@ -167,8 +167,8 @@ def test_a_damaged_store_is_named(data, source, stage, name):
 
 
 @pytest.mark.parametrize("kills", [[1], [4], [7], [1, 1, 1, 1], [3, 2, 1]])
-def test_a_build_that_is_killed_goes_on_with_the_missing_shards(data, source, stage, monkeypatch, kills):
-    """It dies at the k-th call of the encoder; a shard takes three."""
+def test_a_killed_build_resumes_with_the_missing_shards(data, source, stage, monkeypatch, kills):
+    """It dies at the k-th call of the encoder; a shard needs three calls."""
     whole = open_it(replace(data, cache_dir=data.cache_dir + "-whole"), source, stage)
     encode, needed, stage.calls = FirstStage.encode, 0, 0
     for kill in kills:
@@ -183,14 +183,14 @@ def test_a_build_that_is_killed_goes_on_with_the_missing_shards(data, source, st
             patched.setattr(FirstStage, "encode", dies)
             with pytest.raises(KeyboardInterrupt):
                 open_it(data, source, stage)
-            needed += (kill - 1) // 3  # whole shards
+            needed += (kill - 1) // 3  # complete shards
     stage.calls = 0
     store = open_it(data, source, stage)
     assert stage.calls == [8, 5, 2][needed]
     assert np.array_equal(np.concatenate(store.shards), np.concatenate(whole.shards)) and store.std == whole.std
 
 
-def test_processes_encode_every_other_shard(data, source, stage, tmp_path):
+def test_two_ranks_encode_every_other_shard(data, source, stage, tmp_path):
     whole, alone = open_it(data, source, stage), Accelerator(cpu=True)
     for rank in (0, 1):
         stage.calls = 0
@@ -198,12 +198,12 @@ def test_processes_encode_every_other_shard(data, source, stage, tmp_path):
         latents._Builder(tmp_path, Images(source, SIDE, 1), stage, share, False).build("")
         assert stage.calls == (5, 3)[rank]
     latents._finish(tmp_path, "train", Images(source, SIDE, 1))
-    made = [np.load(tmp_path / f"shard-0000{number}.npy") for number in range(3)]
-    assert np.array_equal(np.concatenate(made), np.concatenate(whole.shards))
+    built = [np.load(tmp_path / f"shard-0000{number}.npy") for number in range(3)]
+    assert np.array_equal(np.concatenate(built), np.concatenate(whole.shards))
     assert json.loads((tmp_path / "store.json").read_text())["std"] == whole.std
 
 
-def test_unreadable_images_are_left_out_and_counted(data, source, stage):
+def test_unreadable_images_are_skipped_and_counted(data, source, stage):
     rows, features = source.dataset.to_list() * 3, datasets.Features({"image": datasets.Image(decode=False)})
     for index in (0, 9):
         rows[index] = {"image": {"bytes": b"no picture", "path": None}}
@@ -218,7 +218,7 @@ def test_unreadable_images_are_left_out_and_counted(data, source, stage):
         open_it(data, replace(source, dataset=datasets.Dataset.from_list(rows, features=features)), stage, seed=1)
 
 
-def test_another_run_that_builds_the_same_latents_is_waited_for(data, source, stage, capfd):
+def test_a_run_waits_for_another_one_that_builds_the_same_latents(data, source, stage, capfd):
     whole = open_it(data, source, stage)
     folder = folders(data)[0]
     (folder / "store.json").unlink()
@@ -233,7 +233,7 @@ def test_another_run_that_builds_the_same_latents_is_waited_for(data, source, st
     assert np.array_equal(np.concatenate(store.shards), np.concatenate(whole.shards))
 
 
-def test_why_kept_latents_will_not_do_is_said(data, source, stage, capfd):
+def test_a_message_explains_why_stored_latents_cannot_be_used(data, source, stage, capfd):
     open_it(data, source, stage)
     open_it(data, source, stage, part="held-out")
     assert "encoding again" not in capfd.readouterr().err
@@ -247,7 +247,7 @@ def test_why_kept_latents_will_not_do_is_said(data, source, stage, capfd):
     assert "do not fit (splits: " in capfd.readouterr().err
 
 
-def test_a_shard_keeps_no_file_open(data, source, stage):
+def test_shards_keep_no_files_open(data, source, stage):
     first = open_it(data, source, stage).shards[0]
     held = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
     shards = [latents.mapped(folders(data)[0] / "shard-00000.npy") for _ in range(20)]
@@ -267,7 +267,7 @@ def test_a_full_disk_keeps_the_shards_that_are_done(data, source, stage, monkeyp
         patched.setattr(np, "save", full)
         with pytest.raises(OSError, match="No space left") as caught:
             open_it(data, source, stage)
-    assert caught.value.errno == errno.ENOSPC  # one_line_errors makes one line of it
+    assert caught.value.errno == errno.ENOSPC  # one_line_errors prints it as one line
     stage.calls = 0
     assert len(open_it(data, source, stage)) == COUNT and stage.calls == 5
 
@@ -278,17 +278,17 @@ def test_latents_that_are_not_numbers_are_refused(data, source, stage):
     with pytest.raises(UserError, match="are its weights damaged"):
         open_it(data, source, stage)
     with torch.no_grad():
-        stage.model.quant_conv.weight.fill_(0)  # each latent is the bias
+        stage.model.quant_conv.weight.fill_(0)  # all latents equal the bias
         stage.model.quant_conv.bias.fill_(0.1)
     with pytest.raises(UserError, match="are its weights damaged"):
         open_it(data, source, stage)
     with torch.no_grad():
-        stage.model.quant_conv.weight.normal_(std=1e6)  # beyond float16
+        stage.model.quant_conv.weight.normal_(std=1e6)  # exceeds the range of float16
     with pytest.raises(UserError, match="are its weights damaged"):
         open_it(data, source, stage)
     with torch.no_grad():
         stage.model.quant_conv.weight.normal_()
-    assert len(open_it(data, source, stage)) == COUNT  # and what was not is not kept
+    assert len(open_it(data, source, stage)) == COUNT  # the bad shards were deleted
 
 
 def test_an_empty_part_and_a_cache_that_cannot_be_written(data, source, stage, tmp_path):
@@ -304,7 +304,7 @@ def test_an_empty_part_and_a_cache_that_cannot_be_written(data, source, stage, t
 
 
 def numbered(count: int, views: int = 1) -> LatentStore:
-    """Latent i is i + 1000 view."""
+    """Latent i has the value i + 1000 * view."""
     values = np.arange(count)[:, None] + 1000 * np.arange(views)
     whole = values.astype(np.float16)[:, :, None, None, None]
     return LatentStore([whole[:4], whole[4:]], 1.0, 0)
@@ -316,7 +316,7 @@ def take(batches: LatentBatches, count: int, start: int = 0) -> list[int]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 10, 25])
-def test_each_epoch_is_another_permutation(batch_size):
+def test_each_epoch_has_another_permutation(batch_size):
     sequence = take(LatentBatches(numbered(10), 0, batch_size), -(-30 // batch_size))
     epochs = [sequence[i : i + 10] for i in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -325,7 +325,7 @@ def test_each_epoch_is_another_permutation(batch_size):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_share_what_one_sees(ranks):
+def test_ranks_share_the_batches_of_a_single_one(ranks):
     alone = take(LatentBatches(numbered(10, 2), 5, 3 * ranks), 7)
     shares = [take(LatentBatches(numbered(10, 2), 5, 3, Rank(index, ranks)), 7) for index in range(ranks)]
     together = [share[3 * k : 3 * k + 3] for k in range(7) for share in shares]
@@ -333,18 +333,18 @@ def test_ranks_share_what_one_sees(ranks):
 
 
 def test_other_batches_and_ranks_continue_at_the_right_image():
-    """2 ranks of 8, then 1 of 16, then 1 of 8: within an epoch no image twice, none left out."""
-    found, position = [], 0
+    """2 ranks with batches of 8, then 1 with 16, then 1 with 8: within an epoch, each image occurs once."""
+    actual, position = [], 0
     for batch_size, ranks, count in ((8, 2, 2), (16, 1, 1), (8, 1, 2)):
         streams = [LatentBatches(numbered(64), 5, batch_size, Rank(index, ranks))(position) for index in range(ranks)]
-        found += [batch.x.flatten().int().tolist() for _ in range(count) for batch in map(next, streams)]
+        actual += [batch.x.flatten().int().tolist() for _ in range(count) for batch in map(next, streams)]
         position += batch_size * ranks * count
-    assert position == 64 and sorted(itertools.chain(*found)) == list(range(64))
-    assert list(itertools.chain(*found)) == take(LatentBatches(numbered(64), 5, 64), 1)
+    assert position == 64 and sorted(itertools.chain(*actual)) == list(range(64))
+    assert list(itertools.chain(*actual)) == take(LatentBatches(numbered(64), 5, 64), 1)
 
 
-def test_labels_are_kept_beside_the_latents(data, pixels, stage):
-    """Of the readable images only, in a store of its own, and in the batches."""
+def test_labels_are_stored_with_the_latents(data, pixels, stage):
+    """Only of readable images, in a separate store, and in the batches."""
     labels = [i % 3 for i in range(COUNT)]
     cells = [{"bytes": encode(Image.fromarray(image)), "path": None} for image in pixels]
     cells[4] = {"bytes": b"no image", "path": None}
@@ -361,7 +361,7 @@ def test_labels_are_kept_beside_the_latents(data, pixels, stage):
 
 
 @pytest.mark.parametrize("start", [1, 3, 4, 11])
-def test_starting_late_is_dropping_the_first(start):
+def test_starting_later_skips_the_first_batches(start):
     batches = LatentBatches(numbered(10, 2), 0, 3, Rank(1, 2))
     assert take(batches, 5, start) == take(batches, 5 + start)[3 * start :]
 
@@ -371,10 +371,10 @@ def test_half_of_the_views_are_mirrored_and_change_per_epoch():
     mirrored = [dict(zip((epoch % 1000).tolist(), (epoch >= 1000).tolist(), strict=True)) for epoch in sequence]
     assert all(420 < sum(views.values()) < 580 for views in mirrored)  # five standard deviations of 16
     assert 420 < sum(mirrored[0][i] != mirrored[1][i] for i in range(1000)) < 580
-    assert max(take(LatentBatches(numbered(10), 0, 10), 3)) < 10  # no second view: none is drawn
+    assert max(take(LatentBatches(numbered(10), 0, 10), 3)) < 10  # no mirrored images, so they are never used
 
 
-# ------------------------------------------------------------------------------------------------------ nothing is kept
+# ---------------------------------------------------------------------------------------------------- nothing is stored
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

@@ -65,7 +65,7 @@ def images() -> torch.Tensor:
 def make_task(monkeypatch) -> Callable[..., VQTask]:
     def make(**loss) -> VQTask:
         task = VQTask(replace(CONFIG, loss=replace(LOSS, **loss)), Accelerator(cpu=True))
-        with torch.no_grad():  # codes among the latents, so that several are used and the losses are of one size
+        with torch.no_grad():  # codes near the latents, so that several are used and the losses have similar sizes
             latents = task.networks["autoencoder"].vq.encode(task.held_out[:4].float() / 127.5 - 1).latents
             task.networks["autoencoder"].vq.quantize.embedding.weight.copy_(latents.movedim(1, -1).reshape(-1, 3)[::16])
         return task
@@ -90,7 +90,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 # --------------------------------------------------------------------------------------------------- the sum of losses
 
 
-def test_the_gradients_are_those_of_the_written_out_sum(make_task, images):
+def test_the_gradients_equal_those_of_the_explicit_sum(make_task, images):
     task, step = make_task(), 14
     autoencoder, discriminator = task.networks["autoencoder"], task.networks["discriminator"]
     both = task.losses(unlabelled(images), step, draw())
@@ -98,15 +98,15 @@ def test_the_gradients_are_those_of_the_written_out_sum(make_task, images):
     assert name == "autoencoder"
     loss.backward()
     ours = gradients(autoencoder)
-    assert gradients(discriminator) == {}  # the autoencoder's loss teaches the discriminator nothing
+    assert gradients(discriminator) == {}  # the autoencoder's loss has no gradient for the discriminator
     name, loss, _ = next(both)
     assert name == "discriminator"
     loss.backward()
-    assert_same(gradients(autoencoder), ours)  # and the other way round
+    assert_same(gradients(autoencoder), ours)  # and vice versa
     ours_discriminator = gradients(discriminator)
     assert next(both, None) is None
 
-    # Esser et al. 2021, equations 4 to 7, one pass for each player.
+    # Esser et al. 2021, equations 4 to 7, with one pass per network.
     autoencoder.zero_grad()
     discriminator.zero_grad()
     real = to_float(images)
@@ -128,7 +128,7 @@ def test_the_gradients_are_those_of_the_written_out_sum(make_task, images):
     assert_same(ours_discriminator, gradients(discriminator))
 
 
-def test_before_it_sets_in_the_discriminator_plays_no_part(make_task, images):
+def test_before_its_start_the_discriminator_has_no_effect(make_task, images):
     task = make_task()
     autoencoder = task.networks["autoencoder"]
     (only,) = task.losses(unlabelled(images), LOSS.discriminator_start - 1, draw())
@@ -165,37 +165,37 @@ def test_the_commitment_loss_is_the_corrected_one():
     nearest = torch.cdist(z, embedding).argmin(1)
     assert torch.equal(codes.flatten(), nearest)
     e = embedding[nearest]
-    wanted = 0.25 * (z - e.detach()).square().mean() + (e - z.detach()).square().mean()
-    torch.testing.assert_close(loss, wanted)
-    wanted.backward()
+    target = 0.25 * (z - e.detach()).square().mean() + (e - z.detach()).square().mean()
+    torch.testing.assert_close(loss, target)
+    target.backward()
     assert_same(ours, gradients(model))
     torch.testing.assert_close(latents.movedim(1, -1).reshape(-1, 3), z)
 
 
-def test_reconstructions_are_diffusers_own():
+def test_reconstructions_equal_those_of_diffusers():
     vq = models.vq_model()
     pixels = torch.rand(2, 3, 16, 16) * 2 - 1
-    wanted = vq(pixels).sample
-    torch.testing.assert_close(Autoencoder(vq)(pixels)[0], wanted)
+    target = vq(pixels).sample
+    torch.testing.assert_close(Autoencoder(vq)(pixels)[0], target)
 
 
 def test_uses_are_counted_over_steps(make_task, images):
     task = make_task(adversarial_weight=0)
     model = task.networks["autoencoder"]
-    wanted = torch.zeros(16)
+    target = torch.zeros(16)
     for batch in (images, images.flip(0), images.flip(-1)):
         list(task.losses(unlabelled(batch), 0, draw()))
         for code in model(to_float(batch))[3].flatten().tolist():
-            wanted[code] += 1
-    assert torch.equal(model.uses, wanted)
+            target[code] += 1
+    assert torch.equal(model.uses, target)
 
 
 @pytest.mark.parametrize(("step", "moved"), [(1, "all"), (4, "none"), (5, "dead"), (10, "dead")])
-def test_dead_codes_are_revived_on_latents_and_used_ones_left_alone(make_task, images, step, moved):
+def test_dead_codes_are_revived_on_latents_and_used_ones_stay(make_task, images, step, moved):
     task = make_task(adversarial_weight=0)
     model = task.networks["autoencoder"]
     ema = EMAModel(model.parameters())
-    ema.shadow_params = [shadow + 1 for shadow in ema.shadow_params]  # tell the averaged weights from the current ones
+    ema.shadow_params = [shadow + 1 for shadow in ema.shadow_params]  # so that averaged and current weights differ
     before = [weight.detach().clone() for weight in model.parameters()]
     list(task.losses(unlabelled(images), step, draw()))
     model.uses.copy_(torch.arange(16) % 3)  # 0, 3, 6 ... are dead
@@ -225,7 +225,7 @@ def test_revival_can_be_switched_off(make_task, images):
     assert torch.equal(model.vq.quantize.embedding.weight, before)
 
 
-def test_all_codes_are_laid_onto_latents_when_quantisation_begins(make_task, images):
+def test_all_codes_move_onto_latents_when_quantisation_starts(make_task, images):
     task = make_task(adversarial_weight=0, revive_steps=2, quantize_start=3)
     model = task.networks["autoencoder"]
     before = model.vq.quantize.embedding.weight.detach().clone()
@@ -235,7 +235,7 @@ def test_all_codes_are_laid_onto_latents_when_quantisation_begins(make_task, ima
         assert (model.vq.quantize.embedding.weight != before).any(1).all() == moved
 
 
-# ---------------------------------------------------------------------------------------------------------- the judge
+# -------------------------------------------------------------------------------------------------- the discriminator
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -247,10 +247,10 @@ def test_the_discriminator_judges_patches(layers):
 
 
 def test_the_discriminator_sees_no_further_than_its_patch():
-    """Kernel 4: three layers of stride 2, one of 1 and the verdict see 70 x 70 pixels (Isola et al. 2017); two see 34."""
+    """Kernel 4: three layers of stride 2, one of 1 and the output layer see 70 x 70 pixels (Isola et al. 2017); two see 34."""
     for module in (network := Discriminator(8, 2)).modules():
         if isinstance(module, torch.nn.GroupNorm):
-            module.forward = lambda x: x  # its statistics are of the whole image
+            module.forward = lambda x: x  # its statistics cover the whole image
     pixels = torch.randn(1, 3, 96, 96, requires_grad=True)
     verdict = network(pixels)
     verdict[0, 0, verdict.shape[2] // 2, verdict.shape[3] // 2].backward()
@@ -300,7 +300,7 @@ def test_held_out_figures_by_hand(make_task, tmp_path):
 
 
 @torch.no_grad()
-def test_what_is_exported_is_a_first_stage_of_unit_variance(make_task, tmp_path):
+def test_the_exported_first_stage_has_latents_of_unit_variance(make_task, tmp_path):
     task = make_task()
     task.summarize(task.evaluate())
     task.export(tmp_path)
@@ -325,7 +325,7 @@ def test_it_can_be_compiled(monkeypatch, tmp_path):
 # ------------------------------------------------------------------------------------------------------------- LPIPS
 
 
-def test_lpips_without_its_weights_is_one_line_with_what_to_do(monkeypatch):
+def test_lpips_without_its_weights_gives_a_one_line_error(monkeypatch):
     def no_network(*args, **kwargs):
         raise URLError("no route to host")
 
@@ -336,7 +336,7 @@ def test_lpips_without_its_weights_is_one_line_with_what_to_do(monkeypatch):
 
 @pytest.mark.slow
 def test_lpips_is_a_differentiable_distance(monkeypatch):
-    """With random weights for VGG16 (the trained ones are a download): 0 for equal images, and a gradient that leads there."""
+    """With random weights for VGG16 (the trained ones are a download): 0 for equal images, and a gradient that reduces it."""
     original = torchvision.models.vgg16
     monkeypatch.setattr(torchvision.models, "vgg16", lambda **_: original(weights=None))
     torch.manual_seed(0)

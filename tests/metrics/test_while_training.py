@@ -1,4 +1,4 @@
-"""The Frechet distance that is measured while training: it is the one of metrics.py, and chooses the best checkpoint."""
+"""The Frechet distance during training: it equals that of distances.py, and chooses the best checkpoint."""
 
 import json
 
@@ -47,7 +47,7 @@ def args(data):
     return [*data, *DDPM, *EVERY_STEP, *MEASURED, "--train.checkpointing_steps", 2, "--train.checkpoints_total_limit", 1]
 
 
-def test_it_is_the_distance_of_the_samples_that_the_run_draws(args, tmp_path, monkeypatch, network):
+def test_it_equals_the_distance_of_the_samples_of_the_run(args, tmp_path, monkeypatch, network):
     run(monkeypatch, train_ddpm, "--output_dir", tmp_path / "run", *args, "--train.max_steps", 4)
     measured = {row["step"]: float(row["eval_fd"]) for row in rows(tmp_path / "run") if row["eval_fd"]}
     assert measured.keys() == {"2", "4"}
@@ -61,7 +61,7 @@ def test_it_is_the_distance_of_the_samples_that_the_run_draws(args, tmp_path, mo
     assert quality.mean == pytest.approx(reference.mean(0))
 
 
-def test_shares_of_processes_add_up(args):
+def test_shares_of_ranks_add_up(args):
     config = parse(TrainDDPM, "", ["--output_dir", "run", *map(str, args), "--train.max_steps", "4"])
     quality, images = Quality(config, Accelerator(cpu=True)), torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8)
     whole = quality.distance(quality.sums([images]))
@@ -80,7 +80,7 @@ def test_the_best_checkpoint_is_the_nearest_one_and_stays(args, tmp_path, monkey
     assert (state["best_step"], state["best_figure"]) == (4, 2.0)
     assert "The best checkpoint by `eval_fd` is that of step 4." in (tmp_path / "run/README.md").read_text()
 
-    best = tmp_path / "run/checkpoints/step-4"  # and it becomes the model that the run ships
+    best = tmp_path / "run/checkpoints/step-4"  # and it becomes the exported model
     run(monkeypatch, train_ddpm, "--output_dir", tmp_path / "run", *args, "--train.max_steps", 4, "--resume", best)
     shipped = load_file(tmp_path / "run/pipeline/unet/diffusion_pytorch_model.safetensors")
     averaged = load_file(best / "ema.safetensors")
@@ -95,7 +95,7 @@ def test_measuring_does_not_change_the_training(args, tmp_path, monkeypatch):
     assert columns[0] == columns[1]
 
 
-def test_of_a_first_stage_it_is_that_of_the_reconstructions(data, tmp_path, monkeypatch):
+def test_a_first_stage_is_measured_by_its_reconstructions(data, tmp_path, monkeypatch):
     more = [*EVERY_STEP, *VQ, *MEASURED, "--train.num_eval_images", 30, "--train.max_steps", 2]
     run(monkeypatch, train_vq, "--output_dir", tmp_path / "run", *data, *more)
     assert float(rows(tmp_path / "run")[-1]["eval_fd"]) > 0
@@ -116,6 +116,6 @@ def test_of_latents(ldm_args, tmp_path, monkeypatch):
         (["--data.eval_fraction", 0.1], r"images \(the held-out part\) are too few"),
     ],
 )
-def test_what_cannot_be_measured(args, more, words, tmp_path, monkeypatch):
+def test_refused_settings(args, more, words, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=words):
         run(monkeypatch, train_ddpm, "--output_dir", tmp_path / "run", *args, "--train.max_steps", 1, *more)

@@ -27,7 +27,7 @@ class FakeNetwork:
         return {"features": pooled.numpy(), "logits": pooled.numpy()}
 
     def no_lpips(self) -> None:
-        """In place of vq_task.load_lpips."""
+        """Replaces load_lpips."""
         raise UserError("no network")
 
 

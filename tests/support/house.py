@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGES = ("tinyldm", "zsl")
-# Rooms from bottom to top. A room may import the rooms before it.
+# Layers from bottom to top. A layer may import the layers before it.
 ROOMS = [
     *("errors", "files", "randomness", "config", "data", "pictures"),
     *("metrics", "training", "first_stage", "diffusion", "evaluation", "costs", "describe"),
@@ -58,7 +58,7 @@ def imports(root: Path, file: Path) -> list[Import]:
 
 
 def _nodes(node: ast.AST, hidden: bool) -> Iterator[tuple[ast.AST, bool]]:
-    """All nodes below, and whether they stand in a function or under TYPE_CHECKING."""
+    """All nodes below, and whether they are in a function or under TYPE_CHECKING."""
     for child in ast.iter_child_nodes(node):
         within = hidden or isinstance(node, Function | ast.Lambda)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and child is not node.test:
@@ -84,7 +84,7 @@ def _imported(root: Path, file: Path, node: ast.AST) -> list[str]:
 
 
 def _submodule(root: Path, base: str, name: str) -> str:
-    """`from a import b` imports the module a.b where there is one, else the module a."""
+    """`from a import b` imports the module a.b if it exists, else the module a."""
     path = root.joinpath(*base.split("."))
     return f"{base}.{name}" if (path / f"{name}.py").exists() or (path / name).is_dir() else base
 
@@ -93,40 +93,40 @@ def _submodule(root: Path, base: str, name: str) -> str:
 
 
 def upward_imports(root: Path) -> list[str]:
-    """tinyldm imports from lower rooms and its own room only, and never from zsl. Anyone may import `tinyldm` itself."""
-    found = []
+    """tinyldm imports only from its own and lower layers, and never from zsl. Anyone may import `tinyldm` itself."""
+    violations = []
     for file in sources(root, "tinyldm"):
         room = _room(module_name(root, file))
         for line, module, _ in imports(root, file):
             other = _room(module)
             if module.split(".")[0] != "tinyldm":
-                found.append(f"{_at(root, file, line)}: tinyldm imports {module}")
+                violations.append(f"{_at(root, file, line)}: tinyldm imports {module}")
             elif other is None or other == room:
                 continue
             elif room is not None and (other not in ROOMS or room not in ROOMS):
                 unknown = other if other not in ROOMS else room
-                found.append(f"{_at(root, file, line)}: {unknown} has no place in the order of rooms")
+                violations.append(f"{_at(root, file, line)}: {unknown} is missing in the order of layers")
             elif room is None or ROOMS.index(other) > ROOMS.index(room):
-                found.append(f"{_at(root, file, line)}: {room or 'tinyldm'} imports {module}, which is above it")
-    return sorted(found)
+                violations.append(f"{_at(root, file, line)}: {room or 'tinyldm'} imports {module}, which is above it")
+    return sorted(violations)
 
 
 def circles(root: Path) -> list[str]:
-    """Circles of module-level imports within tinyldm and zsl. One edge of each is cut to find the next."""
+    """Cycles of module-level imports within tinyldm and zsl. One edge of each is removed to find the next."""
     graph = {
         module_name(root, file): {module for _, module, hidden in imports(root, file) if not hidden} - {module_name(root, file)}
         for file in sources(root, *PACKAGES)
     }
-    found = []
+    violations = []
     while True:
         try:
             TopologicalSorter(graph).prepare()
         except CycleError as error:
-            circle = error.args[1][::-1]  # graphlib lists who is imported before who imports
-            found.append(" -> ".join(circle))
+            circle = error.args[1][::-1]  # graphlib lists imported modules before importing ones
+            violations.append(" -> ".join(circle))
             graph[circle[0]].discard(circle[1])
         else:
-            return sorted(found)
+            return sorted(violations)
 
 
 def hidden_imports(root: Path) -> list[str]:
@@ -142,15 +142,15 @@ def hidden_imports(root: Path) -> list[str]:
 
 def too_long(root: Path) -> list[str]:
     """Files over 400 lines and functions over 80 lines in tinyldm, zsl and the scripts beside them."""
-    found = []
+    violations = []
     for file in sources(root):
         lines = len(file.read_text(encoding="utf-8").splitlines())
         if lines > FILE_LINES:
-            found.append(f"{_at(root, file, 1)}: {lines} lines, more than {FILE_LINES}")
+            violations.append(f"{_at(root, file, 1)}: {lines} lines, more than {FILE_LINES}")
         for node in ast.walk(_tree(file)):
             if isinstance(node, Function) and (lines := node.end_lineno - node.lineno + 1) > FUNCTION_LINES:
-                found.append(f"{_at(root, file, node.lineno)}: {node.name} has {lines} lines, more than {FUNCTION_LINES}")
-    return sorted(found)
+                violations.append(f"{_at(root, file, node.lineno)}: {node.name} has {lines} lines, more than {FUNCTION_LINES}")
+    return sorted(violations)
 
 
 def unmirrored(root: Path) -> list[str]:
@@ -167,9 +167,9 @@ def scheduler_fields(root: Path) -> list[str]:
 
     The fields are alphas_cumprod, betas, num_train_timesteps, prediction_type and variance_type. They count as read wherever
     they are an attribute of anything (`scheduler.betas`, `x.config.prediction_type`), a key (`config["betas"]`,
-    `config.get("betas")`), or a name for getattr. Handing on a whole scheduler, or its whole config, is no read of a field.
+    `config.get("betas")`), or a name for getattr. Passing a whole scheduler, or its whole config, does not count.
     """
-    found = []
+    violations = []
     for file in sources(root):
         if file.relative_to(root).as_posix().startswith(SCHEDULER_OWNERS):
             continue
@@ -186,8 +186,8 @@ def scheduler_fields(root: Path) -> list[str]:
                 case _:
                     continue
             if field in SCHEDULER_FIELDS:
-                found.append(f"{_at(root, file, node.lineno)}: reads the scheduler's {field}")
-    return sorted(found)
+                violations.append(f"{_at(root, file, node.lineno)}: reads the scheduler's {field}")
+    return sorted(violations)
 
 
 def _room(module: str) -> str | None:

@@ -1,5 +1,5 @@
 """A small Hub on loopback that speaks huggingface_hub's own protocol: whoami, repositories, preupload, LFS, commits, trees,
-downloads with ETag and ranges. Contents are real files named by their hashes, which it checks. It fails on demand:
+downloads with ETag and ranges. Contents are files named by their hashes, which it checks. It can inject faults:
 
     with HubServer(folder, {"hf_secret": user("me")}) as server:
         server.fail("PUT", "/lfs/", times=2, status=500)
@@ -21,20 +21,20 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 from huggingface_hub import ModelCardData
 
-LARGE = (".safetensors", ".parquet", ".png", ".tar")  # what the Hub's .gitattributes sends to LFS
+LARGE = (".safetensors", ".parquet", ".png", ".tar")  # stored in LFS by the Hub's .gitattributes
 API = r"/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
 WEB = r"/(?:(?P<kind>datasets)/)?(?P<repo>[^/]+/[^/]+)"
 REVISION = r"/(?P<revision>[^/]+)"
 
 
 def user(name: str, *orgs: str, role: str = "write", **token: Any) -> dict[str, Any]:
-    """What whoami answers for a token of this user."""
+    """The answer of whoami for a token of this user."""
     auth = {"type": "access_token", "accessToken": {"displayName": "tests", "role": role, **token}}
     return {"type": "user", "name": name, "orgs": [{"type": "org", "name": org} for org in orgs], "auth": auth}
 
 
 class Refused(Exception):
-    """An answer that is no success; `code` tells the client what is missing."""
+    """An error response; `code` tells the client what is missing."""
 
     def __init__(self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None, **body: str):
         self.status, self.body = status, {"error": message, **body}
@@ -42,7 +42,7 @@ class Refused(Exception):
 
 
 class Content(NamedTuple):
-    """A file in a commit: `oid` as git hashes it, `sha256` where it is an LFS object."""
+    """A file in a commit: `oid` as git hashes it, `sha256` if it is an LFS object."""
 
     file: Path
     oid: str
@@ -60,11 +60,11 @@ class Commit(NamedTuple):
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests of this method whose path holds `part`, and whose first byte lies `within`.
+    """A fault for the next `times` requests with this method, `part` in the path, and the first byte in `within`.
 
-    status: answered instead of what was asked, with `message` and `headers`. cut: the connection breaks after so many bytes
-    of the file that goes up or down. lose: it is done, but the connection breaks before the answer. flip: the bytes that
-    arrive are not those that were sent. hang: nothing happens until the server's `release` is set.
+    status: respond with this status, `message` and `headers`. cut: break the connection after this many bytes of the uploaded
+    or downloaded file. lose: handle the request, but break the connection before the response. flip: change the bytes that
+    arrive. hang: wait until the server's `release` is set.
     """
 
     method: str
@@ -80,21 +80,21 @@ class Fault:
     within: range | None = None
 
     def meets(self, method: str, path: str, asked_range: str) -> bool:
-        """Whether it is for this request."""
+        """Whether the fault applies to this request."""
         first = re.match(r"bytes=(\d+)-", asked_range)
         there = self.within is None or (first is not None and int(first[1]) in self.within)
         return bool(self.times) and method == self.method and self.part in path and there
 
 
 class HubServer:
-    """What the Hub holds, and the thread that serves it.
+    """The contents of the Hub, and the thread that serves it.
 
     Attributes:
-        url: for HF_ENDPOINT.
-        requests: (method, path, range) of all that was asked, faults included.
-        quota: bytes that LFS objects may take.
-        commits: by ("models" or "datasets", id); the newest last, after an empty one.
-        private: the ids that were created as private ones.
+        url: the value for HF_ENDPOINT.
+        requests: (method, path, range) of all requests, including faults.
+        quota: maximum bytes of LFS objects.
+        commits: by ("models" or "datasets", id); starts with an empty one, the newest is last.
+        private: ids of private repositories.
     """
 
     def __init__(self, folder: Path, tokens: dict[str, dict[str, Any]]):
@@ -123,7 +123,7 @@ class HubServer:
         self.faults.append(Fault(method, part, **how))
 
     def take_fault(self, method: str, path: str, asked_range: str) -> Fault:
-        """The fault for a request, used up once; one that does nothing where there is none."""
+        """The fault for a request, counted as used; a fault without effect if there is none."""
         with self.lock:
             self.requests.append((method, path, asked_range))
             for fault in self.faults:
@@ -133,7 +133,7 @@ class HubServer:
         return Fault(method, path)
 
     def count(self, method: str, part: str) -> int:
-        """How many such requests there were."""
+        """Number of matching requests."""
         return sum(asked == method and part in path for asked, path, _ in self.requests)
 
     def history(self, repo: str, kind: str = "models") -> list[str]:
@@ -141,13 +141,13 @@ class HubServer:
         return [commit.message for commit in self.commits.get((kind, repo), [])[1:]]
 
     def files(self, repo: str, kind: str = "models") -> dict[str, bytes]:
-        """What somebody sees who looks at `main` now."""
+        """The files of `main`."""
         return {path: content.file.read_bytes() for path, content in self.commits[kind, repo][-1].files.items()}
 
     # ---------------------------------------------------------------------------------------------------- the protocol
 
     def may_write(self, token: str | None, namespace: str) -> None:
-        """Refuse who may not."""
+        """Refuse requests without permission."""
         me = self.tokens.get(token)
         if me is None:
             raise Refused(401, "Invalid username or password.")
@@ -155,7 +155,7 @@ class HubServer:
             raise Refused(403, f"You don't have the rights to write under the namespace {namespace!r}")
 
     def find(self, kind: str | None, repo: str, revision: str = "main") -> Commit:
-        """The commit that a branch or hash means."""
+        """The commit that a branch or hash names."""
         commits = self.commits.get((kind or "models", repo))
         if commits is None:
             raise Refused(404, "Repository not found", "RepoNotFound")
@@ -303,16 +303,16 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if fault.status:
                 raise Refused(fault.status, fault.message, headers=fault.headers)
-            found = self.route("GET" if self.command == "HEAD" else self.command, path)
+            response = self.route("GET" if self.command == "HEAD" else self.command, path)
         except Refused as error:
             self.send(error.status, error.headers, json.dumps(error.body).encode())
         else:
             if fault.lose:
                 self.break_off()
-            elif isinstance(found, tuple):
-                self.send_file(*found, fault.cut)
+            elif isinstance(response, tuple):
+                self.send_file(*response, fault.cut)
             else:
-                self.send(200, {}, json.dumps(found).encode(), fault.cut)
+                self.send(200, {}, json.dumps(response).encode(), fault.cut)
 
     do_GET = do_HEAD = do_PUT = do_POST = answer
 

@@ -1,4 +1,4 @@
-"""Tiny models for tests, and the one denoiser whose samples are known in closed form."""
+"""Tiny models for tests, and denoisers whose samples are known in closed form."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from tinyldm.diffusion.process import DiscreteVP
 
-torch.set_num_threads(1)  # tiny networks are slower with more
+torch.set_num_threads(1)  # tiny networks are slower with more threads
 
 
 def scheduler(**changes) -> DDPMScheduler:
@@ -23,7 +23,7 @@ def process(**changes) -> DiscreteVP:
 
 
 def unet(side: int = 8, channels: int = 3) -> UNet2DModel:
-    """A UNet2DModel with a block with attention and one without, at weights far from its zeros of initialisation."""
+    """A UNet2DModel with one block with attention and one without. Its weights are not the zeros of the initialisation."""
     torch.manual_seed(0)
     return UNet2DModel(
         sample_size=side,
@@ -75,7 +75,7 @@ class GaussianDenoiser(nn.Module):
 
     def __init__(self, forward: DDPMScheduler, mean: float, std: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))  # says device and dtype
+        self.weight = nn.Parameter(torch.zeros(1))  # gives device and dtype
         self.config = SimpleNamespace(sample_size=1, in_channels=1)
         self.alphas_cumprod, self.kind = forward.alphas_cumprod.double(), forward.config.prediction_type
         self.mean, self.std = mean, std
@@ -103,7 +103,7 @@ class MixtureDenoiser(nn.Module):
 
     def __init__(self, forward: DDPMScheduler, shares: torch.Tensor, means: torch.Tensor, covariances: torch.Tensor):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))  # says device and dtype
+        self.weight = nn.Parameter(torch.zeros(1))  # gives device and dtype
         self.config = SimpleNamespace(sample_size=1, in_channels=means.shape[1])
         self.alphas_cumprod, self.kind = forward.alphas_cumprod.double(), forward.config.prediction_type
         self.shares, self.means, self.covariances = shares.double(), means.double(), covariances.double()

@@ -1,4 +1,4 @@
-"""What the process loads from which trainings are forked."""
+"""The imports of the server process that trainings are forked from."""
 
 import tests.conftest  # noqa: F401  (no network)
 import tinyldm.diffusion.task

@@ -1,4 +1,4 @@
-"""Scripts in processes of their own. They are forked from a process that has the libraries loaded, which saves seconds."""
+"""Runs scripts in new operating-system processes. They are forked from one with loaded libraries, to save seconds."""
 
 import multiprocessing
 import os
@@ -20,12 +20,12 @@ CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
 
 
 class Training:
-    """`python SCRIPT.py ARGS` in a process, with what it prints in a file.
+    """`python SCRIPT.py ARGS` in a process, with its output in a file.
 
     Args:
         number: a signal that the process sends itself
         at: before this change (creating, renaming, deleting) of a file in its run folder, counted from 0. None: never.
-        environment: more variables of its environment.
+        environment: additional environment variables.
         before: a function of a module, called in the process before the script.
     """
 
@@ -53,21 +53,21 @@ class Training:
         return self._changes.value
 
     def wait(self, seconds: float = 600) -> int | None:
-        """The exit code (-9: killed), or None when it still runs after so long: longer than on the busiest machine."""
+        """The exit code (-9: killed), or None if it still runs after a timeout that is long enough for a busy machine."""
         self.process.join(seconds)
         return self.process.exitcode
 
     def send(self, number: signal.Signals) -> None:
-        """A signal, to a process that still runs."""
+        """Send a signal to the process if it still runs."""
         os.kill(self.process.pid, number)
 
     def text(self) -> str:
-        """What it printed."""
+        """Its output."""
         return self.printed.read_text() if self.printed.exists() else ""
 
 
 def together(processes: int, script: str, args: list, printed: Path) -> list[Training]:
-    """As many processes as one training, as torchrun would start them."""
+    """One training with several ranks, started like torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The client's side of the Hub in tests: this process pointed to a HubServer, and a small finished run to push there."""
+"""The client side of the Hub in tests: settings that point to a HubServer, and a small finished run to push."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ HUB = HubConfig(push=True, repo_id="me/faces")
 
 
 def connect(patch: MonkeyPatch, server: HubServer) -> None:
-    """Libraries read HF_ENDPOINT when they are imported: set what they made of it. They do not pause between their tries."""
+    """Libraries read HF_ENDPOINT on import, so patch the values derived from it. Also removes pauses between retries."""
     huggingface_hub.close_session()
     patch.setenv("HF_TOKEN", TOKEN)
     patch.setattr(hf_api.api, "endpoint", server.url)
@@ -44,12 +44,12 @@ def connect(patch: MonkeyPatch, server: HubServer) -> None:
 
 
 def environment(server: HubServer, home: Path) -> dict[str, str]:
-    """For a script that talks to the server."""
+    """Environment for a script that uses the server."""
     return {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
 
 
 def finished_run(path: Path, hub: HubConfig = HUB) -> Path:
-    """What a training of a tiny model leaves, without training it."""
+    """The run folder of a tiny model, without training it."""
     config = TrainLDM(output_dir=str(path), hub=hub, train=TrainConfig(max_steps=20))
     sampler = DDIMScheduler.from_config(models.scheduler().config)
     LDMPipeline(vqvae=models.vq_model(), unet=models.unet(), scheduler=sampler).save_pretrained(path / "pipeline")

@@ -1,4 +1,4 @@
-"""The smallest trainings that use every part, and helpers to look at their folders."""
+"""The smallest trainings that use every part, and helpers to inspect their folders."""
 
 import csv
 import functools
@@ -43,10 +43,10 @@ load_digits = functools.cache(sklearn.datasets.load_digits)
 
 
 def quicken(patch: pytest.MonkeyPatch) -> None:
-    """Leaves out what takes long and no test of a training looks at.
+    """Skip slow work that no test of a training checks.
 
-    A resumed run counts the images of its stream, and toyfaces would draw 10,000. The digits are read once a process. The
-    curves are not drawn, but for the runs of conftest.py.
+    A resumed run counts the images of its stream, and toyfaces would draw 10,000. The digits are read once. Curves are only
+    drawn for the runs of conftest.py.
     """
     patch.setattr(sklearn.datasets, "load_digits", load_digits)
     patch.setitem(toyfaces.SPLITS, "train", (0, 200))
@@ -54,10 +54,10 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
 
 
 def run(monkeypatch, script, *args: str | Path, curves: bool = False) -> None:
-    """Run a script in this process.
+    """Run a script in the current Python process.
 
     Args:
-        curves: draw loss.png as a user's run does, which takes half a second an evaluation.
+        curves: draw loss.png, like a user's run. This takes half a second per evaluation.
     """
     draw = pictures.curves
     quicken(monkeypatch)

@@ -1,4 +1,4 @@
-"""Small data sets on the disk. Picture number i is of one colour that says i, so that a test can tell what it got."""
+"""Small data sets on disk. Picture i has one colour that encodes i, so tests can tell which pictures they got."""
 
 import contextlib
 import io
@@ -26,23 +26,23 @@ def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
 
 
 def picture(number: int, width: int = 12, height: int = 8) -> bytes:
-    """PNG of number 0 to 65535, not square."""
+    """PNG file of picture 0 to 65535, not square."""
     return encode(Image.new("RGB", (width, height), (number % 256, number // 256, 77)))
 
 
 def corrupt(number: int) -> bytes:
-    """A file cut off in its pixels, other bytes for each number."""
+    """A truncated image file with different bytes for each number."""
     return picture(number)[:-25]
 
 
 def numbers(images: torch.Tensor) -> list[int]:
-    """Which pictures a batch (B, 3, H, W) of uint8 holds."""
+    """The numbers of the pictures in a uint8 batch (B, 3, H, W)."""
     assert (images[:, 2] == 77).all() and (images == images[:, :, :1, :1]).all(), "not whole pictures"
     return (images[:, 0, 0, 0].int() + 256 * images[:, 1, 0, 0].int()).tolist()
 
 
 def folder(path: Path, files: dict[str, bytes]) -> Path:
-    """Any files, by their names in the folder."""
+    """Write files, given by their names in the folder."""
     for name, content in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
@@ -57,7 +57,7 @@ def table(contents: list[bytes | None], column: str = "image") -> datasets.Datas
 
 
 def parquet(path: Path, shards: list[list[bytes | None]], column: str = "image", split: str = "train") -> Path:
-    """A parquet file a shard, named as on the Hub."""
+    """One parquet file per shard, named as on the Hub."""
     path.mkdir(parents=True, exist_ok=True)
     for i, contents in enumerate(shards):
         table(contents, column).to_parquet(path / f"{split}-{i:05d}-of-{len(shards):05d}.parquet")
@@ -65,7 +65,7 @@ def parquet(path: Path, shards: list[list[bytes | None]], column: str = "image",
 
 
 def tars(path: Path, shards: list[list[bytes]]) -> Path:
-    """A WebDataset tar a shard: 000003.png and 000003.cls beside each other."""
+    """One WebDataset tar per shard, with 000003.png next to 000003.cls."""
     path.mkdir(parents=True, exist_ok=True)
     for i, contents in enumerate(shards):
         with tarfile.open(path / f"{i:03d}.tar", "w") as tar:
@@ -82,7 +82,7 @@ def config(path, **changes) -> DataConfig:
 
 
 def whole(path, **changes) -> Source:
-    """The split `train`, nothing held out."""
+    """The split `train`, with nothing held out."""
     return open_sources(config(path, eval_split="train", **changes), seed=0)[0]
 
 

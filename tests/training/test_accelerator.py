@@ -1,4 +1,4 @@
-"""Several processes, with gloo on this CPU: they train like one, stop like one, and one process can resume their run."""
+"""Several ranks, with gloo on the CPU: they train and stop like a single one, and a single one can resume their run."""
 
 import shutil
 import signal
@@ -17,8 +17,8 @@ from tinyldm.training.accelerator import make_accelerator
 pytestmark = pytest.mark.slow
 
 
-# Sums in another order. That begins at 1e-7 and grows with the steps, fastest in the ratio of two gradients' norms: after six
-# steps 3e-3 on one of two processors that were tried, 1e-4 on the other.
+# Sums are computed in another order. The difference starts at 1e-7 and grows with the steps, fastest in the ratio of two
+# gradient norms: after six steps it was 3e-3 on one CPU and 1e-4 on another.
 TOLERANCE, OF_RATIO = 1e-3, 1e-2
 GLOBAL_BATCH = 8
 
@@ -48,8 +48,8 @@ def assert_same(one: list[dict], other: list[dict]) -> None:
                 assert float(a[key]) == pytest.approx(float(b[key]), rel=tolerance), (a["step"], key)
 
 
-def test_two_processes_train_like_one_and_either_resumes_the_others_run(kind, tmp_path):
-    """At the same global batch: the same images, noise, timesteps and revived codes, gradients exchanged, sums reduced."""
+def test_two_ranks_train_like_one_and_each_resumes_the_others_run(kind, tmp_path):
+    """With the same global batch: the same images, noise, timesteps and revived codes; gradients and sums are reduced."""
     for processes in (1, 2):
         train(processes, *kind, tmp_path / str(processes))
     alone = rows(tmp_path / "1")
@@ -63,7 +63,7 @@ def test_two_processes_train_like_one_and_either_resumes_the_others_run(kind, tm
 
 
 def test_a_resumed_run_with_other_batches_and_ranks_continues_at_its_image(tmp_path):
-    """2 ranks of 8, then 1 of 16, then 1 of 8. test_latent_store.py and test_data_order.py look at the images themselves."""
+    """2 ranks with batches of 8, then 1 with 16, then 1 with 8. test_latent_store.py and test_data_order.py check images."""
     args = [*DIGITS, *DDPM, *EVERY_STEP]
 
     def go(ranks: int, batch_size: int, max_steps: int, folder: Path, *more: str) -> None:
@@ -81,20 +81,20 @@ def test_a_resumed_run_with_other_batches_and_ranks_continues_at_its_image(tmp_p
     assert [int(row["images"]) for row in rows(run)] == [16, 32, 48, 64, 80, 88, 96]
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(ldm_args, tmp_path):
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(ldm_args, tmp_path):
     args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.max_steps", 100000, "--train.eval_steps", 100000]
     both = together(2, "train_ldm", args, tmp_path / "printed")
     while not (tmp_path / "run" / "metrics.csv").exists():
         assert both[1].wait(0.05) is None, both[1].text()
-    both[1].send(signal.SIGUSR1)  # not the one that writes
+    both[1].send(signal.SIGUSR1)  # not the main rank
     assert [training.wait() for training in both] == [128 + signal.SIGUSR1] * 2, both[0].text()
     [saved] = (tmp_path / "run" / "checkpoints").iterdir()
     assert load_file(saved / "ema.safetensors")
     assert f"stopped by SIGUSR1: {saved.name.replace('-', ' ')} is saved" in both[0].text()
 
 
-def test_the_launcher_that_the_readme_names(tmp_path):
-    """Two processes of accelerate launch, with classes: one stream between them, and the main process alone writes."""
+def test_the_launch_command_of_the_readme(tmp_path):
+    """Two ranks of accelerate launch, with classes: they share one stream, and only the main rank writes."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
     args = [*DIGITS, *DDPM, *EVERY_STEP, "--data.label_column", "label", "--train.max_steps", 2]
     command = [*launch, "train_ddpm.py", "--output_dir", tmp_path / "run", *args]
@@ -105,13 +105,13 @@ def test_the_launcher_that_the_readme_names(tmp_path):
 
 
 @pytest.mark.usefixtures("forgetful")
-def test_the_recipe_decides_on_compiling_not_accelerates_config(tmp_path, monkeypatch):
+def test_the_recipe_and_not_accelerates_config_controls_compiling(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     assert make_accelerator(TrainConfig(), str(tmp_path)).state.dynamo_plugin.backend == "NO"
 
 
 @pytest.mark.parametrize("plan", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_plans_for_networks_that_do_not_fit_are_refused(plan, ldm_args, tmp_path):
+def test_sharding_plugins_are_refused(plan, ldm_args, tmp_path):
     environment = {plan: "true", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     environment["MASTER_PORT"] = "29577"
     args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.max_steps", 2]

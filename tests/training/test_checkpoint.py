@@ -22,7 +22,7 @@ def write(run: Path, step: int = 10) -> Path:
     return checkpoint.save(run, step, networks, optimizers, {"step": step, "best_figure": float("inf"), "config": {"a": [1]}})
 
 
-def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
+def test_a_checkpoint_is_loaded_bit_for_bit(tmp_path):
     folder = write(tmp_path)
     assert folder == tmp_path / "checkpoints" / "step-10"
     assert sorted(file.name for file in folder.iterdir()) == FILES
@@ -57,7 +57,7 @@ def test_each_damaged_file_is_named(tmp_path, name):
     flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
     for damaged in (flipped, whole[:-1], b"", b"\xff nonsense", b"[]", b"null", b"{}", b'"text"'):
         file.write_bytes(damaged)
-        # A wrong byte in the list of checksums looks like a damaged file of the list.
+        # A wrong byte in the list of checksums looks like a damaged file.
         assert name in refused(file.parent) or (name == "checksums.json" and damaged == flipped)
     file.unlink()
     assert name in refused(file.parent)
@@ -73,7 +73,7 @@ def test_pickled_code_is_not_run(tmp_path):
             return os.mkdir, (str(victim),)
 
     pickle.loads(pickle.dumps(Malicious()))
-    victim.rmdir()  # it would have worked
+    victim.rmdir()  # the attack would work
     file = folder / "optimizers.pt"
     for protocol in ("zip", "bare"):
         if protocol == "zip":
@@ -82,7 +82,7 @@ def test_pickled_code_is_not_run(tmp_path):
         else:
             file.write_bytes(pickle.dumps(Malicious(), protocol=2))
         sums = json.loads((folder / "checksums.json").read_text())
-        sums["optimizers.pt"] = checkpoint._sha256(file)  # an attacker can do that too
+        sums["optimizers.pt"] = checkpoint._sha256(file)  # an attacker can update the checksums too
         (folder / "checksums.json").write_text(json.dumps(sums))
         assert "optimizers.pt" in refused(folder)
         assert not victim.exists()
@@ -91,7 +91,7 @@ def test_pickled_code_is_not_run(tmp_path):
 # ----------------------------------------------------------------------------------------------------- finding, pruning
 
 
-def test_latest_passes_over_damaged_ones_and_says_so(tmp_path, capsys):
+def test_latest_skips_damaged_checkpoints_with_a_warning(tmp_path, capsys):
     for step in (5, 10, 20, 100):
         write(tmp_path, step)
     folders = tmp_path / "checkpoints"
@@ -102,9 +102,9 @@ def test_latest_passes_over_damaged_ones_and_says_so(tmp_path, capsys):
     with (folders / "step-20" / "unet.safetensors").open("ab") as file:
         file.write(b"x")
     assert checkpoint.find(tmp_path, "latest") == folders / "step-10"
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "step-100" in said[0] and "state.json" in said[0]
-    assert "step-20" in said[1] and "unet.safetensors" in said[1]
+    message = capsys.readouterr().err.splitlines()
+    assert len(message) == 2 and "step-100" in message[0] and "state.json" in message[0]
+    assert "step-20" in message[1] and "unet.safetensors" in message[1]
 
 
 def test_nothing_to_resume_from(tmp_path):
@@ -121,7 +121,7 @@ def test_a_named_checkpoint(tmp_path):
     with pytest.raises(UserError, match=r"step-30 does not exist; .* has steps \[10, 20\]"):
         checkpoint.find(tmp_path, str(folder.with_name("step-30")))
     (folder / "unet.safetensors").unlink()
-    with pytest.raises(Damaged, match=r"unet\.safetensors"):  # asked for by name, it is not passed over
+    with pytest.raises(Damaged, match=r"unet\.safetensors"):  # named explicitly, it is not skipped
         checkpoint.find(tmp_path, str(folder))
 
 
@@ -154,12 +154,12 @@ def test_a_failure_while_saving_leaves_no_folder_and_the_old_ones(tmp_path, monk
         with pytest.raises(type(error)):
             write(tmp_path, 10)
         with pytest.raises(type(error)):
-            write(tmp_path, 5)  # the one that is there is deleted only when its successor is whole
+            write(tmp_path, 5)  # the old one is deleted only when the new one is complete
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
     checkpoint.load(tmp_path / "checkpoints" / "step-5")
 
 
-def test_what_a_kill_left_is_cleared_by_the_next_save(tmp_path):
+def test_the_next_save_removes_the_remains_of_a_kill(tmp_path):
     (tmp_path / "checkpoints" / ".saving-7").mkdir(parents=True)
     write(tmp_path, 10)
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-10"]

@@ -1,4 +1,4 @@
-"""Publishing a run and using what was published, by the real client over HTTP; what goes wrong is in test_hub_faults.py."""
+"""Publishing a run and using it, with the real client over HTTP. test_hub_faults.py tests errors."""
 
 import csv
 import shutil
@@ -46,7 +46,7 @@ def published(server: HubServer, path: str, hub_config: HubConfig = HUB):
 # --------------------------------------------------------------------------------------------------- what is published
 
 
-def test_the_pipeline_goes_to_the_root_and_checkpoints_stay_at_home(server, tmp_path):
+def test_the_pipeline_goes_to_the_root_and_checkpoints_are_not_pushed(server, tmp_path):
     folder = finished_run(tmp_path / "run")
     assert hub.push(folder, HUB, "Step 20") == f"{server.url}/me/faces"
     pushed = server.files("me/faces")
@@ -57,7 +57,7 @@ def test_the_pipeline_goes_to_the_root_and_checkpoints_stay_at_home(server, tmp_
     assert not list(folder.glob(".pushing*"))
 
 
-def test_a_first_stage_stays_in_its_folder(server, tmp_path):
+def test_a_first_stage_keeps_its_subfolder(server, tmp_path):
     folder = finished_run(tmp_path / "run")
     (folder / "pipeline" / "vqvae").rename(folder / "vqvae")
     shutil.rmtree(folder / "pipeline")
@@ -72,7 +72,7 @@ def test_pushing_the_same_again_makes_no_second_commit(server, tmp_path):
     assert server.history("me/faces") == ["Step 20"]
 
 
-def test_the_card_is_a_card_with_the_runs_numbers(server, tmp_path):
+def test_the_card_is_valid_and_has_the_numbers_of_the_run(server, tmp_path):
     published(server, tmp_path / "run")
     card = ModelCard.load("me/faces")
     (result,) = card.data.eval_results
@@ -82,8 +82,8 @@ def test_the_card_is_a_card_with_the_runs_numbers(server, tmp_path):
 
 
 @pytest.mark.parametrize("repo_id", [None, "me/old"])
-def test_a_card_made_for_the_disk_tells_how_to_load_from_the_hub(server, tmp_path, repo_id):
-    """A run that was trained without hub.push, or for another repository, and is pushed by hand."""
+def test_the_card_of_a_local_run_is_updated_for_the_hub(server, tmp_path, repo_id):
+    """A run trained without hub.push, or for another repository, and then pushed with the command."""
     published(server, tmp_path / "pipeline", HubConfig(push=False, repo_id=repo_id))
     card = server.files("me/faces")["README.md"].decode()
     assert 'from_pretrained("me/faces")' in card
@@ -91,7 +91,7 @@ def test_a_card_made_for_the_disk_tells_how_to_load_from_the_hub(server, tmp_pat
 
 
 @pytest.mark.slow
-def test_push_again_by_the_command(server, tmp_path):
+def test_the_push_command(server, tmp_path):
     folder = finished_run(tmp_path / "run", HubConfig())
     command = [sys.executable, "-m", "tinyldm.training.hub", "push", folder]
     ours = environment(server, tmp_path / "home")
@@ -151,7 +151,7 @@ def test_a_parquet_data_set_is_streamed(server, tmp_path):
     assert sources.in_order(sources.whole("me/set")) == list(range(12))
 
 
-def test_latents_of_an_older_commit_are_not_taken(server, tmp_path, capfd):
+def test_latents_of_an_older_commit_are_not_used(server, tmp_path, capfd):
     def push(number: int) -> None:
         shards = sources.parquet(tmp_path / f"set{number}", [[sources.picture(number + i) for i in range(6)]])
         files = [CommitOperationAdd(f"data/{file.name}", file) for file in shards.iterdir()]
@@ -178,14 +178,14 @@ def test_latents_of_an_older_commit_are_not_taken(server, tmp_path, capfd):
     assert len(list(stores.iterdir())) == 2
     data = replace(data, revision="v1")
     server.faults.clear()
-    server.fail("GET", "/revision/v1", status=503, times=99)  # and not what the stream asks for, by its commit
+    server.fail("GET", "/revision/v1", status=503, times=99)  # and not the stream's own request, which names the commit
     kept(source)
     assert "taking the latents" not in capfd.readouterr().out and len(list(stores.iterdir())) == 3
 
 
 @pytest.mark.slow
 def test_train_push_train_from_it_push_and_sample_from_it(server, small_faces, tmp_path, monkeypatch):
-    """The whole way: a first stage that is pushed while it trains, a denoiser over it from the Hub, pictures from the Hub."""
+    """End to end: push a first stage while it trains, train a denoiser on it from the Hub, then sample from the Hub."""
     pushed = ["--hub.push", "true", "--hub.push_steps", 2, "--train.max_steps", 4]
     run(monkeypatch, train_vq, "--output_dir", tmp_path / "vq", *DATA, *EVERY_STEP, *VQ, *pushed, "--hub.repo_id", "me/vq")
     assert server.history("me/vq") == ["Step 2", "Step 4, the last"]
@@ -216,7 +216,7 @@ def test_a_token_that_may_write_there_passes(server):
     writes = {"scoped": [{"entity": {"type": "user", "name": "me"}, "permissions": ["repo.content.read", "repo.write"]}]}
     server.tokens[TOKEN] = user("me", role="fineGrained", fineGrained=writes)
     hub.check_token(HubConfig(True, "me/faces"))
-    assert not server.commits  # looking changes nothing
+    assert not server.commits  # the check changes nothing
 
 
 @pytest.mark.parametrize(
@@ -230,13 +230,13 @@ def test_a_token_that_may_write_there_passes(server):
         ("me/faces", None, "does not accept this token.*Invalid user token"),
     ],
 )
-def test_what_could_not_be_pushed_is_told_before_training(server, repo_id, who, words):
+def test_impossible_pushes_are_reported_before_training(server, repo_id, who, words):
     server.tokens = {TOKEN: who} if who else {}
     with pytest.raises(UserError, match=words):
         hub.check_token(HubConfig(True, repo_id))
 
 
-def test_a_missing_token_or_hub_is_told_before_training(server, monkeypatch):
+def test_a_missing_token_or_hub_is_reported_before_training(server, monkeypatch):
     server.fail("GET", "/whoami", status=500, message=f"odd token {TOKEN}")
     with pytest.raises(UserError, match=r"cannot be reached \(500: odd token \*\*\*\)"):
         hub.check_token(HUB)

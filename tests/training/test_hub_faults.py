@@ -1,4 +1,4 @@
-"""What breaks between a run and the Hub: what the user sees, and that nothing is lost. By the real client over HTTP."""
+"""Faults between a run and the Hub: what the user sees, and that nothing is lost. With the real client over HTTP."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ SIZE = 195_132  # of it
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A run, and the weights that it had a little later."""
+    """A run, and its weights a little later."""
     changed = models.unet()
     torch.nn.init.ones_(changed.conv_out.bias)
     changed.save_pretrained(tmp_path_factory.mktemp("later"))
@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def pushed(server, finished, tmp_path):
-    """A run that was pushed, and went on: other weights and figures since."""
+    """A run that was pushed and then trained further, so weights and metrics differ."""
     folder = shutil.copytree(finished[0], tmp_path / "run")
     hub.push(folder, HUB, "first")
     shutil.copytree(finished[1], folder / "pipeline" / "unet", dirs_exist_ok=True)
@@ -53,26 +53,26 @@ def whole(server, folder) -> bool:
     return all(server.files("me/faces")[name] == file.read_bytes() for name, file in pairs)
 
 
-# ------------------------------------------------------------------------------------------------ pushes that get better
+# --------------------------------------------------------------------------------------------------- pushes that recover
 
 
 @pytest.mark.parametrize(
     "part", ["/repos/create", "/validate-yaml", "/preupload/", "/objects/batch", "/lfs/", "/verify", "/commit/"]
 )
 @pytest.mark.parametrize("fault", [{"status": 500}, {"status": 429, "headers": {"Retry-After": "1"}}, {"lose": True}])
-def test_a_fault_anywhere_in_a_push_is_got_over(server, pushed, part, fault, monkeypatch):
+def test_a_push_recovers_from_a_fault_in_any_request(server, pushed, part, fault, monkeypatch):
     monkeypatch.setattr(hub.time, "sleep", lambda seconds: None)
     server.fail("PUT" if part == "/lfs/" else "POST", part, **fault)
     hub.push(pushed, HUB, "second")
-    assert server.history("me/faces") == ["first", "second"]  # and no third one where only an answer was lost
+    assert server.history("me/faces") == ["first", "second"]  # and no third one if only a response was lost
     assert whole(server, pushed)
 
 
-def test_a_connection_that_breaks_in_the_middle_of_the_weights_sends_them_again(server, pushed):
+def test_a_connection_that_breaks_during_the_weights_sends_them_again(server, pushed):
     server.fail("PUT", "/lfs/", cut=SIZE // 2, times=2)
     hub.push(pushed, HUB, "second")
     assert whole(server, pushed)
-    assert server.count("PUT", "/lfs/") == 4 + 3  # the first push's; then the UNet, the third time whole
+    assert server.count("PUT", "/lfs/") == 4 + 3  # those of the first push; then the UNet, complete at the third attempt
 
 
 def test_weights_that_arrive_changed_are_refused_and_sent_again(server, pushed):
@@ -94,7 +94,7 @@ def test_a_retry_after_is_respected(server, pushed, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_hub_that_does_not_answer_is_not_waited_for_for_ever(server, pushed, monkeypatch):
+def test_a_hub_that_does_not_respond_is_not_waited_for_forever(server, pushed, monkeypatch):
     monkeypatch.setattr(hub, "TIMEOUT", 1.0)
     server.fail("PUT", "/lfs/", hang=True)
     hub.push(pushed, HUB, "second")
@@ -135,7 +135,7 @@ def test_a_push_that_fails_leaves_the_old_commit_and_can_be_repeated(server, pus
 
 
 @pytest.mark.slow
-def test_a_full_quota_is_told_at_once_and_the_command_repeats_the_push(server, pushed, tmp_path):
+def test_a_full_quota_is_reported_at_once_and_the_command_repeats_the_push(server, pushed, tmp_path):
     before, server.quota = server.files("me/faces"), 400_000
     command = [sys.executable, "-m", "tinyldm.training.hub", "push", pushed]
 
@@ -155,8 +155,8 @@ def test_a_full_quota_is_told_at_once_and_the_command_repeats_the_push(server, p
 
 
 @pytest.mark.slow
-def test_the_token_shows_nowhere(server, pushed, tmp_path, capfd):
-    """Not even when the Hub says it, or the push runs while training."""
+def test_the_token_is_never_shown(server, pushed, tmp_path, capfd):
+    """Not even if the Hub's message contains it, or if the push runs during training."""
     server.fail("POST", "/commit/", status=500, message=f"what is {TOKEN}?", times=ALWAYS)
     with pytest.raises(UserError) as caught:
         hub.push(pushed, HUB, "second")
@@ -168,14 +168,14 @@ def test_the_token_shows_nowhere(server, pushed, tmp_path, capfd):
     background.finish("last")
     shown = capfd.readouterr()
     assert shown.err.count("***") == 5 and TOKEN not in shown.out + shown.err
-    for file in (file for file in tmp_path.rglob("*") if file.is_file()):  # the run, and what the Hub keeps
+    for file in (file for file in tmp_path.rglob("*") if file.is_file()):  # the run, and the files of the Hub
         assert TOKEN.encode() not in file.read_bytes(), file
 
 
 # -------------------------------------------------------------------------------------------------- while training
 
 
-def test_training_goes_on_while_a_push_hangs_and_what_is_pushed_is_what_was_saved(server, pushed, capsys):
+def test_training_continues_during_a_push_and_the_push_has_the_saved_files(server, pushed, capsys):
     saved = {name: (pushed / name).read_bytes() for name in ("metrics.csv", f"pipeline/{UNET}")}
     server.fail("PUT", "/lfs/", hang=True)
     background = hub.BackgroundPush(pushed, HUB)
@@ -184,7 +184,7 @@ def test_training_goes_on_while_a_push_hangs_and_what_is_pushed_is_what_was_save
         threading.Event().wait(0.01)
     background.start("Step 40")
     assert capsys.readouterr().err == "Step 40: not pushed, the last push is still running\n"
-    # What a later save does meanwhile: other figures, and a new folder in the place of the pipeline's.
+    # Meanwhile a later save writes other metrics, and replaces the pipeline folder.
     (pushed / "metrics.csv").write_text("step\n50\n")
     shutil.rmtree(pushed / "pipeline")
     finished_run(pushed)
@@ -199,8 +199,8 @@ def test_training_goes_on_while_a_push_hangs_and_what_is_pushed_is_what_was_save
 
 
 @pytest.mark.slow
-def test_a_training_does_not_die_of_its_pushes(server, tmp_path, monkeypatch, capsys):
-    """Not of those on the way; at the end it says what to do, with the run whole."""
+def test_failed_pushes_do_not_stop_a_training(server, tmp_path, monkeypatch, capsys):
+    """Not by those during training. At the end it says what to do, and the run is complete."""
     monkeypatch.setattr("tinyldm.training.hub.check_token", lambda hub: None)
     server.fail("POST", "/repos/create", status=403, message="no", times=ALWAYS)
     args = [*DATA, *EVERY_STEP, *VQ, "--hub.push", "true", "--hub.push_steps", 1, "--hub.repo_id", "me/vq"]
@@ -216,7 +216,7 @@ def test_a_training_does_not_die_of_its_pushes(server, tmp_path, monkeypatch, ca
     assert server.history("me/vq") == ["Push my runs"]
 
 
-def test_a_full_disk_where_files_are_taken_aside_stops_no_training(server, pushed, monkeypatch, capsys):
+def test_a_full_disk_for_the_copies_of_a_push_does_not_stop_a_training(server, pushed, monkeypatch, capsys):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -227,13 +227,13 @@ def test_a_full_disk_where_files_are_taken_aside_stops_no_training(server, pushe
     assert not list(pushed.glob(".pushing*"))
 
 
-def test_a_disk_without_links_is_copied(server, pushed, monkeypatch):
+def test_without_hard_links_files_are_copied(server, pushed, monkeypatch):
     monkeypatch.setattr(hub.os, "link", lambda *args: (_ for _ in ()).throw(OSError("no links here")))
     hub.push(pushed, HUB, "second")
     assert whole(server, pushed)
 
 
-def test_what_a_killed_push_left_is_removed(pushed):
+def test_the_remains_of_a_killed_push_are_removed(pushed):
     (pushed / ".pushing-1-2" / "unet").mkdir(parents=True)
     hub.BackgroundPush(pushed, HUB)
     assert not list(pushed.glob(".pushing*"))
@@ -242,8 +242,8 @@ def test_what_a_killed_push_left_is_removed(pushed):
 # --------------------------------------------------------------------------------------------------- what is downloaded
 
 
-def test_a_download_that_breaks_is_continued(server, pushed, monkeypatch):
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what it has of a chunk is lost; it takes 10 MB at a time
+def test_an_interrupted_download_is_resumed(server, pushed, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # an incomplete chunk is lost; chunks are 10 MB
     shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)
     server.fail("GET", UNET, cut=100_500)
     server.fail("GET", UNET, cut=50_000)
@@ -280,7 +280,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_loads_later(server, pushed, 
 
 @pytest.fixture
 def stream(server, tmp_path):
-    """A parquet data set of one shard on the Hub, larger than the 32 MB that are read at a time: its cells, and it opened."""
+    """A parquet data set with one shard on the Hub, larger than the 32 MB read at once. Returns its cells and source."""
     cells = [os.urandom(1_000_000) for _ in range(50)]
     sources.table(cells).to_parquet(tmp_path / "train.parquet", batch_size=10)
     HfApi().create_repo("me/set", repo_type="dataset")
@@ -290,17 +290,17 @@ def stream(server, tmp_path):
 
 
 def broken_off(server, stream, **fault) -> list[bytes]:
-    """What is read from a shard that meets a fault in its second block; its footer is read before, from the last 70 kB."""
+    """Read a shard with a fault in its second block. Its footer is read first, from the last 70 kB."""
     source = stream[1]
     server.fail("GET", ".parquet", within=range(1_000_000, 49_900_000), **fault)
     got = [image_bytes(source.cell(fetch())) for fetch in source.epoch(None, 0)]
-    assert server.faults[-1].times < fault.get("times", 1)  # it did meet it
+    assert server.faults[-1].times < fault.get("times", 1)  # the fault did occur
     return got
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [{"cut": 1_000_000, "times": 3}, {"cut": 0, "times": 20}, {"status": 503, "times": 3}])
-def test_a_shard_that_breaks_off_gives_each_image_once_in_order(server, stream, fault):
+def test_an_interrupted_shard_yields_each_image_once_in_order(server, stream, fault):
     assert broken_off(server, stream, **fault) == stream[0]
 
 
@@ -308,6 +308,6 @@ def test_a_shard_that_breaks_off_gives_each_image_once_in_order(server, stream, 
 @pytest.mark.parametrize(
     ("fault", "words"), [({"cut": 1000}, "Server Disconnected"), ({"status": 500, "message": "oh no"}, "oh no")]
 )
-def test_a_shard_that_never_comes_back_is_told(server, stream, fault, words):
+def test_a_shard_that_stays_unreachable_is_reported(server, stream, fault, words):
     with pytest.raises(UserError, match=rf"data set 'me/set' cannot be reached \((.|\n)*{words}"):
         broken_off(server, stream, **fault, times=ALWAYS)

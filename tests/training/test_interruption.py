@@ -19,7 +19,7 @@ SAVING = ["--train.checkpointing_steps", 3, "--train.eval_steps", 5, "--train.lo
 
 @pytest.fixture(scope="module", params=["vq", "ldm"])
 def kind(request) -> tuple[str, list]:
-    """A first stage from a stream, with both optimizers; a denoiser from latents. Flips and accumulation in both."""
+    """A first stage from a stream, with both optimizers, and a denoiser on latents. Both use flips and accumulation."""
     args = [*DATA, *EVERY_STEP, *VQ] if request.param == "vq" else request.getfixturevalue("ldm_args")
     return f"train_{request.param}", [*args, *SAVING, "--train.gradient_accumulation_steps", 2, "--resume", "latest"]
 
@@ -45,7 +45,7 @@ def left_over(run: Path) -> list[Path]:
 
 
 def test_killed_at_random_moments(kind, whole, tmp_path, request):
-    """SIGKILL after a random time, or before a random change of a file: in the middle of a save, of an export, of metrics.csv.
+    """SIGKILL after a random time, or before a random change of a file: during a save, an export, or writing metrics.csv.
 
     The long form: `pytest tests/training/test_interruption.py --kills 40`.
     """
@@ -78,7 +78,7 @@ def test_killed_at_random_moments(kind, whole, tmp_path, request):
     ("number", "part"), [(signal.SIGINT, 0.3), (signal.SIGTERM, 0.45), (signal.SIGUSR1, 0.6)], ids=["INT", "TERM", "USR1"]
 )
 def test_a_signal_saves_and_stops(number, part, kind, whole, tmp_path):
-    """The signal comes in the middle of a save, so the next step is saved, which is between two rows of metrics.csv."""
+    """The signal arrives during a save, so the next step is saved, which is between two rows of metrics.csv."""
     script, args = kind
     folder, changes, _ = whole
     run, printed = tmp_path / "run", tmp_path / "printed.txt"

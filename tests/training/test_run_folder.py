@@ -20,7 +20,7 @@ def config(path, **changes) -> TrainLDM:
 
 @contextlib.contextmanager
 def opened(path, **changes):
-    """A run folder that is let go at the end, as a process that ends does."""
+    """A run folder whose lock is released at the end, as when a program ends."""
     run = RunFolder(config(path, **changes))
     try:
         yield run
@@ -38,7 +38,7 @@ def test_a_new_run(tmp_path):
         assert read_yaml(run.path / "config.yaml") == to_dict(config(run.path))
 
 
-def test_a_used_folder_is_refused_and_left_as_it_is(tmp_path):
+def test_a_used_folder_is_refused_and_not_changed(tmp_path):
     with opened(tmp_path) as run:
         run.log(step=1, loss=0.5)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock"}
@@ -47,7 +47,7 @@ def test_a_used_folder_is_refused_and_left_as_it_is(tmp_path):
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock"}
 
 
-def test_a_run_that_failed_before_its_first_step_leaves_a_folder_that_can_be_used(tmp_path):
+def test_the_folder_of_a_run_that_failed_before_its_first_step_can_be_reused(tmp_path):
     with opened(tmp_path) as run:
         (run.path / "logs").mkdir()
         (run.path / "logs" / "events").write_text("x")
@@ -58,14 +58,14 @@ def test_a_run_that_failed_before_its_first_step_leaves_a_folder_that_can_be_use
         assert read_yaml(tmp_path / "config.yaml")["seed"] == 4
 
 
-def test_a_folder_of_something_else_is_not_resumed(tmp_path):
+def test_a_folder_without_a_run_is_not_resumed(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="no run to resume"):
         RunFolder(config(tmp_path, resume="latest"))
     assert contents(tmp_path) == {"thesis.tex"}
 
 
-def test_overwrite_deletes_a_run_but_nothing_that_a_link_leads_to(tmp_path):
+def test_overwrite_deletes_a_run_but_not_the_targets_of_links(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "kept").write_text("x")
@@ -81,7 +81,7 @@ def test_overwrite_deletes_a_run_but_nothing_that_a_link_leads_to(tmp_path):
 
 
 @pytest.mark.parametrize("files", [{"thesis.tex": "x"}, {"thesis.tex": "x", "config.yaml": "theme: dark\n"}])
-def test_overwrite_deletes_nothing_but_runs(files, tmp_path):
+def test_overwrite_only_deletes_runs(files, tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=r"is not a run folder.*choose another"):
@@ -106,20 +106,20 @@ input()
                 with pytest.raises(UserError, match=r"another program trains in .*; choose another output_dir"):
                     RunFolder(config(tmp_path, **changes))
         finally:
-            other.kill()  # even a killed process leaves no lock behind
+            other.kill()  # even a killed program leaves no lock
     with opened(tmp_path):
         pass
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):  # root may write anywhere else
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):  # root may write to any other folder
         with pytest.raises(UserError, match=r"output_dir .* cannot be written \(.+\); choose another") as caught:
             RunFolder(config(path))
         assert "\n" not in str(caught.value)
 
 
-def test_a_resumed_run_keeps_its_old_config_until_its_checkpoint_was_found_to_fit(tmp_path):
+def test_a_resumed_run_keeps_its_old_config_until_its_checkpoint_fits(tmp_path):
     with opened(tmp_path) as run:
         run.log(step=1, loss=0.5)
     with opened(tmp_path, resume="latest", seed=3):
@@ -132,7 +132,7 @@ def test_a_resumed_run_keeps_its_old_config_until_its_checkpoint_was_found_to_fi
 # -------------------------------------------------------------------------------------------------------- metrics.csv
 
 
-def test_metrics_come_back_bit_for_bit(tmp_path):
+def test_metrics_are_read_bit_for_bit(tmp_path):
     random.seed(0)
     values = [random.uniform(-1, 1) * 10.0 ** random.randint(-30, 30) for _ in range(50)]
     values += [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 1.0, math.inf, 2**60 + 1]
@@ -140,11 +140,11 @@ def test_metrics_come_back_bit_for_bit(tmp_path):
     with opened(tmp_path) as run:
         for row in expected:
             run.log(**row)
-        found = read_metrics(run.metrics_file)
-    assert [(row["step"], repr(row["loss"])) for row in found] == [(row["step"], repr(row["loss"])) for row in expected]
+        actual = read_metrics(run.metrics_file)
+    assert [(row["step"], repr(row["loss"])) for row in actual] == [(row["step"], repr(row["loss"])) for row in expected]
 
 
-def test_rows_of_one_step_are_one_row_and_columns_may_come_later(tmp_path):
+def test_rows_of_one_step_are_merged_and_columns_may_be_added(tmp_path):
     with opened(tmp_path) as run:
         run.log(step=1, loss=0.5)
         run.log(step=2, loss=0.25)
@@ -154,7 +154,7 @@ def test_rows_of_one_step_are_one_row_and_columns_may_come_later(tmp_path):
         assert read_metrics(run.metrics_file)[:2] == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "eval_loss": 0.125}]
 
 
-def test_a_resumed_run_writes_what_an_unbroken_one_writes(tmp_path):
+def test_a_resumed_run_writes_the_rows_of_an_uninterrupted_one(tmp_path):
     def train(run: RunFolder, first: int, last: int) -> None:
         for step in range(first, last + 1):
             run.log(step=step, loss=1 / step)
@@ -205,7 +205,7 @@ def test_two_processes_that_write_one_file_at_once(tmp_path, monkeypatch):
         b"step\x00\n1\n",
     ],
 )
-def test_what_is_no_table_of_numbers(content, tmp_path):
+def test_a_damaged_metrics_file(content, tmp_path):
     (tmp_path / "metrics.csv").write_bytes(content)
     with pytest.raises(UserError, match="is not a table of numbers") as caught:
         read_metrics(tmp_path / "metrics.csv")

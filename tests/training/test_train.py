@@ -1,4 +1,4 @@
-"""The whole chain at a tiny size: what it leaves, what it refuses, what it repeats."""
+"""All scripts at a tiny size: their files, refused input, and repeatability."""
 
 import hashlib
 import itertools
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 # ------------------------------------------------------------------------------------------------- what a run leaves
 
 
-def test_a_first_stage_run_leaves_exactly_this(vq_run):
+def test_the_files_of_a_first_stage_run(vq_run):
     assert files(vq_run) == {
         ".lock",
         "README.md",
@@ -60,7 +60,7 @@ def test_a_first_stage_run_is_a_diffusers_model_with_a_measured_scale(vq_run):
     assert vq.config.scaling_factor == pytest.approx(1 / std.item(), rel=1e-3)
 
 
-def test_a_diffusion_run_leaves_exactly_this(ldm_run):
+def test_the_files_of_a_diffusion_run(ldm_run):
     assert files(ldm_run) == {
         ".lock",
         "README.md",
@@ -77,7 +77,7 @@ def test_a_diffusion_run_leaves_exactly_this(ldm_run):
     }
 
 
-def test_the_report_says_what_the_run_says(ldm_run):
+def test_the_report_has_the_numbers_of_the_run(ldm_run):
     text = (ldm_run / "README.md").read_text()
     pipeline = LDMPipeline.from_pretrained(ldm_run / "pipeline")
     parameters = sum(weight.numel() for weight in pipeline.unet.parameters())
@@ -85,10 +85,10 @@ def test_the_report_says_what_the_run_says(ldm_run):
     assert "6 of 8 images: 48 images seen" in text
     held_out = float(rows(ldm_run)[-1]["eval_loss"])
     assert f"| held-out loss | {held_out:.4g} |" in text
-    assert f"value: {round(held_out, 5)}" in text  # the model-index of its card
+    assert f"value: {round(held_out, 5)}" in text  # in the model-index of its card
 
 
-def test_the_shipped_weights_are_the_averaged_ones(ldm_run):
+def test_the_exported_weights_are_the_averaged_ones(ldm_run):
     shipped = UNet2DModel.from_pretrained(ldm_run / "pipeline", subfolder="unet").state_dict()
     averaged = load_file(ldm_run / "checkpoints/step-6/ema.safetensors")
     raw = load_file(ldm_run / "checkpoints/step-6/unet.safetensors")
@@ -96,8 +96,8 @@ def test_the_shipped_weights_are_the_averaged_ones(ldm_run):
     assert any(not torch.equal(raw[name], averaged[name]) for name in averaged)
 
 
-def test_the_pipeline_draws_what_sample_draws(ldm_run, tmp_path, monkeypatch):
-    """Also in a process that imports none of our code."""
+def test_the_pipeline_draws_the_images_of_sample(ldm_run, tmp_path, monkeypatch):
+    """Also in a program that imports none of our code."""
     run(monkeypatch, sample, "--model", ldm_run, "--num_images", 3, "--num_inference_steps", 4, "--output_dir", tmp_path / "a")
     code = (
         "import sys, torch\n"
@@ -115,7 +115,7 @@ def test_the_pipeline_draws_what_sample_draws(ldm_run, tmp_path, monkeypatch):
         assert np.abs(ours - theirs).max() <= 1  # batches of 3 and of 1 may round differently
 
 
-def test_sample_leaves_every_kind_of_picture(ldm_run, tmp_path, monkeypatch):
+def test_sample_writes_every_kind_of_picture(ldm_run, tmp_path, monkeypatch):
     out = tmp_path / "pictures"
     args = [
         "--model",
@@ -143,7 +143,7 @@ def test_sample_leaves_every_kind_of_picture(ldm_run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["vq", "ldm"])
-def test_a_resumed_run_equals_an_unbroken_one(kind, request, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(kind, request, tmp_path, monkeypatch):
     """Bit for bit: weights, averaged weights, optimizers (by the weights after them) and metrics.
 
     With flips, accumulation and dropout. The first stage has two optimizers and revives codes.
@@ -156,7 +156,7 @@ def test_a_resumed_run_equals_an_unbroken_one(kind, request, tmp_path, monkeypat
     args = [*args, "--train.gradient_accumulation_steps", 2, "--train.checkpointing_steps", 4, "--train.eval_steps", 3]
     run(monkeypatch, script, "--output_dir", tmp_path / "whole", *args, "--train.max_steps", 7)
     run(monkeypatch, script, "--output_dir", tmp_path / "broken", *args, "--train.max_steps", 7)
-    # A kill after the checkpoint of step 4 leaves rows of later steps.
+    # After a kill, metrics.csv may have rows after the checkpoint of step 4.
     broken = tmp_path / "broken"
     for entry in (broken / "checkpoints" / "step-7").iterdir():
         entry.unlink()
@@ -178,7 +178,7 @@ def test_previews_and_evaluations_do_not_change_the_training(ldm_args, tmp_path,
 
 
 def test_it_learns(ldm_args, tmp_path, monkeypatch):
-    """With latents of unit variance v has unit variance too, so predicting 0 costs 1."""
+    """With latents of unit variance, v has unit variance too, so predicting 0 has the loss 1."""
     steps = ["--train.max_steps", 100, "--train.eval_steps", 50, "--train.ema_decay", "0.9", "--train.sample_steps", 1000]
     run(monkeypatch, train_ldm, "--output_dir", tmp_path / "run", *ldm_args, *steps, "--train.learning_rate", "3e-3")
     halfway, end = (float(row["eval_loss"]) for row in rows(tmp_path / "run") if row["eval_loss"])
@@ -188,7 +188,7 @@ def test_it_learns(ldm_args, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------- one line, exit code 2
 
 
-def test_a_users_mistake_is_one_line_and_exit_code_2(vq_run, tmp_path):
+def test_a_user_error_is_one_line_and_exit_code_2(vq_run, tmp_path):
     args = ["--output_dir", vq_run, *DATA, *VQ, "--train.max_steps", 1]
     training = Training("train_vq", args, tmp_path / "printed.txt")
     assert training.wait() == 2
@@ -296,13 +296,13 @@ def test_a_missing_logger_compiler_or_gpu_is_refused(ldm_args, tmp_path, monkeyp
 
 
 def small_disk() -> None:
-    """Files may not grow beyond 100 kB."""
+    """Limit files to 100 kB."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
 def test_a_full_disk_while_saving_loses_nothing(ldm_args, tmp_path, monkeypatch):
-    """The second checkpoint fails, the first one is whole, exit code 2 and one line."""
+    """The second checkpoint fails, the first one is complete, and the error is one line with exit code 2."""
     args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.checkpointing_steps", 1]
     run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
     args = [*args, "--train.max_steps", 2, "--resume", "latest"]
@@ -325,7 +325,7 @@ def test_loaded_by_diffusers_alone(ldm_run):
 @pytest.mark.usefixtures("forgetful", "traced")
 @pytest.mark.parametrize("compiled", ["false", "true"])
 def test_mixed_precision_keeps_losses_and_weights_in_full_precision(compiled, ldm_args, tmp_path, monkeypatch):
-    """As configs/celebahq256.yaml has it on a GPU: compiled too, with a held-out batch that is not full."""
+    """As in configs/celebahq256.yaml on a GPU: compiled, with a held-out batch that is not full."""
     args = ["--train.mixed_precision", "bf16", "--train.compile", compiled, "--train.max_steps", 2]
     small = ["--train.batch_size", 2, "--train.num_eval_images", 3, "--unet.layers_per_block", 1]
     small += ["--unet.block_out_channels", "[8]", "--unet.down_block_types", "[AttnDownBlock2D]"]
@@ -339,8 +339,8 @@ def test_mixed_precision_keeps_losses_and_weights_in_full_precision(compiled, ld
     assert all(weight.dtype == torch.float32 for weight in weights.values())
 
 
-def test_when_the_data_end_the_last_step_is_saved_and_can_be_resumed(tmp_path, monkeypatch):
-    """A shard is lost in the middle of a training: that is an error, but no step is lost."""
+def test_if_the_data_fail_the_last_step_is_saved_and_can_be_resumed(tmp_path, monkeypatch):
+    """If a shard is lost during training, that is an error, but no step is lost."""
     args = [*DATA, *EVERY_STEP, *VQ, "--train.max_steps", 6, "--train.gradient_accumulation_steps", 2]
     run(monkeypatch, train_vq, "--output_dir", tmp_path / "whole", *args)
     with monkeypatch.context() as patch:
@@ -359,7 +359,7 @@ def test_when_the_data_end_the_last_step_is_saved_and_can_be_resumed(tmp_path, m
     assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
 
 
-def test_a_finished_run_that_is_resumed_is_whole_and_finished(ldm_args, tmp_path, monkeypatch, capsys):
+def test_a_finished_run_can_be_resumed_and_is_complete(ldm_args, tmp_path, monkeypatch, capsys):
     """For example one that was killed between its last checkpoint and its export."""
     args = ["--output_dir", tmp_path / "run", *ldm_args, "--train.max_steps", 2]
     run(monkeypatch, train_ldm, *args)

@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Condition:
-    """What a network is given beside x_t and the time. An unconditional network gets an empty one.
+    """What a network is given besides x_t and the time. An unconditional network gets an empty one.
 
     A new kind of condition is a new field: everything that moves, splits or gathers a condition goes through `map`.
 

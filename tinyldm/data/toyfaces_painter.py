@@ -1,4 +1,4 @@
-"""Paints the cartoon faces of toyfaces: some fifty filled polygons, from back to front, one function for each feature."""
+"""Paints the cartoon faces of toyfaces: some fifty filled polygons, from back to front, one function per feature."""
 
 from functools import cache
 
@@ -29,7 +29,7 @@ CLOTH_COLORS = (
     RED, (38, 92, 180), (44, 148, 92), GOLD, WHITE, (124, 72, 164), (52, 56, 68), (240, 132, 40),
 )  # fmt: skip
 
-# Outlines are arrays of complex numbers x + iy, y down: scaling, rotating and moving one takes a multiply and an add.
+# Outlines are arrays of complex numbers x + iy, y down: scaling, rotating and moving take a multiply and an add.
 ANGLE = np.linspace(0, 2 * np.pi, 49)
 COS, SIN = np.cos(ANGLE), np.sin(ANGLE)
 CIRCLE = COS + 1j * SIN

@@ -2,13 +2,13 @@
 
     -log2 p(x_0) / D  <=  L_T + sum_{t=1}^{T-1} L_t + L_0
 
-    L_T   prior      KL of q(x_T | x_0) to a standard normal: what the schedule leaves of the image
+    L_T   prior      KL of q(x_T | x_0) to a standard normal: the information that the schedule leaves in x_T
     L_t   per step   KL of the posterior q(x_{t-1} | x_t, x_0) to the model's p(x_{t-1} | x_t)
-    L_0   decoder    -log2 of the pixel's bin under the model's last normal (Ho et al. 2020, equation 13)
+    L_0   decoder    -log2 probability of the pixel's bin under the model's last normal (Ho et al. 2020, equation 13)
 
 Timesteps count from 0 as in diffusers: timestep t goes from x_t to x_{t-1}, and t = 0 to the image. D is the number of
-pixels times channels. The variance is that of `scheduler.variance_type`; learned_range lies between the two fixed ones, at a
-place that the second half of the network's channels names (Nichol & Dhariwal 2021, equation 15).
+pixels times channels. `scheduler.variance_type` chooses the variance. learned_range interpolates between the two fixed
+variances, with weights from the second half of the network's channels (Nichol & Dhariwal 2021, equation 15).
 """
 
 import math
@@ -32,7 +32,7 @@ class Normal(NamedTuple):
 def posterior(process: DiscreteVP, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor) -> Normal:
     """q(x_{t-1} | x_t, x_0) (Ho et al. 2020, equations 6 and 7).
 
-    At t = 0 the true variance is 0; the one of t = 1 stands in its place, as in the authors' code.
+    At t = 0 the true variance is 0. The variance at t = 1 replaces it, as in the authors' code.
     """
     abar, before, beta = _at(process, timesteps)
     mean = before.sqrt() * beta / (1 - abar) * x0 + (1 - beta).sqrt() * (1 - before) / (1 - abar) * x_t
@@ -43,7 +43,7 @@ def reverse_step(process: DiscreteVP, predicted: torch.Tensor, x_t: torch.Tensor
     """The model's p(x_{t-1} | x_t).
 
     Args:
-        predicted: the network's output (B, C, H, W), or (B, 2 C, H, W) where it learns the variance.
+        predicted: the network's output (B, C, H, W), or (B, 2 C, H, W) if it learns the variance.
     """
     _, _, beta = _at(process, timesteps)
     if process.learns_variance:
@@ -62,7 +62,7 @@ def reverse_step(process: DiscreteVP, predicted: torch.Tensor, x_t: torch.Tensor
 def step_bits(
     process: DiscreteVP, predicted: torch.Tensor, x0: torch.Tensor, x_t: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """L_t of each image, or L_0 where its timestep is 0: (B,) in bits per dimension."""
+    """L_t of each image, or L_0 if its timestep is 0: (B,) in bits per dimension."""
     true = posterior(process, x0, x_t, timesteps)
     model = reverse_step(process, predicted, x_t, timesteps)
     nats = torch.where(_column(timesteps) == 0, -log_likelihood(x0, model), divergence(true, model))
@@ -85,14 +85,14 @@ def divergence(a: Normal, b: Normal) -> torch.Tensor:
 
 
 def log_likelihood(x0: torch.Tensor, model: Normal) -> torch.Tensor:
-    """log of the probability that the model gives to the bin of each pixel, in nats; the outermost bins reach to infinity.
+    """Log-probability of each pixel's bin under the model, in nats. The outermost bins extend to infinity.
 
     Args:
         x0: images of 256 values, scaled to [-1, 1].
     """
     inverse = (-0.5 * model.log_variance).exp()
     above, below = inverse * (x0 - model.mean + BIN), inverse * (x0 - model.mean - BIN)
-    # log(cdf(above) - cdf(below)), in the tail where it does not cancel: the normal is symmetric
+    # log(cdf(above) - cdf(below)), mirrored into the lower tail, where the two do not cancel
     mirrored = below > 0
     above, below = torch.where(mirrored, -below, above), torch.where(mirrored, -above, below)
     log_above, log_below = log_ndtr(above), log_ndtr(below)
@@ -102,7 +102,7 @@ def log_likelihood(x0: torch.Tensor, model: Normal) -> torch.Tensor:
 
 
 def _at(process: DiscreteVP, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """abar_t, abar_{t-1} and beta_t (B, 1, 1, 1) in float64: differences of numbers near 1 follow."""
+    """abar_t, abar_{t-1} and beta_t (B, 1, 1, 1) in float64, because callers subtract numbers near 1."""
     table = process.abar.double().to(timesteps.device)
     before = torch.cat([table.new_ones(1), table[:-1]])
     return _column(table[timesteps]), _column(before[timesteps]), _column((1 - table / before)[timesteps])

@@ -1,4 +1,4 @@
-"""The conditions that images are drawn with. data/batch.py has what a condition is, denoiser.py how a network gets it."""
+"""Conditions for sampling. data/batch.py defines a condition, and denoiser.py passes it to the network."""
 
 import torch
 from diffusers import UNet2DModel
@@ -8,7 +8,7 @@ from tinyldm.errors import UserError
 
 
 def number_of_classes(network: UNet2DModel) -> int | None:
-    """How many classes a UNet2DModel distinguishes; None for an unconditional one."""
+    """Number of classes of a UNet2DModel; None if it is unconditional."""
     return getattr(network.config, "num_class_embeds", None)
 
 
@@ -20,7 +20,7 @@ def check_class_label(network: UNet2DModel, class_label: int | None) -> None:
 
 
 def condition_for(network: UNet2DModel, seed: int, count: int, class_label: int | None = None) -> Condition:
-    """The condition of the images of seeds seed, seed + 1, ...: all of `class_label`, or seed s of class s mod their number.
+    """The condition for seeds `seed`, `seed` + 1, ...: `class_label` for all, or class s mod (number of classes) for seed s.
 
     Raises:
         UserError: for a class that this network does not have.

@@ -1,6 +1,6 @@
 """The network that removes noise, and how it is called.
 
-Everything else sees a `Denoiser`: (x_t, times, condition) -> prediction. Another kind of network changes this file alone.
+All other code calls a `Denoiser`: (x_t, times, condition) -> prediction. Other kinds of networks belong in this file.
 """
 
 import math
@@ -38,7 +38,7 @@ class Denoiser:
 def make_denoiser(
     config: UNetConfig, side: int, channels: int, classes: int | None = None, learns_variance: bool = False
 ) -> UNet2DModel:
-    """A UNet2DModel for inputs (B, channels, side, side); the arguments that the section unet leaves out follow from these.
+    """Make a UNet2DModel for inputs (B, channels, side, side). These values determine what the section unet does not set.
 
     Args:
         classes: number of classes, for a class-conditional network.
@@ -51,23 +51,22 @@ def make_denoiser(
     halvings = len(config.block_out_channels) - 1
     if side % 2**halvings:
         raise UserError(
-            f"the denoiser halves its input of side {side} {halvings} times, which leaves a fraction; "
+            f"the denoiser halves its input of side {side} {halvings} times, but {side} is not divisible by {2**halvings}; "
             "change data.resolution, or use fewer blocks in unet.block_out_channels"
         )
     pairs = zip(config.down_block_types, config.block_out_channels, strict=True)
     attended = [width for kind, width in pairs if "Attn" in kind] + [config.block_out_channels[-1]] * config.add_attention
-    if config.attention_head_dim and config.attention_head_dim > min(attended, default=math.inf):  # no head would be left
+    if config.attention_head_dim and config.attention_head_dim > min(attended, default=math.inf):  # it would have no head
         raise UserError(f"unet.attention_head_dim {config.attention_head_dim} is wider than a block with attention")
     derived = {"sample_size": side, "in_channels": channels, "out_channels": out_channels, "num_class_embeds": classes}
     try:
         return UNet2DModel(**config.arguments(), **derived)
     except (ValueError, TypeError, KeyError, NameError) as error:  # what diffusers raises for bad values
-        raise UserError(f"the section unet does not make a UNet2DModel: {error}") from error
+        raise UserError(f"cannot build a UNet2DModel from the section unet: {error}") from error
 
 
 def switch_on(network: UNet2DModel, train: TrainConfig) -> None:
-    """What the config asks of the network beyond its shape: gradient checkpointing; xformers' attention, where PyTorch's own
-    needs nothing.
+    """Turn on gradient checkpointing and xformers' attention if the config asks for them.
 
     Raises:
         UserError: for xformers without CUDA or the package.
@@ -77,9 +76,7 @@ def switch_on(network: UNet2DModel, train: TrainConfig) -> None:
     if not train.xformers:
         return
     if not torch.cuda.is_available():
-        raise UserError(
-            "train.xformers needs CUDA (and pip install xformers); set it to false: PyTorch's own attention is used then"
-        )
+        raise UserError("train.xformers needs CUDA (and pip install xformers); set it to false to use PyTorch's own attention")
     try:
         network.enable_xformers_memory_efficient_attention()
     except (ImportError, ModuleNotFoundError, ValueError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""Training a denoiser on latents: kept ones, or encoded as the images are read."""
+"""Training a denoiser on latents, either stored or encoded while the images are read."""
 
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -32,7 +32,7 @@ class LatentTask(DiffusionTask):
         stage = load_first_stage(config.first_stage)
         stage.check_resolution(data.resolution)
         if stage.in_channels != data.channels:
-            raise UserError(f"the first stage is for images of {stage.in_channels} channels; set data.channels to it")
+            raise UserError(f"the first stage takes images with {stage.in_channels} channels: set data.channels to that number")
         stage.model.to(accelerator.device)
         train, held_out_source = open_sources(data, config.seed)
         held_out = open_store(data, held_out_source, "held-out", config.seed, stage, accelerator, False)

@@ -1,4 +1,4 @@
-"""A trained model: loading it, its sampler, and its way from x_0 to images."""
+"""A trained model: loading it, its sampler, and turning x_0 into images."""
 
 import inspect
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from tinyldm.diffusion.process import Process, process_of
 from tinyldm.errors import UserError, why
 from tinyldm.first_stage.autoencoder import AutoencoderModel
 
-DECODED_AT_ONCE = 2**14  # places of latents: 64 images of 64 px through an f4, or 4 of 256 px
+DECODED_AT_ONCE = 2**14  # latent positions: 64 images of 64 px through an f4, or 4 of 256 px
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Model:
         """The diffusers scheduler that these settings ask for, with its timesteps set.
 
         Raises:
-            UserError: for a sampler that does not know this process, an eta that the sampler does not have, more steps than
+            UserError: for a sampler that cannot reverse this process, an eta that the sampler does not have, more steps than
                 the process has, or a class that the network does not have.
         """
         check_class_label(self.unet, settings.class_label)
@@ -61,7 +61,7 @@ class Model:
         return sampler
 
     def sampler_facts(self, settings: SamplerSettings) -> dict[str, Any]:
-        """What the samples depend on beside the weights and the seed, as JSON."""
+        """The settings that the samples depend on besides the weights and the seed, as JSON."""
         sampler = self.sampler(settings)
         config = {key: value for key, value in sorted(sampler.config.items()) if not key.startswith("_")}
         return {
@@ -77,7 +77,7 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
     """Load a run of ours, a diffusers pipeline folder, or a Hub id.
 
     Raises:
-        UserError: when it is none of these, or its files are damaged.
+        UserError: if it is not one of these, or its files are damaged.
     """
     local = Path(path).expanduser()
     if local.is_dir():
@@ -89,7 +89,7 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
         raise UserError(f"model folder {path} does not exist")
     try:
         pipeline = DiffusionPipeline.from_pretrained(str(local) if local.is_dir() else path, dtype=dtype)
-    except (OSError, HTTPError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:  # nonsense in it too
+    except (OSError, HTTPError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:  # or nonsense in it
         where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded: check the name and the network"
         raise UserError(f"model {path} {where} ({why(error)}); give a run, a pipeline folder, or a Hub id") from error
     parts = pipeline.components
@@ -99,7 +99,7 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
         )
     first_stage = parts.get("vqvae") or parts.get("vae")
     if isinstance(first_stage, VQModel):
-        first_stage.float()  # in half precision some latents would find another code than their own
+        first_stage.float()  # in half precision some latents would be assigned another code
     try:
         unet, first_stage = (part and part.to(device).eval() for part in (parts["unet"], first_stage))
     except (RuntimeError, AssertionError) as error:
@@ -108,16 +108,16 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
 
 
 def decoded_at_once(positions: int) -> int:
-    """How many latents of so many positions a first stage gets at a time."""
+    """How many latents with this many positions are decoded at once."""
     return max(1, DECODED_AT_ONCE // positions)
 
 
 @torch.no_grad()
 def to_images(model: Model, x0: torch.Tensor) -> torch.Tensor:
-    """What the network made -> uint8 images (B, 3, H, W): decoded where there is a first stage, clamped, and rounded in
-    the very operations of diffusers' pipelines, so that the pictures are theirs to the bit.
+    """x_0 -> uint8 images (B, 3, H, W): decoded if there is a first stage, clamped and rounded.
 
-    A decoder's inner values take hundreds of times the memory of its latents, so it gets a few of them at a time."""
+    The operations are those of diffusers' pipelines, so the images are the same bit for bit. A decoder's activations take
+    hundreds of times the memory of its latents, so it decodes a few latents at a time."""
     if model.first_stage is not None:
         x0 = x0.to(model.first_stage.dtype) / model.first_stage.config.scaling_factor
         few = decoded_at_once(x0[0, 0].numel())

@@ -39,13 +39,13 @@ def diffusion_loss(
     """Losses (B,), each the mean over the elements of its image.
 
     Args:
-        denoiser: predicts (B, C, H, W), or (B, 2 C, H, W) where it learns the variance too.
+        denoiser: predicts (B, C, H, W), or (B, 2 C, H, W) if it learns the variance too.
         x0: images or latents (B, C, H, W) of about unit variance, in float32 like `noise`.
         times: (B,) times of the process.
         snr_gamma: see `weight`.
-        kind: simple, weighted squared errors; hybrid, 0.001 of the bound beside them, which teaches the variance alone
+        kind: simple, weighted squared errors; hybrid, plus 0.001 of the bound, which trains only the variance
             (Nichol & Dhariwal 2021, equation 16); bound, T L_t in bits per dimension. The last two need a DiscreteVP.
-        condition: what the denoiser is given beside x_t and the time.
+        condition: what the denoiser is given besides x_t and the time.
     """
     x_t = process.noisy(x0, noise, times)
     predicted = denoiser(x_t, process.network_times(times), condition).float()
@@ -73,10 +73,10 @@ def held_out_error(
     times: torch.Tensor,
     condition: Condition = UNCONDITIONAL,
 ) -> torch.Tensor:
-    """Mean squared errors (B,) of the x_0 that a sampler uses, clipped where it clips, times SNR + 1.
+    """Mean squared errors (B,) of the x_0 that a sampler uses (clipped if it clips), times SNR + 1.
 
-    That is the error of v for the process of DDPM. So held-out losses compare between runs, whatever they predict. For the
-    arguments see diffusion_loss.
+    For the process of DDPM, that is the error of v. So held-out losses can be compared between runs with different
+    predictions. For the arguments see diffusion_loss.
     """
     x_t = process.noisy(x0, noise, times)
     predicted = denoiser(x_t, process.network_times(times), condition).float()

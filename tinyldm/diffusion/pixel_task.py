@@ -17,7 +17,7 @@ from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.training.accelerator import rank_of
 
-TIMESTEPS_PER_IMAGE = 8  # of the bound's steps, at each evaluation
+TIMESTEPS_PER_IMAGE = 8  # to estimate the bound at each evaluation
 
 
 class PixelTask(DiffusionTask):
@@ -48,7 +48,7 @@ class PixelTask(DiffusionTask):
         return mirror_half(images, draw) if self.config.data.random_flip else images
 
     def evaluate(self) -> dict[str, torch.Tensor]:
-        """See DiffusionTask.evaluate; and sums of the terms of the bound."""
+        """See DiffusionTask.evaluate. Adds sums of the terms of the bound."""
         sums = super().evaluate()
         if not isinstance(self.process, DiscreteVP):
             return sums
@@ -58,7 +58,7 @@ class PixelTask(DiffusionTask):
         for (x0, condition), _, _ in self.my_held_out():
             terms["prior"] += prior_bits(self.process, x0).sum()
             for part in range(TIMESTEPS_PER_IMAGE + 1):
-                # Timestep 0 once, it is the decoder; the others in as many equal parts, one of each part for each image.
+                # Part 0 is timestep 0, the decoder. The other timesteps are split into equal parts, one of each per image.
                 spread = (part - 1 + torch.rand(len(x0), generator=fixed)) / TIMESTEPS_PER_IMAGE
                 timesteps = (1 + spread * (steps - 1)).long().clamp(max=steps - 1) if part else torch.zeros(len(x0)).long()
                 timesteps, noise = timesteps.to(device), torch.randn(x0.shape, generator=fixed).to(device)
@@ -69,14 +69,14 @@ class PixelTask(DiffusionTask):
         return {**sums, **terms}
 
     def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """See DiffusionTask.summarize; and `eval_bits` per dimension with its three terms."""
+        """See DiffusionTask.summarize. Adds `eval_bits` per dimension and its three terms."""
         if "prior" not in sums:
             return super().summarize(sums)
         terms = {f"eval_bits_{key}": float(sums[key] / sums["count"].sum()) for key in ("prior", "steps", "decoder")}
         return {**super().summarize(sums), "eval_bits": sum(terms.values()), **terms}
 
     def export(self, folder: Path) -> None:
-        """pipeline/, a standard DDPMPipeline folder; its DDPMScheduler knows learned variances too."""
+        """pipeline/, a standard DDPMPipeline folder; its DDPMScheduler supports learned variances."""
         DDPMPipeline(unet=self.model().unet, scheduler=self.process.sampler()).save_pretrained(folder / "pipeline")
 
     def facts(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""The forward process: how an image becomes noise, what a network is asked for, and the way back.
+"""The forward process: how an image becomes noise, what a network predicts, and the way back.
 
-In every process here x_t is a mixture of the image and standard normal noise (Ho et al. 2020, equation 4, is one of them):
+In every process here x_t is a mixture of the image and standard normal noise (Ho et al. 2020, equation 4, for example):
 
     x_t = alpha_t x_0 + sigma_t eps                        SNR(t) = (alpha_t / sigma_t)^2
 
-A network is asked for a combination y = a x_0 + b eps, by the name of `prediction`:
+A network predicts a combination y = a x_0 + b eps, named by `prediction`:
 
     epsilon        a = 0, b = 1              Ho et al. 2020
     sample         a = 1, b = 0
@@ -15,8 +15,8 @@ These are two linear equations for x_0 and eps. With d = alpha b - sigma a:
 
     x_0 = (b x_t - sigma y) / d              an error e of y is an error sigma e / d of x_0
 
-So a new process states its levels alpha_t and sigma_t, and a new prediction its a and b; targets and the way back follow.
-`DiscreteVP` is the process of DDPM. What only it has is in bound.py; the loss and its weights are in objective.py.
+So a new process only defines alpha_t and sigma_t, and a new prediction only a and b. Targets and the way back follow.
+`DiscreteVP` is the process of DDPM. What applies only to it is in bound.py; the loss and its weights are in objective.py.
 """
 
 from abc import ABC, abstractmethod
@@ -53,10 +53,10 @@ class Process(ABC):
 
     Attributes:
         prediction: a key of PREDICTIONS.
-        samplers: diffusers' scheduler classes that can reverse this process, by the names of `--scheduler`.
-        deterministic: which of them draws previews and interpolations: from the same noise always the same image.
-        clip: a sampler clips its x_0 to [-clip, clip]; None: it does not.
-        learns_variance: the network has twice the channels: the second half says how wide its steps are.
+        samplers: diffusers' scheduler classes that can reverse this process, keyed by the names of `--scheduler`.
+        deterministic: the key of the one for previews and interpolations. The same noise always gives the same image.
+        clip: samplers clip x_0 to [-clip, clip]. None: they do not.
+        learns_variance: the network has twice the channels, and the second half sets the variance of its steps.
     """
 
     prediction: str
@@ -65,7 +65,7 @@ class Process(ABC):
     clip: float | None = None
     learns_variance: bool = False
 
-    # ------------------------------------------------------------------------------- what a new process has to say
+    # ------------------------------------------------------------------------------ what a new process must define
 
     @abstractmethod
     def levels(self, times: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +81,7 @@ class Process(ABC):
 
     @abstractmethod
     def network_times(self, times: torch.Tensor) -> torch.Tensor:
-        """What the network's time embedding gets for times (B,); samplers call the network in the same units."""
+        """The input of the network's time embedding for times (B,). Samplers call the network in the same units."""
 
     @abstractmethod
     def sampler(self, name: str | None = None) -> SchedulerMixin:
@@ -91,14 +91,14 @@ class Process(ABC):
             name: a key of `samplers`. None: the one that this process was made with.
 
         Raises:
-            UserError: for a sampler that does not know this process.
+            UserError: for a sampler that cannot reverse this process.
         """
 
     @abstractmethod
     def describe(self) -> str:
         """One line about this process, for the model card."""
 
-    # ------------------------------------------------------------------------------------- what follows from that
+    # ----------------------------------------------------------------------------------------- derived from those
 
     def draw_times(self, count: int, draw: Draw) -> torch.Tensor:
         """Uniform times (count,), spread evenly over a batch: the same expectation with less variance."""
@@ -110,15 +110,15 @@ class Process(ABC):
         return alpha * x0 + sigma * noise
 
     def target(self, x0: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """What the network is asked for: a x_0 + b eps (B, C, H, W)."""
+        """The training target: a x_0 + b eps (B, C, H, W)."""
         a, b = PREDICTIONS[self.prediction](*self.levels(times))
         return a * x0 + b * noise
 
     def to_x0(self, x_t: torch.Tensor, predicted: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """The x_0 that a sampler uses, in float64: (b x_t - sigma y) / d, clipped where it clips.
+        """The x_0 that a sampler uses, in float64: (b x_t - sigma y) / d, clipped if it clips.
 
         Args:
-            predicted: what the network says, (B, C, H, W).
+            predicted: the network's output (B, C, H, W).
         """
         alpha, sigma, a, b = self._coefficients(times)
         x0 = (b * x_t - sigma * predicted) / (alpha * b - sigma * a)
@@ -130,12 +130,12 @@ class Process(ABC):
         return (alpha / sigma).square().flatten()
 
     def x0_error(self, times: torch.Tensor) -> torch.Tensor:
-        """(sigma / d)^2, (B,) in float64: the squared error of x_0 for a squared error of y of one."""
+        """(sigma / d)^2, (B,) in float64: the squared error of x_0 for a squared error of 1 in y."""
         alpha, sigma, a, b = self._coefficients(times)
         return (sigma / (alpha * b - sigma * a)).square().flatten()
 
     def _coefficients(self, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Level, Level]:
-        """alpha, sigma, a and b in float64, since differences of numbers near one follow."""
+        """alpha, sigma, a and b in float64, because callers subtract numbers near 1."""
         alpha, sigma = self.levels(times, torch.float64)
         return alpha, sigma, *PREDICTIONS[self.prediction](alpha, sigma)
 
@@ -146,7 +146,7 @@ class DiscreteVP(Process):
     Times are timesteps 0 .. T-1 (int64), as in diffusers.
 
     Args:
-        scheduler: any diffusers scheduler of this process: it holds the betas and says what is predicted.
+        scheduler: any diffusers scheduler of this process: it holds the betas and the prediction type.
     """
 
     samplers: ClassVar[dict[str, type[SchedulerMixin]]] = {
@@ -200,7 +200,7 @@ class DiscreteVP(Process):
             raise UserError(f"unknown scheduler {name!r}; choose one of {', '.join(self.samplers)}")
         if self.scheduler.config.get("rescale_betas_zero_snr") and name == "heun":  # it would use the betas without rescaling
             raise UserError("heun cannot start from zero terminal SNR; this model needs another scheduler, e.g. dpm-solver++")
-        # from_config leaves out what was a default of the current class, but the defaults of the classes differ.
+        # from_config drops values that are defaults of the current class, but other classes have other defaults.
         config = {key: value for key, value in self.scheduler.config.items() if key != "_use_default_values"}
         try:
             return self.samplers[name].from_config({"timestep_spacing": "leading", **config})
@@ -218,11 +218,11 @@ def make_process(config: SchedulerConfig) -> Process:
     try:
         return DiscreteVP(DDPMScheduler(**config.arguments()))
     except (NotImplementedError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"the section scheduler does not make a DDPMScheduler: {error}") from error
+        raise UserError(f"cannot build a DDPMScheduler from the section scheduler: {error}") from error
 
 
 def discrete(process: Process) -> DiscreteVP:
-    """The same process, which has to be a DiscreteVP: the bound and learned variances are defined for it alone.
+    """Return the process if it is a DiscreteVP. The bound and learned variances are only defined for that one.
 
     Raises:
         UserError: for another process.
@@ -239,18 +239,18 @@ def process_of(scheduler: SchedulerMixin) -> Process:
         UserError: for a scheduler of a process that is not implemented here.
     """
     if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("prediction_type") not in PREDICTIONS:
-        raise UserError(f"the model's {type(scheduler).__name__} belongs to a process that this project does not know")
+        raise UserError(f"the model's {type(scheduler).__name__} belongs to a process that this project does not support")
     return DiscreteVP(scheduler)
 
 
 class LossHistory:
     """Draws timesteps where the bound is large (Nichol & Dhariwal 2021, equation 18).
 
-    p(t) is proportional to the root of E[L_t^2] over the last losses of each timestep; weights make up for it. Timesteps are
+    p(t) is proportional to the root of E[L_t^2] over the last losses of each timestep; weights correct for it. Timesteps are
     uniform until each has `length` losses.
 
     Attributes:
-        losses: (T, length) the last losses of each timestep, nan where there are none yet. A checkpoint holds them.
+        losses: (T, length) the last losses of each timestep, nan until there are any. Checkpoints include them.
     """
 
     def __init__(self, timesteps: int, length: int = 10):
@@ -261,7 +261,7 @@ class LossHistory:
         chances = self.losses.double().square().mean(1).sqrt()
         if torch.isnan(chances).any():
             chances = torch.ones_like(chances)
-        chances = 0.999 * chances / chances.sum() + 0.001 / len(chances)  # no timestep is left out for good
+        chances = 0.999 * chances / chances.sum() + 0.001 / len(chances)  # every timestep keeps some probability
         timesteps = torch.searchsorted(chances.cumsum(0), draw.uniform(count).double().cpu()).clamp(max=len(chances) - 1)
         return timesteps, (1 / (len(chances) * chances[timesteps])).float()
 

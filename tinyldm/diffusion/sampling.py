@@ -1,6 +1,6 @@
-"""From noise to images: a loop over a scheduler's timesteps, for any standard diffusers pipeline of ours.
+"""From noise to images: the sampling loop over a scheduler's timesteps, for latents and pixels.
 
-Image i of seed s starts from the generator s + i, whatever the batch size: the image of seed 7 is the image of seed 7.
+Image i of seed s uses the generator s + i, so seed 7 gives the same image at any batch size.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from tinyldm.diffusion.model import Model, to_images
 
 
 def generators(seed: int, count: int) -> list[torch.Generator]:
-    """One generator an image, on the CPU so that a seed means the same picture on each device."""
+    """One generator per image, on the CPU, so that a seed gives the same image on every device."""
     return [torch.Generator().manual_seed(seed + i) for i in range(count)]
 
 
@@ -43,19 +43,19 @@ def denoise(
         noise: standard normal (B, C, S, S).
         settings: the sampler, its steps (Heun's method evaluates the network 2 N - 1 times for N) and eta.
         random: generators of the noise that ddpm, ddim with eta > 0 and other stochastic samplers add in each step.
-        condition: what the network is given beside x_t and the time.
+        condition: what the network is given besides x_t and the time.
         watch: called with (step, what the network sees) before each step, and with x_0 at the end.
 
     Returns:
         x_0 (B, C, S, S), in the units that the network was trained in.
 
     Raises:
-        UserError: as Model.sampler.
+        UserError: see Model.sampler.
     """
     sampler, denoiser, condition = model.sampler(settings), model.denoiser, condition.to(model.device)
     accepted = inspect.signature(sampler.step).parameters
     extra = {key: value for key, value in {"eta": settings.eta, "generator": random}.items() if key in accepted}
-    # A learned variance is of use to the ancestral sampler alone.
+    # Only the ancestral sampler uses a learned variance.
     channels = None if isinstance(sampler, DDPMScheduler) else noise.shape[1]
     x = noise.to(model.device, model.dtype) * getattr(sampler, "init_noise_sigma", 1.0)
     for step, t in enumerate(sampler.timesteps):
@@ -70,7 +70,7 @@ def denoise(
 
 
 def sample(model: Model, num_images: int, batch_size: int, seed: int, settings: SamplerSettings) -> Iterator[torch.Tensor]:
-    """uint8 batches (B, C, H, W) of the images of seeds seed, seed + 1, ...; one seed gives one image in any batch."""
+    """uint8 batches (B, C, H, W) of the images of seeds `seed`, `seed` + 1, ...; a seed gives the same image in any batch."""
     for first in range(0, num_images, batch_size):
         random = generators(seed + first, min(batch_size, num_images - first))
         noise = initial_noise(model.unet, random)
@@ -81,10 +81,10 @@ def sample(model: Model, num_images: int, batch_size: int, seed: int, settings: 
 def slerp(a: torch.Tensor, b: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:
     """Spherical interpolation between two noises (C, S, S): (N, C, S, S).
 
-    On the straight line the norm would dip, and a network has never seen noise of that norm."""
+    On a straight line the norm would shrink in the middle, and the network never saw noise with such a norm."""
     angle = torch.arccos(((a * b).sum() / (a.norm() * b.norm())).clamp(-1, 1))
     f = fractions.view(-1, 1, 1, 1)
-    if angle < 1e-3:  # twice the same seed: the sphere is flat there, and its formula 0 / 0
+    if angle < 1e-3:  # the same seed twice: the formula would divide 0 by 0
         return (1 - f) * a + f * b
     return (torch.sin((1 - f) * angle) * a + torch.sin(f * angle) * b) / torch.sin(angle)
 
@@ -92,7 +92,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, fractions: torch.Tensor) -> torch.Te
 def denoising_frames(
     model: Model, num_images: int, seed: int, settings: SamplerSettings, frames: int = 12
 ) -> list[torch.Tensor]:
-    """The images of these seeds on their way out of the noise: `frames` uint8 batches (B, 3, H, W), the last one finished."""
+    """Frames of the sampling of these seeds: `frames` uint8 batches (B, 3, H, W), the last one with the finished images."""
     random = generators(seed, num_images)
     states: list[torch.Tensor] = []
     condition = condition_for(model.unet, seed, num_images, settings.class_label)
@@ -102,9 +102,9 @@ def denoising_frames(
 
 
 def interpolate(model: Model, seed_a: int, seed_b: int, settings: SamplerSettings, frames: int = 12) -> torch.Tensor:
-    """uint8 images (frames, 3, H, W) from the image of one seed to that of another, along the sphere of noise.
+    """uint8 images (frames, 3, H, W) from the image of one seed to that of another: slerp between their noises.
 
-    The sampler is deterministic, so that near noises give near images."""
+    The sampler is deterministic, so that similar noises give similar images."""
     a, b = initial_noise(model.unet, [*generators(seed_a, 1), *generators(seed_b, 1)])
     noise = slerp(a, b, torch.linspace(0, 1, frames))
     label = (settings.class_label or 0) if number_of_classes(model.unet) else settings.class_label

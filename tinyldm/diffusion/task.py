@@ -1,4 +1,4 @@
-"""Training a denoiser, of latents or of pixels: what both have in common. See latent_task.py and pixel_task.py."""
+"""Training a denoiser: what latent_task.py and pixel_task.py have in common."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator
@@ -23,17 +23,17 @@ from tinyldm.randomness import Draw, derive_seed
 from tinyldm.training.accelerator import rank_of
 from tinyldm.training.task import Losses, Task
 
-BINS = 4  # held-out loss by quarter of the way from image to noise: where does the model learn?
+BINS = 4  # the held-out loss is also reported per quarter of the way from image to noise
 
 
 class DiffusionTask(Task):
-    """See training.task.Task. A subclass says what x_0 is.
+    """See training.task.Task. A subclass defines x_0.
 
     Args:
         stream: position -> endless training batches from there on.
         examples_per_epoch: see Task.
         held_out: x_0 (N, C, S, S) as the network sees them, with their condition.
-        classes: how many the network distinguishes; None: unconditional.
+        classes: number of classes; None: unconditional.
         first_stage: decodes x_0; None for pixels.
     """
 
@@ -80,7 +80,7 @@ class DiffusionTask(Task):
         """Training images that could not be read so far."""
 
     def losses(self, batch: Batch, step: int, draw: Draw) -> Losses:
-        """The diffusion loss of a batch, at times and with noise drawn for it."""
+        """The diffusion loss of a batch, with random times and noise."""
         x0 = self.x0(batch, draw)
         noise = draw.normal(x0.shape)
         kind, gamma = self.config.diffusion.loss, self.config.diffusion.snr_gamma
@@ -138,11 +138,11 @@ class DiffusionTask(Task):
 
     @property
     def preview(self) -> SamplerSettings:
-        """How images are drawn while training."""
+        """Sampler settings for images during training."""
         return SamplerSettings(scheduler=self.process.deterministic, num_inference_steps=self.config.diffusion.preview_steps)
 
     def picture(self, path: Path) -> None:
-        """Images from fixed noise, from generators of their own."""
+        """Draw images from fixed noise, with separate generators."""
         model, random = self.model(), generators(0, self.config.diffusion.preview_images)
         condition = condition_for(model.unet, 0, len(random))
         x0 = denoise(model, initial_noise(model.unet, random), self.preview, condition=condition)
@@ -152,10 +152,10 @@ class DiffusionTask(Task):
         """Samples of seeds 0, 1, ...: this rank's share."""
         first, after = (count * (self.rank.index + i) // self.rank.count for i in (0, 1))
         for batch in sample(self.model(), after - first, self.config.train.batch_size, first, self.preview):
-            yield batch.expand(-1, 3, -1, -1)  # grey ones as well
+            yield batch.expand(-1, 3, -1, -1)  # grey images too
 
     def facts(self) -> dict[str, Any]:
-        """For the templates in model_cards/."""
+        """Values for the templates in model_cards/."""
         channels, side = self.held_out.x.shape[1:3]
         return {
             "shape": f"{channels} x {side} x {side}",

@@ -13,10 +13,10 @@ from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from tinyldm.config.schema import FirstStageConfig
 from tinyldm.errors import UserError, why
 
-SUBFOLDERS = ("vqvae", "vae")  # where a run of train_vq.py and a pipeline have it
+SUBFOLDERS = ("vqvae", "vae")  # of a run of train_vq.py and of a pipeline
 AutoencoderModel: TypeAlias = VQModel | AutoencoderKL | AutoencoderTiny
 KINDS = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-SCALE_TOLERANCE = 0.05  # a carried scaling_factor further than this from the measured one is replaced
+SCALE_TOLERANCE = 0.05  # a scaling_factor further than this from the measured one is replaced
 
 
 @dataclass
@@ -63,18 +63,18 @@ class FirstStage:
 
     @torch.no_grad()
     def codes(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, C, h, w) of a VQModel -> indices (B, h, w) of the codes that its decoder takes for them."""
-        return torch.stack([self._nearest(image.permute(1, 2, 0)) for image in latents])  # all at once need much memory
+        """Latents (B, C, h, w) of a VQModel -> indices (B, h, w) of the codes that its decoder uses for them."""
+        return torch.stack([self._nearest(image.permute(1, 2, 0)) for image in latents])  # all at once would need much memory
 
     def _nearest(self, latents: torch.Tensor) -> torch.Tensor:
         return torch.cdist(latents.flatten(0, -2), self.model.quantize.embedding.weight).argmin(1).view(latents.shape[:-1])
 
     @torch.no_grad()
     def to_half(self, latents: torch.Tensor) -> torch.Tensor:
-        """float32 latents (B, C, h, w) -> float16 ones of the same codes, so of the same image.
+        """float32 latents (B, C, h, w) -> float16 ones with the same codes, so of the same image.
 
-        One latent in some hundred lies so near to the border between two codes that rounding takes it across. It is moved
-        towards its own code by as little as helps: what is nearest to a code is so on the whole way to it."""
+        Rounding moves about one latent in a hundred across the border between two codes. Such a latent is moved back
+        towards its own code, as little as necessary. On the line to a code, that code stays the nearest one."""
         half = latents.half()
         if not isinstance(self.model, VQModel):
             return half
@@ -106,7 +106,7 @@ class FirstStage:
         """Side of the latents of images of this side.
 
         Raises:
-            UserError: when the factor does not divide it.
+            UserError: if the factor does not divide it.
         """
         if resolution % self.downscale:
             raise UserError(
@@ -116,13 +116,13 @@ class FirstStage:
         return resolution // self.downscale
 
     def choose_scale(self, measured: float) -> str | None:
-        """Keep the carried scaling_factor when it makes these latents' variance about one, else take the measured one.
+        """Keep the scaling_factor of the config if it gives these latents a variance of about 1, else use the measured one.
 
         Args:
             measured: 1 / standard deviation of the latents of the data.
 
         Returns:
-            What there is to say about it, or None.
+            A message about the change; None if there is no change.
         """
         carried = self.scaling_factor
         if abs(carried / measured - 1) <= SCALE_TOLERANCE:
@@ -130,14 +130,14 @@ class FirstStage:
         self.scaling_factor = measured
         default = isinstance(self.model, VQModel) and carried == 0.18215
         why = " (VQModel's default, which is Stable Diffusion's and wrong for a VQ-f4)" if default else ""
-        return f"the first stage carries scaling_factor {carried:g}{why}; measured on the data: {measured:.4f}, which is used"
+        return f"the first stage has scaling_factor {carried:g}{why}; measured on the data: {measured:.4f}, which is used"
 
 
 def load_first_stage(config: FirstStageConfig) -> FirstStage:
     """Load a run of train_vq.py, a folder or a Hub id.
 
     Raises:
-        UserError: when it is missing, or is not an autoencoder that this project can use.
+        UserError: if it is missing, or is not an autoencoder that this project can use.
     """
     path, subfolder = config.path, config.subfolder
     local = Path(path).expanduser()
@@ -151,16 +151,16 @@ def load_first_stage(config: FirstStageConfig) -> FirstStage:
     try:
         if not local.is_dir() and subfolder is None:
             subfolder = _subfolder_on_hub(path, config.revision)
-        found = VQModel.load_config(path, subfolder=subfolder, revision=config.revision)
-        kind = KINDS.get(found.get("_class_name"))
+        loaded = VQModel.load_config(path, subfolder=subfolder, revision=config.revision)
+        kind = KINDS.get(loaded.get("_class_name"))
         if kind is None:
             raise UserError(
-                f"first_stage.path {config.path} holds a {found.get('_class_name')}; it must be one of {', '.join(KINDS)}"
+                f"first_stage.path {config.path} holds a {loaded.get('_class_name')}; it must be one of {', '.join(KINDS)}"
             )
         model, info = kind.from_pretrained(path, subfolder=subfolder, revision=config.revision, output_loading_info=True)
-        if missing := info["missing_keys"]:  # diffusers would go on with random ones
+        if missing := info["missing_keys"]:  # diffusers would use random ones
             raise ValueError(f"{len(missing)} weights are missing, {missing[0]} for one")
-    except (OSError, HTTPError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:  # nonsense in it too
+    except (OSError, HTTPError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:  # or nonsense in it
         where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded: check the name and the network"
         raise UserError(f"first_stage.path {config.path} {where} ({why(error)})") from error
     return FirstStage(model.eval().requires_grad_(False))

@@ -1,4 +1,4 @@
-"""Endless training batches of latents: kept ones, or encoded as the images come."""
+"""Endless training batches of latents, either stored or encoded while the images are read."""
 
 import itertools
 from collections.abc import Generator
@@ -52,14 +52,14 @@ class LatentBatches:
 
 @dataclass
 class EncodedBatches:
-    """Endless training batches of images that are encoded as they are read; nothing is kept.
+    """Endless training batches of images that are encoded while they are read. Nothing is stored.
 
-    The next batch is read and encoded, in a thread, while the network learns from the last one.
+    A thread reads and encodes the next batch while the network trains on the current one.
 
     Args:
         images: gives uint8 images (B, C, H, W) with their conditions.
         mirrored: whether half of the images are mirrored.
-        seed: decides which ones.
+        seed: determines which ones.
     """
 
     images: ImageBatches

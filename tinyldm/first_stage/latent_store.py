@@ -8,8 +8,8 @@ A store is a folder:
     shard-00000.json   its numbers of positions and unreadable images, labels, sums for the standard deviation; written after it
     store.json         written last, when all shards are there
 
-A killed build continues with the missing shards. Shards are assigned to ranks round-robin. They are memory-mapped: in memory
-as far as they fit, on the disk otherwise.
+A killed build continues with the missing shards. Shards are assigned to ranks round-robin. Training memory-maps
+the shards: in memory as far as they fit, on the disk otherwise.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ ABOUT = ("positions", "corrupt", "values", "sum", "squares")  # numbers in a sha
 
 @dataclass
 class LatentStore:
-    """Latents by number.
+    """Stored latents, read by image number.
 
     Attributes:
         shards: float16 (n, V, C, h, w) each, unscaled.
@@ -181,7 +181,7 @@ def _say_why(folder: Path, made_of: dict[str, Any]) -> None:
 
 @dataclass
 class _Builder:
-    """Builds this rank's share of the shards: number k where k modulo the number of ranks is its index."""
+    """Builds this rank's share of the shards: shard k belongs to rank k mod (number of ranks)."""
 
     folder: Path
     images: Images
@@ -209,8 +209,8 @@ class _Builder:
                     latents, labels = [], []
 
     def _batches(self) -> Generator[tuple[int, Batch | dict[str, int]], None, None]:
-        """(shard, uint8 images (B, C, H, W)) of each missing shard, then (shard, the number of its positions and of corrupt
-        images among them)."""
+        """Yield (shard, uint8 images (B, C, H, W)) for each missing shard, then (shard, its numbers of positions and of corrupt
+        images)."""
         rank = rank_of(self.accelerator)
         examples = self.images.source.epoch(None, 0)
         for number in itertools.count():
@@ -265,7 +265,7 @@ def _about(folder: Path, number: int) -> dict[str, Any] | None:
 
 
 def _labels(folder: Path, number: int) -> list[int]:
-    """The class numbers of a shard's images; none without a label column."""
+    """The class numbers of a shard's images; empty without a label column."""
     return json.loads(_shard(folder, number).with_suffix(".json").read_text()).get("labels", [])
 
 
@@ -275,7 +275,7 @@ def _finish(folder: Path, part: str, images: Images) -> None:
     while shard := _about(folder, len(shards)):
         shards.append(shard)
     total = {key: sum(shard[key] for shard in shards) for key in ABOUT}
-    images.seen, images.corrupt = total["positions"], total["corrupt"]  # of all ranks and earlier builds
+    images.seen, images.corrupt = total["positions"], total["corrupt"]  # from all ranks and earlier builds
     images.check()
     if not total["values"]:
         raise UserError(f"the {part} part of {images.source.name!r} is empty: see data.split and data.eval_fraction")
@@ -283,7 +283,7 @@ def _finish(folder: Path, part: str, images: Images) -> None:
     if not 0 < std < float("inf"):
         for number in range(len(shards)):
             _shard(folder, number).with_suffix(".json").unlink()  # so that they are encoded again
-        raise UserError(f"the first stage gives latents of standard deviation {std}: are its weights damaged?")
+        raise UserError(f"the first stage gives latents with standard deviation {std}: are its weights damaged?")
     about = {"shards": len(shards), "std": std, "corrupt": total["corrupt"]}
     replace_text(folder / "store.json", json.dumps(about, indent=1))
 
@@ -299,7 +299,7 @@ def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
             raise ValueError(f"store.json says standard deviation {about['std']}, and the shards must be float16")
         labels = [label for number in range(about["shards"]) for label in _labels(folder, number)]
         if len(labels) not in (0, sum(map(len, shards))):
-            raise ValueError(f"{len(labels)} labels of {sum(map(len, shards))} images")
+            raise ValueError(f"{len(labels)} labels for {sum(map(len, shards))} images")
         return LatentStore(shards, about["std"], about["corrupt"], np.array(labels, np.int64) if labels else None)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"latent store {folder} is damaged ({error}); delete that folder and run again") from error
@@ -316,6 +316,3 @@ def mapped(file: Path) -> np.ndarray:
         raise ValueError("objects")
     content = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8).numpy()
     return content[begin:].view(dtype).reshape(shape)
-
-
-# ------------------------------------------------------------------------------------------------------------ the batches

@@ -28,7 +28,7 @@ class Autoencoder(nn.Module):
         """Images (B, C, H, W) in [-1, 1] -> reconstructions, codebook loss (), latents (B, C, h, w), codes (B h w).
 
         Args:
-            quantize: decode the latents' nearest codes; else the latents themselves, and the codebook loss is 0.
+            quantize: decode the nearest codes. If false, decode the latents themselves; the codebook loss is then 0.
         """
         latents = self.vq.encode(images).latents
         quantized, codebook_loss, (_, _, codes) = self.vq.quantize(latents)
@@ -38,7 +38,7 @@ class Autoencoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tells real patches from reconstructed ones (Isola et al. 2017): a small receptive field judges texture, not faces."""
+    """Distinguishes real from reconstructed patches (Isola et al. 2017). Its small receptive field sees texture, not faces."""
 
     def __init__(self, channels: int, layers: int, in_channels: int = 3):
         super().__init__()
@@ -66,7 +66,7 @@ def make_vq(config: TrainVQ) -> VQModel:
         side, channels = config.data.resolution, config.data.channels
         vq = VQModel(**config.vq.arguments(), sample_size=side, in_channels=channels, out_channels=channels)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"the section vq does not make a VQModel: {error}") from error
+        raise UserError(f"cannot build a VQModel from the section vq: {error}") from error
     if config.train.gradient_checkpointing:
         vq._supports_gradient_checkpointing = True  # its encoder and decoder support it, the class does not declare it
         vq.enable_gradient_checkpointing()

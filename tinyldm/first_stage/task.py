@@ -195,7 +195,7 @@ class VQTask(Task):
 
     @torch.no_grad()
     def make_images(self, count: int) -> Iterator[torch.Tensor]:
-        """Reconstructions of this rank's share of the first held-out images; no more than there are."""
+        """Reconstructions of this rank's share of the first `count` held-out images, or of all if there are fewer."""
         model = self.accelerator.unwrap_model(self.networks["autoencoder"])
         for batch in self.held_out[:count][self.rank.index :: self.rank.count].split(self.config.train.batch_size):
             yield to_uint8(model(to_float(batch.to(self.accelerator.device)))[0]).expand(-1, 3, -1, -1)

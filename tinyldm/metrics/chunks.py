@@ -70,7 +70,7 @@ class Chunks:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder for adding chunks. Another run waits, and then sees the new chunks."""
-        with one_at_a_time(self.folder, "makes the same"):
+        with one_at_a_time(self.folder, "makes the same chunks"):
             self._scan()
             yield
 
