@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +70,13 @@ def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndar
     return np.asarray(square).reshape(resolution, resolution, channels)
 
 
+class Unreadable(NamedTuple):
+    """An example that could not be decoded: its file's name, and the error."""
+
+    name: str
+    reason: str
+
+
 class Images:
     """Decodes examples in threads and yields (image, label) in the examples' order.
 
@@ -78,7 +85,8 @@ class Images:
 
     Attributes:
         seen: number of examples so far.
-        corrupt: how many of them could not be decoded.
+        corrupt: how many of them could not be decoded, in all epochs.
+        unreadable: file name -> reason; each file counts once.
 
     Raises:
         UserError: while iterating, if more than 5% of the images are corrupt, or all images of a small data set.
@@ -87,22 +95,24 @@ class Images:
     def __init__(self, source: Source, resolution: int, num_workers: int, channels: int = 3):
         self.source, self.resolution, self.num_workers, self.channels = source, resolution, num_workers, channels
         self.seen = self.corrupt = 0
+        self.unreadable: dict[str, str] = {}
 
     @classmethod
     def of(cls, source: Source, data: DataConfig) -> "Images":
         """The images of a source, as a recipe's data section wants them."""
         return cls(source, data.resolution, data.num_workers, data.channels)
 
-    def decode(self, fetch: Callable[[], dict[str, Any]]) -> tuple[np.ndarray, int | None] | str:
-        """uint8 array (resolution, resolution, channels) and label, or the error as text."""
+    def decode(self, fetch: Callable[[], dict[str, Any]]) -> tuple[np.ndarray, int | None] | Unreadable:
+        """uint8 array (resolution, resolution, channels) and label, or why there is none."""
+        example: dict[str, Any] = {}
         try:
             example = fetch()
             with Image.open(io.BytesIO(self.source.content(example))) as image:
                 return to_square(image, self.resolution, self.channels), self.source.label(example)
         except Exception as error:  # Pillow's readers raise many types: SyntaxError (PNG), RuntimeError (AVIF) ...
-            return f"{type(error).__name__}: {error}"
+            return Unreadable(self.source.file_name(example), f"{type(error).__name__}: {error}")
 
-    def _decode_all(self, group: list[Callable[[], dict[str, Any]]]) -> list[tuple[np.ndarray, int | None] | str]:
+    def _decode_all(self, group: list[Callable[[], dict[str, Any]]]) -> list[tuple[np.ndarray, int | None] | Unreadable]:
         return [self.decode(fetch) for fetch in group]
 
     def __call__(
@@ -127,16 +137,17 @@ class Images:
                 for decoded in pending.popleft().result():
                     self.seen += 1
                     waiting += 1
-                    if isinstance(decoded, str):
+                    if isinstance(decoded, Unreadable):
                         self._count_corrupt(decoded)
                         continue
                     yield from itertools.repeat(decoded, waiting if fill else 1)
                     waiting = 0
 
-    def _count_corrupt(self, reason: str) -> None:
+    def _count_corrupt(self, image: Unreadable) -> None:
         self.corrupt += 1
-        if self.corrupt <= 3:
-            print(f"warning: skipped an unreadable image of {self.source.name} ({reason})", file=sys.stderr)
+        if image.name not in self.unreadable and len(self.unreadable) < 3:
+            print(f"warning: skipped {image.name} of {self.source.name}, which is unreadable ({image.reason})", file=sys.stderr)
+        self.unreadable.setdefault(image.name, image.reason)
         if self.seen >= MIN_POSITIONS:
             self.check()
 

@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub.errors import HTTPError
 
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion.conditioning import check_class_label
+from tinyldm.diffusion.conditioning import check_class_label, class_number, load_class_names, number_of_classes
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.process import Process, process_of
 from tinyldm.errors import UserError, why
@@ -27,6 +27,7 @@ class Model:
     unet: UNet2DModel
     process: Process
     first_stage: AutoencoderModel | None
+    class_names: list[str] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -43,6 +44,16 @@ class Model:
         """The network as samplers and losses call it."""
         return Denoiser(self.unet)
 
+    def class_label(self, settings: SamplerSettings) -> int | None:
+        """The number of the class that these settings name; None: any.
+
+        Raises:
+            UserError: for a class that this model does not have.
+        """
+        number = settings.class_label if settings.label is None else class_number(self.class_names, settings.label)
+        check_class_label(self.unet, number)
+        return number
+
     def sampler(self, settings: SamplerSettings) -> SchedulerMixin:
         """The diffusers scheduler that these settings ask for, with its timesteps set.
 
@@ -50,7 +61,7 @@ class Model:
             UserError: for a sampler that cannot reverse this process, an eta that the sampler does not have, more steps than
                 the process has, or a class that the network does not have.
         """
-        check_class_label(self.unet, settings.class_label)
+        self.class_label(settings)
         sampler = self.process.sampler(settings.scheduler)
         steps = sampler.config.num_train_timesteps
         if settings.num_inference_steps > steps:
@@ -68,7 +79,7 @@ class Model:
             "sampler": type(sampler).__name__,
             "num_inference_steps": settings.num_inference_steps,
             "eta": settings.eta,
-            **({} if settings.class_label is None else {"class_label": settings.class_label}),
+            **({} if self.class_label(settings) is None else {"class_label": self.class_label(settings)}),
             "scheduler_config": config,
         }
 
@@ -104,7 +115,8 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
         unet, first_stage = (part and part.to(device).eval() for part in (parts["unet"], first_stage))
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used: {error}") from error
-    return Model(unet, process_of(parts["scheduler"]), first_stage)
+    names = load_class_names(str(local) if local.is_dir() else path) if number_of_classes(unet) else None
+    return Model(unet, process_of(parts["scheduler"]), first_stage, names)
 
 
 def decoded_at_once(positions: int) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tinyldm.config.schema import Training
 from tinyldm.errors import UserError
 
 CHECKSUMS = "checksums.json"
@@ -68,11 +69,22 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Any, dict]:
         optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
         raise Damaged(f"{folder / 'optimizers.pt'} has more than tensors and numbers in it, or is not a torch file") from error
+    return networks, optimizers, load_state(folder)
+
+
+def load_state(folder: Path) -> dict:
+    """The state.json of a checkpoint.
+
+    Raises:
+        Damaged: when it cannot be read.
+    """
     try:
         state = json.loads((folder / "state.json").read_text())
-    except ValueError as error:
-        raise Damaged(f"{folder / 'state.json'} is not JSON ({error})") from error
-    return networks, optimizers, state
+        if not isinstance(state, dict):
+            raise ValueError("not a mapping")
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{folder / 'state.json'} cannot be read ({error})") from error
+    return state
 
 
 def verify(folder: Path) -> None:
@@ -125,6 +137,16 @@ def find(run: Path, resume: str) -> Path | None:
     if found:
         raise UserError(f"{run} has no undamaged checkpoint to resume from; start again with --overwrite true")
     return None
+
+
+def kept(config: Training) -> dict[str, float]:
+    """The numbers that the run which `config` resumes has measured at its start; empty for a new run. See Task.kept.
+
+    Raises:
+        UserError: as `find`, or for a damaged checkpoint.
+    """
+    folder = find(Path(config.output_dir), config.resume) if config.resume else None
+    return load_state(folder).get("kept", {}) if folder else {}
 
 
 def prune(run: Path, keep: int, best: int | None) -> None:
