@@ -26,6 +26,7 @@ from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.prefetch import Stalled, read_ahead
 from tinyldm.data.sources import Source, image_bytes
 from tinyldm.errors import UserError
+from tinyldm.limits import open_image
 from tinyldm.randomness import ALONE, Draw, Rank
 
 TRANSFORM = (
@@ -97,7 +98,7 @@ class Images:
         """uint8 array (resolution, resolution, channels) and label, or the error as text."""
         try:
             example = fetch()
-            with Image.open(io.BytesIO(image_bytes(self.source.cell(example)))) as image:
+            with open_image(io.BytesIO(image_bytes(self.source.cell(example))), 2 * self.resolution) as image:
                 return to_square(image, self.resolution, self.channels), self.source.label(example)
         except Exception as error:  # Pillow's readers raise many types: SyntaxError (PNG), RuntimeError (AVIF) ...
             return f"{type(error).__name__}: {error}"
@@ -115,23 +116,29 @@ class Images:
                 determines its image.
         """
         waiting = 0  # positions that the next readable image fills
+        for decoded in self._decoded(iter(examples)):
+            self.seen += 1
+            waiting += 1
+            if isinstance(decoded, str):
+                self._count_corrupt(decoded)
+                continue
+            yield from itertools.repeat(decoded, waiting if fill else 1)
+            waiting = 0
+
+    def _decoded(self, examples: Iterator[Callable[[], dict[str, Any]]]) -> Iterator[tuple[np.ndarray, int | None] | str]:
+        """What `decode` returns for each example: from threads, or without `num_workers` from this one."""
+        if not self.num_workers:
+            yield from map(self.decode, examples)
+            return
         with ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode") as pool:
             pending: deque = deque()
-            examples = iter(examples)
             groups = iter(lambda: list(itertools.islice(examples, GROUP)), [])
             while True:
                 for group in itertools.islice(groups, self.num_workers + 1 - len(pending)):
                     pending.append(pool.submit(self._decode_all, group))
                 if not pending:
                     break
-                for decoded in pending.popleft().result():
-                    self.seen += 1
-                    waiting += 1
-                    if isinstance(decoded, str):
-                        self._count_corrupt(decoded)
-                        continue
-                    yield from itertools.repeat(decoded, waiting if fill else 1)
-                    waiting = 0
+                yield from pending.popleft().result()
 
     def _count_corrupt(self, reason: str) -> None:
         self.corrupt += 1
