@@ -35,6 +35,7 @@ def test_the_files_of_a_first_stage_run(vq_run):
     assert files(vq_run) == {
         ".lock",
         "README.md",
+        "card.json",
         "config.yaml",
         "metrics.csv",
         "loss.png",
@@ -64,6 +65,7 @@ def test_the_files_of_a_diffusion_run(ldm_run):
     assert files(ldm_run) == {
         ".lock",
         "README.md",
+        "card.json",
         "config.yaml",
         "metrics.csv",
         "loss.png",

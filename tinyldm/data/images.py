@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.prefetch import Stalled, read_ahead
-from tinyldm.data.sources import Source, image_bytes
+from tinyldm.data.sources import Source
 from tinyldm.errors import UserError
 from tinyldm.limits import open_image
 from tinyldm.randomness import ALONE, Draw, Rank
@@ -98,7 +98,7 @@ class Images:
         """uint8 array (resolution, resolution, channels) and label, or the error as text."""
         try:
             example = fetch()
-            with open_image(io.BytesIO(image_bytes(self.source.cell(example))), 2 * self.resolution) as image:
+            with open_image(io.BytesIO(self.source.content(example)), 2 * self.resolution) as image:
                 return to_square(image, self.resolution, self.channels), self.source.label(example)
         except Exception as error:  # Pillow's readers raise many types: SyntaxError (PNG), RuntimeError (AVIF) ...
             return f"{type(error).__name__}: {error}"
