@@ -13,6 +13,10 @@ class UserError(Exception):
     """An error the user can fix. The message is one line: what is wrong and what to do."""
 
 
+class NoAnswer(ConnectionError):
+    """The Hub does not answer, and its cache does not have what is asked for."""
+
+
 class Stopped(Exception):
     """A signal stopped a run, and the run has saved its state.
 
@@ -55,7 +59,7 @@ def why(error: BaseException) -> str:
 
     cause, token = root_cause(error), get_token()
     plain = isinstance(cause, OSError | HTTPError | ValueError | RuntimeError) or type(cause).__module__ != "builtins"
-    text = str(cause) if plain else repr(cause)
+    text = str(cause) if plain else f"{type(cause).__name__}: {cause}".removesuffix(": ")
     if isinstance(cause, HfHubHTTPError) and cause.server_message:
         text = f"{cause.response.status_code}: {cause.server_message}"
     line = " ".join((text.replace(token, "***") if token else text).split()) or type(cause).__name__
@@ -69,7 +73,7 @@ def root_cause(error: BaseException) -> BaseException:
     chain = [error]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) and inner not in chain:
         chain.append(inner)
-    for kind in (HfHubHTTPError, HTTPError, OfflineModeIsEnabled):
+    for kind in (NoAnswer, HfHubHTTPError, HTTPError, OfflineModeIsEnabled):
         for link in chain:
             if isinstance(link, kind):
                 return link

@@ -118,7 +118,7 @@ def read_arrays(file: Path, names: Iterable[str] = (), optional: bool = False) -
     import numpy as np
 
     with zipfile.ZipFile(file) as archive:
-        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        members = {m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")}
         wanted = [name for name in names if not optional or name in members] or ([] if names else list(members))
         if missing := [name for name in wanted if name not in members]:
             raise KeyError(f"{file} has no {missing[0]}")

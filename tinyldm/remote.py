@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from tinyldm.errors import UserError, why
+from tinyldm.errors import NoAnswer, UserError, why
 
 SECONDS = 10.0  # that the Hub may take to answer
 RUNS = "runs"  # the folder of all runs in recipes and docs; a user of this name on the Hub is unlikely
@@ -26,7 +26,7 @@ def from_hub(name: str) -> Iterator[bool]:
         Whether only the cache can be read.
 
     Raises:
-        UserError: if the Hub does not answer and the cache does not have it.
+        NoAnswer: if the Hub does not answer and the cache does not have it.
     """
     from huggingface_hub import constants  # imported here to keep --help fast
 
@@ -40,7 +40,7 @@ def from_hub(name: str) -> Iterator[bool]:
     except Exception as error:
         if not silent or isinstance(error, UserError):
             raise
-        raise UserError(f"there is no folder {name}, and the Hub {silent}: check the name and the network") from error
+        raise NoAnswer(f"there is no folder {name}, and the Hub {silent}") from error
     finally:
         for config, value in zip(configs, before, strict=True):
             config.HF_HUB_OFFLINE = value  # type: ignore[attr-defined]

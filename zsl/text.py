@@ -39,7 +39,7 @@ def read(file: Path) -> ClassTexts:
         lines = [line for line in read_text(file, ARTICLES_BYTES).split("\n") if line.strip()]
     rows = []
     for number, line in enumerate(lines, 1):
-        with boundary(f"{file}, line {number} is no article", 'write {"class_id": 1, "name": "a", "text": "..."}'):
+        with boundary(f'{file}, line {number}: write {{"class_id": 1, "name": "a", "text": "..."}}'):
             row = json.loads(line)
             if row["class_id"] != int(row["class_id"]) or not -(2**63) <= row["class_id"] < 2**63:
                 raise ValueError(f"class_id {row['class_id']} is not a whole number")

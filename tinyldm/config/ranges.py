@@ -35,7 +35,7 @@ else:  # jsonargparse's own float ranges include infinity; these do not
 WORDS: dict[Any, tuple[str, str]] = {  # one of them, several of them
     PositiveInt: ("a whole number above 0", "whole numbers above 0"),
     NonNegativeInt: ("a whole number of at least 0", "whole numbers of at least 0"),
-    Seed: ("a whole number from 0 to 2^63 - 1", "whole numbers from 0 to 2^63 - 1"),
+    Seed: ("a whole number of at least 0, below 2^63", "whole numbers of at least 0, below 2^63"),
     Threads: ("a whole number from 0 to 256", "whole numbers from 0 to 256"),
     Timesteps: ("a whole number from 2 to 100,000", "whole numbers from 2 to 100,000"),
     AtLeast20: ("a whole number of at least 20", "whole numbers of at least 20"),

@@ -104,11 +104,13 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
                 f"model {path} is a {type(pipeline).__name__} of {', '.join(parts)}; sampling needs a UNet2DModel and a "
                 "scheduler"
             )
+        process = process_of(parts["scheduler"])
         _check(unet, first_stage, f" in {str(dtype).removeprefix('torch.')}")
     if isinstance(first_stage, VQModel):
         first_stage.float()  # in half precision some latents would be assigned another code
-    unet, first_stage = (part and part.to(device).eval() for part in (unet, first_stage))
-    return Model(unet, process_of(parts["scheduler"]), first_stage)
+    with boundary(f"device {device!r} cannot be used"):
+        unet, first_stage = (part and part.to(device).eval() for part in (unet, first_stage))
+    return Model(unet, process, first_stage)
 
 
 def _check(unet: UNet2DModel, first_stage: AutoencoderModel | None, precision: str) -> None:

@@ -77,7 +77,7 @@ def inception(device: str) -> FeatureNetwork:
     score.
     """
     try:
-        from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+        import torch_fidelity.feature_extractor_inceptionv3 as fidelity
     except ImportError as error:
         raise UserError(f"--features inception needs a package ({error}): pip install torch-fidelity") from error
     with boundary("Inception's weights cannot be loaded", ELSE):
