@@ -1,12 +1,12 @@
 """The data set for zero-shot learning, and its .npz file. originals.py reads other layouts; load.py decides which one it is."""
 
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
+from tinyldm.limits import read_arrays
 
 KEYS = ("features", "labels", "unseen_classes")
 
@@ -224,15 +224,13 @@ def read_npz(file: Path, required: tuple[str, ...]) -> dict[str, np.ndarray]:
     Raises:
         UserError: if the file is not a .npz or a key is missing.
     """
-    try:
-        with np.load(file, allow_pickle=False) as opened:
-            if missing := [key for key in required if key not in opened.files]:
-                raise UserError(f"{file} has no {' and no '.join(missing)}; it has {', '.join(opened.files) or 'nothing'}")
-            return {key: opened[key] for key in opened.files}
-    except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist") from error
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is not a .npz of plain arrays ({error}); pickled objects are not read") from error
+    if not file.exists():
+        raise UserError(f"{file} does not exist")
+    with boundary(f"{file} is not a .npz of plain arrays", "pickled objects are not read"):
+        arrays = read_arrays(file)
+    if missing := [key for key in required if key not in arrays]:
+        raise UserError(f"{file} has no {' and no '.join(missing)}; it has {', '.join(arrays) or 'nothing'}")
+    return arrays
 
 
 def write_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:

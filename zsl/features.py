@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm.auto import tqdm
 
 from tinyldm.data.images import MAX_CORRUPT, to_square
 from tinyldm.errors import UserError
+from tinyldm.limits import open_image
 from tinyldm.metrics import features as networks
 from tinyldm.training.accelerator import default_device
 from zsl.config import Features
@@ -42,9 +42,9 @@ def run(config: Features) -> str:
             batch = []
             for file, number in files[start : start + config.batch_size]:
                 try:
-                    with Image.open(file) as image:
+                    with open_image(file, 2 * SIDE) as image:
                         batch.append(to_square(image, SIDE))
-                except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of these for damaged files
+                except Exception as error:  # Pillow raises many types for damaged files
                     corrupt.append(f"{file} ({error})")
                     continue
                 labels.append(number)

@@ -15,7 +15,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from tinyldm.config.ranges import BelowOne, OpenUnitInterval, PositiveFloat, PositiveInt
+from tinyldm.config.ranges import BelowOne, OpenUnitInterval, PositiveFloat, PositiveInt, Timesteps
 from tinyldm.errors import UserError
 
 
@@ -166,7 +166,7 @@ class SchedulerConfig(DiffusersSection):
         ("thresholding", "dynamic_thresholding_ratio", "sample_max_value"), NO_THRESHOLDING
     )
 
-    num_train_timesteps: PositiveInt = 1000
+    num_train_timesteps: Timesteps = 1000
     """Number of timesteps T of the forward process."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
     """How the noise variance beta grows from beta_start to beta_end. linear (Ho et al. 2020), scaled_linear (linear in the

@@ -11,6 +11,9 @@ if TYPE_CHECKING:  # type checkers see plain numbers, so that code can pass plai
     PositiveInt = int
     NonNegativeInt = int
     AtLeast20 = int
+    Seed = int
+    Threads = int
+    Timesteps = int
     PositiveFloat = float
     NonNegativeFloat = float
     UnitInterval = float
@@ -20,6 +23,9 @@ else:  # jsonargparse's own float ranges include infinity; these do not
     PositiveInt = restricted_number_type("PositiveInt", int, (">", 0))
     NonNegativeInt = restricted_number_type("NonNegativeInt", int, (">=", 0))
     AtLeast20 = restricted_number_type("AtLeast20", int, (">=", 20))
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])  # the seeds after it also fit torch's 64 bits
+    Threads = restricted_number_type("Threads", int, [(">=", 0), ("<=", 256)])
+    Timesteps = restricted_number_type("Timesteps", int, [(">=", 2), ("<=", 100_000)])
     PositiveFloat = restricted_number_type("FinitePositiveFloat", float, [(">", 0), ("<", INFINITY)])
     NonNegativeFloat = restricted_number_type("FiniteNonNegativeFloat", float, [(">=", 0), ("<", INFINITY)])
     UnitInterval = restricted_number_type("ClosedUnitInterval", float, [(">=", 0), ("<=", 1)])
@@ -29,6 +35,9 @@ else:  # jsonargparse's own float ranges include infinity; these do not
 WORDS: dict[Any, tuple[str, str]] = {  # one of them, several of them
     PositiveInt: ("a whole number above 0", "whole numbers above 0"),
     NonNegativeInt: ("a whole number of at least 0", "whole numbers of at least 0"),
+    Seed: ("a whole number of at least 0, below 2^63", "whole numbers of at least 0, below 2^63"),
+    Threads: ("a whole number from 0 to 256", "whole numbers from 0 to 256"),
+    Timesteps: ("a whole number from 2 to 100,000", "whole numbers from 2 to 100,000"),
     AtLeast20: ("a whole number of at least 20", "whole numbers of at least 20"),
     PositiveFloat: ("a number above 0", "numbers above 0"),
     NonNegativeFloat: ("a number of at least 0", "numbers of at least 0"),

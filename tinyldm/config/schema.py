@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tinyldm.config.networks import SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
-from tinyldm.config.ranges import NonNegativeInt, PositiveInt, UnitInterval
+from tinyldm.config.ranges import NonNegativeInt, PositiveInt, Seed, UnitInterval
 from tinyldm.config.sections import (
     DataConfig,
     DiffusionConfig,
@@ -56,7 +56,7 @@ class Training:
     """The script that the recipe is for."""
     output_dir: str
     """The run folder. It gets checkpoints, metrics, samples and the finished model."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seeds the initial weights, data order, noise and held-out split."""
     resume: str | None = None
     """Continue an interrupted run: `latest` (skips damaged checkpoints with a warning) or the path of a checkpoint."""
@@ -186,7 +186,7 @@ class Sample(SamplerSettings):
     """Number of images. They have the seeds `seed`, `seed` + 1, and so on."""
     batch_size: PositiveInt = 16
     """Images drawn at once. It changes the speed, not the images."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the first image."""
     output_dir: str = "samples"
     """Folder for images/, grid.png, samples.npz, and what `strip` and `interpolate` add."""
@@ -194,7 +194,7 @@ class Sample(SamplerSettings):
     """Replace images that are already in `output_dir`."""
     strip: bool = False
     """Also show how the first images emerge from noise: denoising.png and denoising.gif."""
-    interpolate: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    interpolate: tuple[Seed, Seed] | None = None
     """Two seeds, e.g. [3, 4]: also draw images in between, along the sphere of noise: interpolation.png and .gif."""
     device: str | None = None
     """cuda, mps, cpu and so on. null: the GPU if there is one."""

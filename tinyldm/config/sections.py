@@ -16,6 +16,7 @@ from tinyldm.config.ranges import (
     OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
+    Threads,
 )
 from tinyldm.errors import UserError
 
@@ -60,8 +61,8 @@ class DataConfig:
     shuffle_buffer: PositiveInt = 2048
     """Undecoded examples in the buffer from which a stream picks the next one at random. Larger shuffles better and takes more
     memory."""
-    num_workers: PositiveInt = 2
-    """Threads per GPU that decode and resize images."""
+    num_workers: Threads = 2
+    """Threads per GPU that decode and resize images. 0: the thread that asks for them."""
     cache_dir: str = "~/.cache/tinyldm"
     """Folder for encoded latents, so that a second run does not encode the images again."""
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.images import TRANSFORM
 from tinyldm.files import digest
+from tinyldm.remote import from_hub
 
 
 def hub_id(name: str) -> str | None:
@@ -54,8 +54,9 @@ def _commit(data: DataConfig) -> str | None:
     if not hub_id(data.name):
         return None
     try:
-        return HfApi().dataset_info(data.name, revision=data.revision, timeout=10).sha
-    except (OSError, HTTPError):  # no network; reading the data reports other errors better
+        with from_hub(data.name):
+            return HfApi().dataset_info(data.name, revision=data.revision, timeout=10).sha
+    except Exception:  # no network; reading the data reports other errors better
         return None
 
 

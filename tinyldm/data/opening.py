@@ -3,6 +3,7 @@
 Add new kinds of data sets here.
 """
 
+import contextlib
 import glob
 import os
 import re
@@ -16,7 +17,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import yaml
 from PIL import Image
 
 from tinyldm.config.schema import DataConfig
@@ -25,6 +25,8 @@ from tinyldm.data.folders import read_pictures, select
 from tinyldm.data.layout import READABLE, TABLES, TARS, canonical, ending, layout_of_tables, walk
 from tinyldm.errors import UserError
 from tinyldm.files import digest
+from tinyldm.limits import load_yaml, read_text
+from tinyldm.remote import from_hub
 
 BUILT_IN = ("toyfaces", "digits")
 BUILDERS = ("parquet", "arrow", "csv", "json", "webdataset", "imagefolder", "text")  # of `datasets`, named with data_files
@@ -78,9 +80,10 @@ def open_split(data: DataConfig, split: str) -> Opened:
         return _digits(split, data.streaming)
     if data.name.startswith((".", "/", "~")) or Path(data.name).suffix.lower() in (*TABLES, ".zip"):
         raise UserError(f"data set {data.name} does not exist; data.name takes a Hub id, a folder, or an archive or table file")
-    dataset = datasets.load_dataset(
-        data.name, data_files=data.data_files, revision=data.revision, split=split, streaming=data.streaming
-    )
+    with contextlib.nullcontext() if data.name in BUILDERS else from_hub(data.name):
+        dataset = datasets.load_dataset(
+            data.name, data_files=data.data_files, revision=data.revision, split=split, streaming=data.streaming
+        )
     kind = f"{data.name} files" if data.name in BUILDERS else "Hub data set"
     return Opened(dataset, kind, _remote_roots(data), length=_listed(dataset, split))
 
@@ -223,10 +226,9 @@ def _belongs_to_pictures(file: str) -> bool:
 def _configures(root: Path) -> bool:
     """Whether a data set card says which files are which split."""
     try:
-        text = (root / "README.md").read_text(encoding="utf-8")
-        header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-        return bool(header and "configs" in (yaml.safe_load(header[1]) or {}))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError):
+        header = re.match(r"---\n(.*?)\n---", read_text(root / "README.md"), re.DOTALL)
+        return bool(header and "configs" in (load_yaml(header[1]) or {}))
+    except Exception:  # no card, or one that is not YAML
         return False
 
 

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,6 @@ from tinyldm.data.layout import natural
 from tinyldm.data.opening import Opened, open_split
 from tinyldm.errors import UserError
 
-UNREADABLE = (OSError, ValueError, tarfile.TarError, DatasetGenerationError, HTTPError)  # damaged files, lost network
 MAX_CLASSES = 1000
 COMPARED = (1_000, 20_000)  # images of the held-out part and of the training part that are compared for overlap
 MAX_OVERLAP = 0.01  # of the held-out images: a few copies occur in real data sets
@@ -109,13 +107,11 @@ class Source:
             # One shard at a time: with several, datasets reads in threads and sleeps 5 s after each epoch.
             stream = stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=1)
             stream.set_epoch(epoch)
-        try:
+        with _reading(self.name):
             for position, example in enumerate(stream):
                 self.read += 1
                 if position >= start:  # stream.skip() would change the shuffle
                     yield functools.partial(_unchanged, example)
-        except UNREADABLE as error:
-            raise UserError(_why_not(self.name, error)) from error
 
     def content(self, example: dict[str, Any]) -> bytes:
         """The encoded image of an example.
@@ -156,11 +152,9 @@ class Source:
         if not self.streamed:
             yield from self.dataset[column]
             return
-        try:
+        with _reading(self.name):
             for example in self.dataset.select_columns([column]):
                 yield example[column]
-        except UNREADABLE as error:
-            raise UserError(_why_not(self.name, error)) from error
 
 
 def _unchanged(example: dict[str, Any]) -> dict[str, Any]:
@@ -199,13 +193,11 @@ def open_part(data: DataConfig, split: str, like: Source | None = None) -> tuple
     Raises:
         UserError: if the data set, split or column does not exist.
     """
-    try:
+    with _reading(data.name):
         opened = open_split(data, split)
         dataset = opened.dataset
         if dataset.features is None:  # CSV and JSON lines: the columns are in the data
             dataset = dataset._resolve_features()
-    except UNREADABLE as error:
-        raise UserError(_why_not(data.name, error)) from error
     column = _image_column(data, dataset.features)
     source = Source(dataset.cast_column(column, datasets.Image(decode=False)), column, data.name, data.shuffle_buffer)
     source.roots, source.listed_length = opened.roots, opened.length
@@ -288,6 +280,17 @@ def _describe(data: DataConfig, opened: Opened, train: Source, held_out: Source,
             Class(number, name, None if counts is None else counts[number]) for number, name in enumerate(train.class_names)
         ]
     return description
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Whatever `datasets` raises inside `with`, for damaged files or a lost network, becomes one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_why_not(name, error)) from error
 
 
 def _why_not(name: str, error: Exception) -> str:

@@ -36,7 +36,8 @@ def condition_for(network: UNet2DModel, seed: int, count: int, class_label: int 
     classes = number_of_classes(network)
     if classes is None:
         return Condition()
-    return Condition(torch.arange(seed, seed + count) % classes if class_label is None else torch.full((count,), class_label))
+    cycle = (seed % classes + torch.arange(count)) % classes
+    return Condition(cycle if class_label is None else torch.full((count,), class_label))
 
 
 # ------------------------------------------------------------------------------------------------------------ names of classes

@@ -12,7 +12,7 @@ from torch import nn
 from tinyldm.config.networks import UNetConfig
 from tinyldm.config.schema import TrainConfig
 from tinyldm.data.batch import UNCONDITIONAL, Condition
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 
 
 class Denoiser:
@@ -59,10 +59,12 @@ def make_denoiser(
     if config.attention_head_dim and config.attention_head_dim > min(attended, default=math.inf):  # it would have no head
         raise UserError(f"unet.attention_head_dim {config.attention_head_dim} is wider than a block with attention")
     derived = {"sample_size": side, "in_channels": channels, "out_channels": out_channels, "num_class_embeds": classes}
-    try:
-        return UNet2DModel(**config.arguments(), **derived)
-    except (ValueError, TypeError, KeyError, NameError) as error:  # what diffusers raises for bad values
-        raise UserError(f"cannot build a UNet2DModel from the section unet: {error}") from error
+    with boundary("cannot build a UNet2DModel from the section unet"):
+        arguments = {**config.arguments(), **derived}
+        with torch.device("meta"):  # bad values may only show in a forward pass; here it costs nothing
+            labels = None if classes is None else torch.zeros(1, dtype=torch.long)
+            Denoiser(UNet2DModel(**arguments))(torch.zeros(1, channels, side, side), torch.zeros(1), Condition(labels))
+        return UNet2DModel(**arguments)
 
 
 def switch_on(network: UNet2DModel, train: TrainConfig) -> None:

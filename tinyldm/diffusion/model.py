@@ -1,5 +1,6 @@
 """A trained model: loading it, its sampler, and turning x_0 into images."""
 
+import contextlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +9,15 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel, VQModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from huggingface_hub.errors import HTTPError
 
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion.conditioning import check_class_label, class_number, load_class_names, number_of_classes
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.process import Process, process_of
-from tinyldm.errors import UserError, why
-from tinyldm.first_stage.autoencoder import AutoencoderModel
+from tinyldm.errors import UserError, boundary
+from tinyldm.first_stage.autoencoder import AutoencoderModel, check_autoencoder
+from tinyldm.limits import check_finite
+from tinyldm.remote import from_hub, may_be_hub_id
 
 DECODED_AT_ONCE = 2**14  # latent positions: 64 images of 64 px through an f4, or 4 of 256 px
 
@@ -91,32 +93,46 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
         UserError: if it is not one of these, or its files are damaged.
     """
     local = Path(path).expanduser()
+    source: contextlib.AbstractContextManager[bool] = contextlib.nullcontext(True)
     if local.is_dir():
         if (local / "pipeline").is_dir():
             local = local / "pipeline"
         if not (local / "model_index.json").exists():
             raise UserError(f"{path} is not a model folder: neither a run with pipeline/ nor a pipeline with model_index.json")
-    elif local.is_absolute() or path.startswith("."):
-        raise UserError(f"model folder {path} does not exist")
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(str(local) if local.is_dir() else path, dtype=dtype)
-    except (OSError, HTTPError, ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:  # or nonsense in it
-        where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded: check the name and the network"
-        raise UserError(f"model {path} {where} ({why(error)}); give a run, a pipeline folder, or a Hub id") from error
-    parts = pipeline.components
-    if not isinstance(parts.get("unet"), UNet2DModel) or parts.get("scheduler") is None:
-        raise UserError(
-            f"model {path} is a {type(pipeline).__name__} of {', '.join(parts)}; sampling needs a UNet2DModel and a scheduler"
-        )
-    first_stage = parts.get("vqvae") or parts.get("vae")
+        name = str(local)
+    elif local.exists() or not may_be_hub_id(path):
+        raise UserError(f"model folder {path} does not exist: train it first, or give a run, a pipeline folder or a Hub id")
+    else:
+        name, source = path, from_hub(path)
+    where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded"
+    with boundary(f"model {path} {where}", "give a run, a pipeline folder, or a Hub id"):
+        with source as on_disk:
+            pipeline = DiffusionPipeline.from_pretrained(name, dtype=dtype, local_files_only=on_disk)
+        parts = pipeline.components
+        unet, first_stage = parts.get("unet"), parts.get("vqvae") or parts.get("vae")
+        if not isinstance(unet, UNet2DModel) or parts.get("scheduler") is None:
+            raise UserError(
+                f"model {path} is a {type(pipeline).__name__} of {', '.join(parts)}; sampling needs a UNet2DModel and a "
+                "scheduler"
+            )
+        process = process_of(parts["scheduler"])
+        _check(unet, first_stage, f" in {str(dtype).removeprefix('torch.')}")
     if isinstance(first_stage, VQModel):
         first_stage.float()  # in half precision some latents would be assigned another code
-    try:
-        unet, first_stage = (part and part.to(device).eval() for part in (parts["unet"], first_stage))
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} cannot be used: {error}") from error
-    names = load_class_names(str(local) if local.is_dir() else path) if number_of_classes(unet) else None
-    return Model(unet, process_of(parts["scheduler"]), first_stage, names)
+    with boundary(f"device {device!r} cannot be used"):
+        unet, first_stage = (part and part.to(device).eval() for part in (unet, first_stage))
+    names = load_class_names(name) if number_of_classes(unet) else None
+    return Model(unet, process, first_stage, names)
+
+
+def _check(unet: UNet2DModel, first_stage: AutoencoderModel | None, precision: str) -> None:
+    """Raise ValueError for weights that are missing or not finite."""
+    for part in filter(None, (unet, first_stage)):
+        if missing := [name for name, weight in part.named_parameters() if weight.is_meta]:
+            raise ValueError(f"{len(missing)} weights are missing, {missing[0]} for one")
+    check_finite(unet.state_dict(), precision)
+    if first_stage is not None:
+        check_autoencoder(first_stage)
 
 
 def decoded_at_once(positions: int) -> int:
@@ -129,9 +145,15 @@ def to_images(model: Model, x0: torch.Tensor) -> torch.Tensor:
     """x_0 -> uint8 images (B, 3, H, W): decoded if there is a first stage, clamped and rounded.
 
     The operations are those of diffusers' pipelines, so the images are the same bit for bit. A decoder's activations take
-    hundreds of times the memory of its latents, so it decodes a few latents at a time."""
+    hundreds of times the memory of its latents, so it decodes a few latents at a time.
+
+    Raises:
+        UserError: if a value is not finite.
+    """
     if model.first_stage is not None:
         x0 = x0.to(model.first_stage.dtype) / model.first_stage.config.scaling_factor
         few = decoded_at_once(x0[0, 0].numel())
         x0 = torch.cat([model.first_stage.decode(part).sample for part in x0.split(few)])
+    if not x0.isfinite().all():  # they would be rounded to black pixels
+        raise UserError("the images are not finite: the weights are damaged or do not fit their precision (--dtype float32)")
     return ((x0.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

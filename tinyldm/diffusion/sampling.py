@@ -15,6 +15,7 @@ from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.diffusion.conditioning import condition_for, number_of_classes
 from tinyldm.diffusion.model import Model, to_images
+from tinyldm.errors import UserError
 
 
 def generators(seed: int, count: int) -> list[torch.Generator]:
@@ -50,7 +51,7 @@ def denoise(
         x_0 (B, C, S, S), in the units that the network was trained in.
 
     Raises:
-        UserError: see Model.sampler.
+        UserError: see Model.sampler; also if the network's values are not finite.
     """
     sampler, denoiser, condition = model.sampler(settings), model.denoiser, condition.to(model.device)
     accepted = inspect.signature(sampler.step).parameters
@@ -58,12 +59,19 @@ def denoise(
     # Only the ancestral sampler uses a learned variance.
     channels = None if isinstance(sampler, DDPMScheduler) else noise.shape[1]
     x = noise.to(model.device, model.dtype) * getattr(sampler, "init_noise_sigma", 1.0)
+    finite = torch.zeros((), device=x.device)  # number of steps with finite results; read at the end, so no step waits for it
     for step, t in enumerate(sampler.timesteps):
         seen = sampler.scale_model_input(x, t) if hasattr(sampler, "scale_model_input") else x
         if watch:
             watch(step, seen)
         predicted = denoiser(seen, t, condition)[:, :channels]
         x = sampler.step(predicted, t, x, **extra).prev_sample
+        finite += x.isfinite().all()
+    if (done := int(finite)) < len(sampler.timesteps):
+        raise UserError(
+            f"step {done + 1} of {len(sampler.timesteps)} gives values that are not finite: the weights are damaged or do not "
+            "fit their precision (--dtype float32)"
+        )
     if watch:
         watch(len(sampler.timesteps), x)
     return x

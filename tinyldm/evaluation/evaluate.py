@@ -27,11 +27,12 @@ from tinyldm.data.identity import describe_part, hub_id
 from tinyldm.data.images import to_float, to_uint8
 from tinyldm.data.sources import open_sources
 from tinyldm.diffusion.model import Model, decoded_at_once
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.evaluation import report
 from tinyldm.evaluation.models import draw, open_model, weights_stamp
 from tinyldm.files import difference
 from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.limits import read_arrays
 from tinyldm.metrics import distances, features
 from tinyldm.metrics.chunks import Arrays, Chunks
 from tinyldm.metrics.distances import Estimate
@@ -132,13 +133,11 @@ class Evaluation:
         config = self.config
         if not file.is_file():
             raise UserError(f"reference is {config.reference!r}; it must be held_out, train, or a reference-*.npz")
-        try:
-            with np.load(file) as arrays:
-                key, values = json.loads(str(arrays["made_of"])), arrays["features"]
+        with boundary(f"{file} is not a reference that evaluate.py has written"):
+            arrays = read_arrays(file, ("made_of", "features"))
+            key, values = json.loads(str(arrays["made_of"])), arrays["features"]
             part = key["images"]["part"]
             expected = {**describe_part(config.data, part, config.split_seed), "images": limit or len(values)}
-        except Exception as error:  # NumPy's reader raises many types
-            raise UserError(f"{file} is not a reference that evaluate.py has written ({error!r})") from error
         if other := difference(key, {"images": expected, "features": self.network.recipe}):
             raise UserError(f"the reference {file} is not that of this evaluation ({other}): remove --reference")
         return part, values

@@ -35,9 +35,10 @@ from tinyldm.data.identity import cache_key, hub_id
 from tinyldm.data.images import Images, collate, to_float
 from tinyldm.data.prefetch import read_ahead
 from tinyldm.data.sources import Source
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.files import difference, digest, one_at_a_time, replace_text
 from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.limits import read_npy_header
 from tinyldm.training.accelerator import rank_of
 
 VERSION = 3
@@ -292,7 +293,7 @@ def _finish(folder: Path, part: str, images: Images) -> None:
 
 
 def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
-    try:
+    with boundary(f"latent store {folder} is damaged", "delete that folder and run again"):
         if other := difference(json.loads((folder / "made_of.json").read_text()), json.loads(json.dumps(made_of))):
             raise ValueError(f"it belongs to other data: {other}")
         about = json.loads((folder / "store.json").read_text())
@@ -307,18 +308,15 @@ def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
             raise ValueError(f"{len(labels)} labels for {sum(map(len, shards))} images")
         classes = np.array(labels, np.int64) if labels else None
         return LatentStore(shards, about["std"], about["corrupt"], classes, list(dict.fromkeys(unreadable)))
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"latent store {folder} is damaged ({error}); delete that folder and run again") from error
 
 
 def mapped(file: Path) -> np.ndarray:
     """The array of a .npy file, memory-mapped. Unlike numpy's memmap it keeps no file open: a large store has more shards than
     the 1,024 files that a program may usually open."""
     with file.open("rb") as opened:
-        np.lib.format.read_magic(opened)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
-        begin = opened.tell()
-    if dtype.hasobject:
-        raise ValueError("objects")
-    content = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8).numpy()
+        shape, _, dtype = read_npy_header(opened)
+        begin, size = opened.tell(), os.fstat(opened.fileno()).st_size
+    if size != begin + dtype.itemsize * math.prod(shape):  # reading past the end of a map kills the program
+        raise ValueError(f"{file.name} is not as large as its header says")
+    content = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()
     return content[begin:].view(dtype).reshape(shape)

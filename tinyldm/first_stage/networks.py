@@ -8,7 +8,7 @@ from diffusers import VQModel
 from torch import nn
 
 from tinyldm.config.schema import TrainVQ
-from tinyldm.errors import UserError
+from tinyldm.errors import boundary
 
 
 class Autoencoder(nn.Module):
@@ -62,11 +62,12 @@ def make_vq(config: TrainVQ) -> VQModel:
     Raises:
         UserError: for arguments that diffusers refuses.
     """
-    try:
-        side, channels = config.data.resolution, config.data.channels
-        vq = VQModel(**config.vq.arguments(), sample_size=side, in_channels=channels, out_channels=channels)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"cannot build a VQModel from the section vq: {error}") from error
+    side, channels = config.data.resolution, config.data.channels
+    arguments = {**config.vq.arguments(), "sample_size": side, "in_channels": channels, "out_channels": channels}
+    with boundary("cannot build a VQModel from the section vq"):
+        with torch.device("meta"):  # bad values may only show in a forward pass; here it costs nothing
+            Autoencoder(VQModel(**arguments))(torch.zeros(1, channels, side, side))
+        vq = VQModel(**arguments)
     if config.train.gradient_checkpointing:
         vq._supports_gradient_checkpointing = True  # its encoder and decoder support it, the class does not declare it
         vq.enable_gradient_checkpointing()

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.files import difference, one_at_a_time, replace_text
+from tinyldm.limits import read_arrays
 
 SECONDS = 30.0  # of work per chunk
 NUMBERS = ("rows", "position", "complete")  # saved in a chunk beside its arrays
@@ -44,24 +44,23 @@ class Chunks:
 
     def __init__(self, folder: Path, key: dict[str, Any], advice: str):
         self.folder, key = folder, json.loads(json.dumps(key, default=str))
-        try:
+        with boundary(f"{folder} cannot be used", "choose another, or delete it"):
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / "made_of.json").exists():
                 if other := difference(json.loads((folder / "made_of.json").read_text()), key):
                     raise UserError(f"{folder} was made with other settings ({other}): {advice}")
             else:
                 replace_text(folder / "made_of.json", json.dumps(key, indent=1))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} cannot be used ({error}): choose another, or delete it") from error
         self._scan()
 
     def _scan(self) -> None:
         self.rows, self.position, self.complete = 0, 0, False
         self.files = sorted(self.folder.glob("[0-9]*.npz"))
         for file in self.files:
-            chunk = _read(file, *NUMBERS)
-            self.rows += int(chunk["rows"])
-            self.position, self.complete = int(chunk["position"]), bool(chunk["complete"])
+            with boundary(f"{file} is damaged", f"delete the folder {file.parent}"):
+                chunk = read_arrays(file, NUMBERS)
+                self.rows += int(chunk["rows"])
+                self.position, self.complete = int(chunk["position"]), bool(chunk["complete"])
 
     def enough(self, limit: int | None) -> bool:
         """Whether the folder holds the first `limit` rows (None: all of the source)."""
@@ -155,8 +154,5 @@ def _concatenate(parts: list[Arrays]) -> Arrays:
 
 def _read(file: Path, *names: str) -> Arrays:
     """The arrays of a chunk with these names, or all."""
-    try:
-        with np.load(file) as arrays:
-            return {name: arrays[name] for name in names or arrays.files if name in arrays}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is damaged ({error}): delete the folder {file.parent}") from error
+    with boundary(f"{file} is damaged", f"delete the folder {file.parent}"):
+        return read_arrays(file, names, optional=True)

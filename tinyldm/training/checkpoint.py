@@ -15,14 +15,14 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from tinyldm.config.schema import Training
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
+from tinyldm.limits import check_finite
 
 CHECKSUMS = "checksums.json"
 NEEDED = {"optimizers.pt", "state.json"}  # beside the networks
@@ -61,14 +61,16 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Any, dict]:
     """(networks, optimizers, state) of a checkpoint, on the CPU.
 
     Raises:
-        Damaged: when a file is missing, differs from its checksum, or has other contents.
+        Damaged: when a file is missing or differs from its checksum.
+        UserError: when it has other contents, or weights that are not finite.
     """
     verify(folder)
-    networks = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
-    try:
+    with boundary(f"the weights of checkpoint {folder} are damaged"):
+        networks = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+        for name, tensors in networks.items():
+            check_finite(tensors, f" in {name}.safetensors")
+    with boundary(f"{folder / 'optimizers.pt'} has more than tensors and numbers in it, or is not a torch file"):
         optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise Damaged(f"{folder / 'optimizers.pt'} has more than tensors and numbers in it, or is not a torch file") from error
     return networks, optimizers, load_state(folder)
 
 
@@ -78,12 +80,10 @@ def load_state(folder: Path) -> dict:
     Raises:
         Damaged: when it cannot be read.
     """
-    try:
+    with boundary(f"{folder / 'state.json'} cannot be read"):
         state = json.loads((folder / "state.json").read_text())
         if not isinstance(state, dict):
             raise ValueError("not a mapping")
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{folder / 'state.json'} cannot be read ({error})") from error
     return state
 
 

@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from tinyldm.config import parsing
 from tinyldm.config.schema import Training
 from tinyldm.data.description import compare
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.training import checkpoint
 from tinyldm.training.task import Task
 
@@ -98,11 +98,11 @@ class State:
             UserError: for a checkpoint of another model or first stage, or with parts missing.
         """
         networks, optimizers, facts = checkpoint.load(folder)
-        try:
+        with boundary(f"checkpoint {folder} does not fit this config"):
+            if not all(isinstance(facts[key], int) and facts[key] >= 0 for key in ("step", "images")):
+                raise ValueError("its state.json has no whole numbers as step and images")
             self._compare(folder, facts, images_per_step)
             self._restore(networks, optimizers, facts)
-        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"checkpoint {folder} does not fit this config: {error!r}") from error
 
     def _restore(self, networks: dict[str, dict[str, torch.Tensor]], optimizers: dict[str, Any], facts: dict[str, Any]) -> None:
         train = self.config.train

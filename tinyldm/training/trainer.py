@@ -146,7 +146,7 @@ class Trainer:
         try:
             return list(itertools.islice(batches, self.config.train.gradient_accumulation_steps))
         except UserError as error:
-            if self.rank.count > 1:  # the others wait for this one in the middle of a step
+            if self.rank.count > 1 or not self.state.step:  # other ranks wait in the middle of a step; nothing to save
                 raise
             self._save()
             raise UserError(f"{error} (step {self.state.step} is saved: continue with --resume latest)") from error
