@@ -161,6 +161,7 @@ class DiffusionTask(Task):
             "shape": f"{channels} x {side} x {side}",
             "corrupt": self.corrupt,
             "process": self.process.describe(),
+            "timesteps": self.process.sampler().config.num_train_timesteps,
             "prediction_type": self.process.prediction,
             "loss": self.config.diffusion.loss,
             "snr_gamma": self.config.diffusion.snr_gamma,
