@@ -70,7 +70,7 @@ class Model:
             raise UserError(f"num_inference_steps is {settings.num_inference_steps}; this model has {steps} timesteps")
         if settings.eta and "eta" not in inspect.signature(sampler.step).parameters:
             raise UserError(f"eta only applies to DDIM, not {type(sampler).__name__}: remove it or use --scheduler ddim")
-        sampler.set_timesteps(settings.num_inference_steps, device=self.device)
+        set_steps(sampler, settings.num_inference_steps, self.device)
         return sampler
 
     def sampler_facts(self, settings: SamplerSettings) -> dict[str, Any]:
@@ -84,6 +84,29 @@ class Model:
             **({} if self.class_label(settings) is None else {"class_label": self.class_label(settings)}),
             "scheduler_config": config,
         }
+
+
+def set_steps(sampler: SchedulerMixin, count: int, device: torch.device) -> None:
+    """Set the timesteps of a sampler that takes `count` steps, and repair diffusers' lists of them.
+
+    Raises:
+        UserError: where its list does not go down to less noise in every step.
+    """
+    refusal = f"{type(sampler).__name__} cannot take {count} steps with this schedule: use fewer, or another --scheduler"
+    try:
+        sampler.set_timesteps(count, device=device)
+    except (IndexError, AssertionError) as error:
+        raise UserError(refusal) from error
+    kept = int((sampler.timesteps >= 0).sum())
+    if kept < len(sampler.timesteps):  # the rounding of `trailing` adds a timestep of -1 for 61 steps of 1,000 and others
+        sampler.timesteps, sampler.num_inference_steps = sampler.timesteps[:kept], count
+        if hasattr(sampler, "sigmas"):
+            sampler.sigmas = torch.cat([sampler.sigmas[:kept], sampler.sigmas[-1:]])
+    if hasattr(sampler, "sigmas") and sampler.sigmas[0] < sampler.sigmas[1]:
+        sampler.sigmas[0] = 2 * sampler.sigmas[1]  # zero SNR is an infinite sigma; the 4,096 that stands for it is too small
+    levels = sampler.timesteps.unique_consecutive()  # Heun's method visits most of them twice
+    if len(levels) != count or levels[0] >= sampler.config.num_train_timesteps or (levels.diff() >= 0).any():
+        raise UserError(refusal)
 
 
 def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:

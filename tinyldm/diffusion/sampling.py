@@ -6,9 +6,10 @@ Image i of seed s uses the generator s + i, so seed 7 gives the same image at an
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from tinyldm.config.schema import SamplerSettings
@@ -60,7 +61,12 @@ def denoise(
     channels = None if isinstance(sampler, DDPMScheduler) else noise.shape[1]
     x = noise.to(model.device, model.dtype) * getattr(sampler, "init_noise_sigma", 1.0)
     finite = torch.zeros((), device=x.device)  # number of steps with finite results; read at the end, so no step waits for it
+    after = [*sampler.timesteps.tolist()[1:], -1]
     for step, t in enumerate(sampler.timesteps):
+        if isinstance(sampler, DDIMScheduler):
+            # It steps from t to t - T // n, which misses the next timestep of its list unless n divides T. So n becomes the
+            # fraction that leads there. Where n divides T, nothing changes: samples equal those of diffusers to the bit.
+            sampler.num_inference_steps = Fraction(sampler.config.num_train_timesteps, int(t) - after[step])
         seen = sampler.scale_model_input(x, t) if hasattr(sampler, "scale_model_input") else x
         if watch:
             watch(step, seen)

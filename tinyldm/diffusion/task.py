@@ -155,6 +155,7 @@ class DiffusionTask(Task):
         return {
             "shape": f"{channels} x {side} x {side}",
             "process": self.process.describe(),
+            "timesteps": self.process.sampler().config.num_train_timesteps,
             "prediction_type": self.process.prediction,
             "loss": self.config.diffusion.loss,
             "snr_gamma": self.config.diffusion.snr_gamma,
