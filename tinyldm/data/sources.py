@@ -25,7 +25,7 @@ from tinyldm.data.cells import image_bytes
 from tinyldm.data.description import Class, Description
 from tinyldm.data.layout import natural
 from tinyldm.data.opening import Opened, open_split
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, why
 
 MAX_CLASSES = 1000
 COMPARED = (1_000, 20_000)  # images of the held-out part and of the training part that are compared for overlap
@@ -296,7 +296,7 @@ def _reading(name: str) -> Iterator[None]:
 def _why_not(name: str, error: Exception) -> str:
     if isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # its own message gives no reason
-    text = str(error) or type(error).__name__
+    text = why(error)
     if isinstance(error, ConnectionError | HTTPError):
         return f"data set {name!r} cannot be reached ({text}): check the network, or set data.name to a local folder"
     if "bad split" in text.lower() or "unknown split" in text.lower():
