@@ -15,9 +15,9 @@ MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of a profile's colour spa
 def to_8_bits(image: Image.Image) -> Image.Image:
     """A grey image of mode I, I;16 or F in mode L.
 
-    A TIFF may declare its black and white: by the tags in `DECLARED`, or by 10, 12 or 14 bits per sample. Other files do not say,
-    so their values do. If some are negative, the smallest is black and the largest white. Otherwise black is 0. White is 1 for
-    floats up to 2, else the largest number of the first of `BIT_DEPTHS` that holds all values.
+    A TIFF may declare its black and white: by the tags in `DECLARED`, or by 10, 12 or 14 bits per sample. Other files do not
+    say, so their values do. If some are negative, the smallest is black and the largest white. Otherwise black is 0. White is
+    1 for floats up to 2, else the largest number of the first of `BIT_DEPTHS` that holds all values.
 
     Raises:
         ValueError: for values that are not finite.
