@@ -26,6 +26,7 @@ from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.colour import to_8_bits, to_srgb
 from tinyldm.data.prefetch import Stalled, read_ahead
 from tinyldm.data.sources import Source, image_bytes
+from tinyldm.data.subsets import in_random_order
 from tinyldm.errors import UserError
 from tinyldm.randomness import ALONE, Draw, Rank
 
@@ -233,12 +234,12 @@ def collate(decoded: list[tuple[np.ndarray, int | None]]) -> Batch:
 
 
 def first_examples(images: Images, count: int) -> Batch:
-    """The first `count` images in file order, with their labels.
+    """`count` random images, with their labels: the first ones of subsets.in_random_order.
 
     Raises:
         UserError: if there are no images.
     """
-    decoded = list(itertools.islice(images(images.source.epoch(None, 0)), count))
+    decoded = list(itertools.islice(images(in_random_order(images.source, count)), count))
     if not decoded:
         raise UserError(
             f"the held-out part of {images.source.name!r} has no readable image: raise data.eval_fraction, or set "
@@ -248,7 +249,7 @@ def first_examples(images: Images, count: int) -> Batch:
 
 
 def first_images(images: Images, count: int) -> torch.Tensor:
-    """The first `count` images in file order, uint8 (N, C, H, W).
+    """`count` random images, uint8 (N, C, H, W). See first_examples.
 
     Raises:
         UserError: if there are no images.

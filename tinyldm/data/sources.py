@@ -26,6 +26,11 @@ from tinyldm.errors import UserError
 UNREADABLE = (OSError, ValueError, tarfile.TarError, DatasetGenerationError, HTTPError)  # damaged files, lost network
 
 
+def hub_id(name: str) -> str | None:
+    """The name of a data set if it is a Hub id, else None."""
+    return name if "/" in name and not Path(name).expanduser().exists() else None
+
+
 def image_bytes(value: dict[str, Any] | None) -> bytes:
     """The encoded file in an undecoded Image cell. Parquet has `bytes`, folders have a `path`, WebDataset has both."""
     if not value:

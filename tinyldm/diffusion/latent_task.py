@@ -4,7 +4,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import LDMPipeline
@@ -13,6 +12,7 @@ from tinyldm.config.schema import TrainLDM
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images
 from tinyldm.data.sources import open_sources
+from tinyldm.data.subsets import random_rows
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import load_first_stage
@@ -52,7 +52,7 @@ class LatentTask(DiffusionTask):
             print(message)
         self.scale = stage.scaling_factor
         self.built_on = f"{stage.fingerprint()} x {self.scale:.6g}"
-        evaluated = held_out.batch(np.arange(min(config.train.num_eval_images, len(held_out))))
+        evaluated = held_out.batch(random_rows(len(held_out), config.train.num_eval_images))
         scaled = Batch(evaluated.x * self.scale, evaluated.condition)
         super().__init__(config, accelerator, stream, length, scaled, train.classes, stage.model)
 
