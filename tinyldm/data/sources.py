@@ -32,6 +32,11 @@ COMPARED = (1_000, 20_000)  # images of the held-out part and of the training pa
 MAX_OVERLAP = 0.01  # of the held-out images: a few copies occur in real data sets
 
 
+def hub_id(name: str) -> str | None:
+    """The name of a data set if it is a Hub id, else None."""
+    return name if "/" in name and not Path(name).expanduser().exists() else None
+
+
 @dataclass
 class Source:
     """One part of a data set, undecoded and in a fixed order.

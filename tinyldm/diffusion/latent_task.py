@@ -4,7 +4,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import LDMPipeline
@@ -12,6 +11,7 @@ from diffusers import LDMPipeline
 from tinyldm.config.schema import TrainLDM
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images
+from tinyldm.data.subsets import random_rows
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import load_first_stage
@@ -57,7 +57,7 @@ class LatentTask(DiffusionTask):
         self.scale = stage.scaling_factor
         self.kept = {"latent_scale": self.scale}
         self.built_on = stage.fingerprint()
-        evaluated = held_out.batch(np.arange(min(config.train.num_eval_images, len(held_out))))
+        evaluated = held_out.batch(random_rows(len(held_out), config.train.num_eval_images))
         scaled = Batch(evaluated.x * self.scale, evaluated.condition)
         super().__init__(config, accelerator, stream, length, scaled, train.classes, stage.model)
 

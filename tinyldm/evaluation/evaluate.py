@@ -23,9 +23,10 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from tinyldm import pictures
 from tinyldm.config.evaluate import Evaluate
+from tinyldm.config.schema import DataConfig
 from tinyldm.data.identity import describe_part, hub_id
 from tinyldm.data.images import to_float, to_uint8
-from tinyldm.data.sources import open_sources
+from tinyldm.data.sources import Source, open_sources
 from tinyldm.diffusion.model import Model, decoded_at_once
 from tinyldm.errors import UserError, boundary
 from tinyldm.evaluation import report
@@ -37,7 +38,7 @@ from tinyldm.metrics import distances, features
 from tinyldm.metrics.chunks import Arrays, Chunks
 from tinyldm.metrics.distances import Estimate
 from tinyldm.metrics.features import FeatureNetwork
-from tinyldm.metrics.image_sets import ImageSet, data_part, embed, embed_part, open_images, pick
+from tinyldm.metrics.image_sets import RANDOM, ImageSet, data_part, embed, embed_part, open_images, pick, random_part
 from tinyldm.metrics.lpips import load_lpips
 from tinyldm.training.accelerator import default_device
 
@@ -95,27 +96,39 @@ class Evaluation:
 
     @functools.cached_property
     def parts(self) -> dict[str, ImageSet]:
-        """The training part and the held-out part."""
-        config = self.config
-        opened = open_sources(config.data, config.split_seed)
-        if opened[0].description:
-            print("\n".join(opened[0].description.lines()))
-        sources = zip(("train", "held_out"), opened, strict=True)
-        return {part: data_part(source, config.data, part, config.split_seed, config.batch_size) for part, source in sources}
+        """All images of the training part and of the held-out part."""
+        return {part: data_part(source, *self.of_part(part)) for part, source in self.sources.items()}
+
+    @functools.cached_property
+    def sources(self) -> dict[str, Source]:
+        """The training part and the held-out part, undecoded."""
+        train, held_out = open_sources(self.config.data, self.config.split_seed)
+        if train.description:
+            print("\n".join(train.description.lines()))
+        return {"train": train, "held_out": held_out}
+
+    def of_part(self, part: str) -> tuple[DataConfig, str, int, int]:
+        """What data_part and random_part need to know besides the source."""
+        return self.config.data, part, self.config.split_seed, self.config.batch_size
+
+    def part(self, part: str, limit: int | None) -> ImageSet:
+        """The images of a part, or where there is a limit an image set that begins with a random subset of them."""
+        return self.parts[part] if limit is None else random_part(self.sources[part], *self.of_part(part))
 
     def part_features(self, part: str, limit: int | None) -> Arrays:
-        """Features of the first images of a part."""
-        return embed_part(self.parts[part], part, self.config.data, self.network, limit)
+        """Features of `limit` random images of a part. None: all."""
+        return embed_part(self.part(part, limit), part, self.config.data, self.network, limit)
 
     def reference(self, limit: int | None) -> tuple[str, np.ndarray, dict[str, Any]]:
-        """The reference: its part, the features (M, D) of its first `limit` images (None: all), and its description."""
+        """The reference: its part, the features (M, D) of `limit` random images of it (None: all), and its description."""
         config = self.config
         file = Path(config.reference).expanduser()
         if config.reference in OTHER:
             part, values = config.reference, self.part_features(config.reference, limit)["features"]
+            order = None if limit is None else RANDOM
         else:
-            part, values = self.read_reference(file, limit)
-        description = {**describe_part(config.data, part, config.split_seed), "images": len(values)}
+            part, values, order = self.read_reference(file, limit)
+        description = {**describe_part(config.data, part, config.split_seed), "images": len(values), "order": order}
         if config.data.revision is None and hub_id(config.data.name):
             self.notes.append("data.revision is not set: set it to a commit to make these numbers repeatable")
         key = json.dumps({"images": description, "features": self.network.recipe})
@@ -124,8 +137,8 @@ class Evaluation:
             np.savez(copy, features=values, made_of=np.array(key))
         return part, values, description
 
-    def read_reference(self, file: Path, limit: int | None) -> tuple[str, np.ndarray]:
-        """Read the reference-*.npz of an earlier evaluation.
+    def read_reference(self, file: Path, limit: int | None) -> tuple[str, np.ndarray, str | None]:
+        """Read the reference-*.npz of an earlier evaluation: its part, its features, and whether they are a random subset.
 
         Raises:
             UserError: if it is not the reference that the config describes.
@@ -136,11 +149,11 @@ class Evaluation:
         with boundary(f"{file} is not a reference that evaluate.py has written"):
             arrays = read_arrays(file, ("made_of", "features"))
             key, values = json.loads(str(arrays["made_of"])), arrays["features"]
-            part = key["images"]["part"]
-            expected = {**describe_part(config.data, part, config.split_seed), "images": limit or len(values)}
+            part, order = key["images"]["part"], key["images"]["order"]
+            expected = {**describe_part(config.data, part, config.split_seed), "images": limit or len(values), "order": order}
         if other := difference(key, {"images": expected, "features": self.network.recipe}):
             raise UserError(f"the reference {file} is not that of this evaluation ({other}): remove --reference")
-        return part, values
+        return part, values, order
 
     # -------------------------------------------------------------------------------------------------------------- features
 
@@ -175,7 +188,9 @@ class Evaluation:
             The key of the images with their count, and the result for evaluation.json.
         """
         config = self.config
-        given = open_images(config.images, config.data, config.batch_size) if config.images is not None else None
+        given = None
+        if config.images is not None:
+            given = open_images(config.images, config.data, config.batch_size, config.num_images is not None)
         part, reference, description = self.reference(config.num_reference)
         if given is not None:
             images, count = given, min(filter(None, (config.num_images, given.count)))
@@ -210,7 +225,7 @@ class Evaluation:
         first_stage = FirstStage(model.first_stage)
         reconstructions = self.own_features(
             f"{RECONSTRUCTIONS}-{part}",
-            self.parts[part],
+            self.part(part, number),
             number,
             lambda batch: self.network.embed(self.reconstruct(first_stage, batch)[1]),
             first_stage=first_stage.fingerprint(),
@@ -294,7 +309,7 @@ class Evaluation:
         key = weights_stamp(config, first_stage.model)
         measure = functools.partial(self.measure_reconstructions, first_stage, lpips)
         settings = {**key, "lpips": lpips is not None}
-        arrays = self.own_features(RECONSTRUCTIONS, self.parts["held_out"], count, measure, **settings)
+        arrays = self.own_features(RECONSTRUCTIONS, self.part("held_out", limit), count, measure, **settings)
         compared = self.compare(arrays, reference, [name for name in config.chosen if name in ("fid", "kid")])
         metrics = {f"r{name}": measured for name, measured in compared.items()}
         for name in ("PSNR", "SSIM", "LPIPS"):
@@ -330,7 +345,7 @@ class Evaluation:
 
     def save_reconstructions(self, first_stage: FirstStage, count: int) -> None:
         """Save a picture of held-out images, each row above its reconstructions."""
-        originals = pick(self.parts["held_out"], np.arange(count))
+        originals = pick(self.part("held_out", count), np.arange(count))
         decoded = self.reconstruct(first_stage, originals)[1].cpu()
         rows = [half for pair in zip(originals.split(8), decoded.split(8), strict=True) for half in pair]
         pictures.grid(torch.cat(rows), min(8, count)).save(self.output / "reconstructions.png")
