@@ -66,12 +66,12 @@ def test_one_seed_gives_one_image_whatever_the_batch_size(pipeline_folder, name,
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_diffusers_alone_draws_the_same_pictures(pipeline_folder, name):
     model = load_model(str(pipeline_folder.parent))
-    ours = [np.asarray(to_pil(image)) for image in draw(model, 5, 6, name)]
+    ours = [np.asarray(to_pil(image)) for image in draw(model, 5, 5, name)]
     theirs = DiffusionPipeline.from_pretrained(pipeline_folder)
     assert type(theirs) is LDMPipeline
     theirs.scheduler = SCHEDULERS[name].from_config(theirs.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
-    pictures = theirs(batch_size=5, generator=generators(3, 5), num_inference_steps=6).images
+    pictures = theirs(batch_size=5, generator=generators(3, 5), num_inference_steps=5).images
     assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(ours, pictures, strict=True))
 
 
@@ -81,8 +81,8 @@ def test_diffusers_draws_the_same_pictures_without_a_first_stage(name):
     theirs = DDPMPipeline(model.unet, models.process().sampler(name))
     theirs.scheduler = models.process().sampler(name)  # its constructor may have replaced it
     theirs.set_progress_bar_config(disable=True)
-    pictures = theirs(batch_size=5, generator=generators(3, 5), num_inference_steps=6).images
-    ours = draw(model, 5, 6, name)
+    pictures = theirs(batch_size=5, generator=generators(3, 5), num_inference_steps=5).images
+    ours = draw(model, 5, 5, name)
     assert all(np.array_equal(np.asarray(to_pil(a)), np.asarray(b)) for a, b in zip(ours, pictures, strict=True))
 
 

@@ -163,10 +163,15 @@ class SamplerSettings:
     eta: UnitInterval = 0.0
     """Noise added by DDIM at each step, from 0 (deterministic) to 1 (as much as DDPM)."""
     class_label: NonNegativeInt | None = None
-    """The class to draw, for a class-conditional model. null: the image of seed s has class s modulo the number of classes."""
+    """The number of the class to draw, for a class-conditional model. null: the image of seed s has class s modulo the number
+    of classes."""
+    label: str | None = None
+    """The name of the class to draw, instead of its number."""
 
     def check(self) -> None:
         """Raise UserError for values that contradict each other."""
+        if self.label is not None and self.class_label is not None:
+            raise UserError("label and class_label both name the class to draw: give one of them")
         if self.eta and self.scheduler not in (None, "ddim"):
             raise UserError(f"eta only applies to DDIM, not {self.scheduler}: remove it or use --scheduler ddim")
 

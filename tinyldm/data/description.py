@@ -56,6 +56,12 @@ class Description:
         if not known:
             del self.ignored[reason]
 
+    @property
+    def unreadable(self) -> list[str]:
+        """The names of the files that turned out to be unreadable."""
+        names = self.ignored.get("unreadable", [])
+        return names if isinstance(names, list) else []
+
     def to_json(self) -> dict[str, Any]:
         """The content of data.json."""
         counts = {reason: names if isinstance(names, int) else len(names) for reason, names in self.ignored.items()}

@@ -8,8 +8,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,54 +17,19 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets.exceptions import DatasetGenerationError
-from datasets.utils.file_utils import xopen
 from huggingface_hub.errors import HTTPError
 from tqdm.auto import tqdm
 
 from tinyldm.config.schema import DataConfig
+from tinyldm.data.cells import image_bytes
 from tinyldm.data.description import Class, Description
 from tinyldm.data.layout import natural
 from tinyldm.data.opening import Opened, open_split
 from tinyldm.errors import UserError
 
-MAX_FILE = 2**30  # bytes of an encoded image
 MAX_CLASSES = 1000
 COMPARED = (1_000, 20_000)  # images of the held-out part and of the training part that are compared for overlap
 MAX_OVERLAP = 0.01  # of the held-out images: a few copies occur in real data sets
-
-
-def image_bytes(value: dict[str, Any] | None, roots: list[str] | None = None) -> bytes:
-    """The encoded file in an undecoded Image cell. Parquet has `bytes`, folders have a `path`, WebDataset has both.
-
-    Args:
-        roots: folders or addresses that a path may point into, the first one for relative paths. None: any regular file.
-
-    Raises:
-        OSError: for an empty cell, a path to somewhere else, or what is no regular file.
-    """
-    if not value:
-        raise OSError("empty cell")
-    if value.get("bytes") is not None:
-        return value["bytes"]
-    path = str(value["path"])
-    if "://" in path:
-        if roots is not None and not any(_within(path.split("::")[-1], root) for root in roots if "://" in root):
-            raise OSError(f"the path {path!r} is outside the data set")
-        with xopen(path, "rb") as file:
-            return file.read(MAX_FILE)
-    if roots is not None:
-        path = os.path.realpath(os.path.join(roots[0] if roots else "", path))
-        if not any(_within(path, os.path.realpath(root)) for root in roots if "://" not in root):
-            raise OSError(f"the path {value['path']!r} is outside the data set's folder")
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
-        raise OSError(f"{path} is no regular file, or has more than {MAX_FILE:,} bytes")
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def _within(path: str, root: str) -> bool:
-    return path == root or path.startswith((root.rstrip("/") + "/", root + "@"))
 
 
 @dataclass
@@ -160,7 +123,7 @@ class Source:
 
     def file_name(self, example: dict[str, Any]) -> str:
         """The name of an example's file, or what identifies it where there is none."""
-        cell = example[self.image_column] or {}
+        cell = example.get(self.image_column) or {}
         if path := cell.get("path"):
             return Path(str(path).split("::")[0]).name
         return str(example.get("__key__") or hashlib.blake2b(cell.get("bytes") or b"", digest_size=6).hexdigest())

@@ -1,10 +1,17 @@
 """Conditions for sampling. data/batch.py defines a condition, and denoiser.py passes it to the network."""
 
+import difflib
+import json
+from pathlib import Path
+
 import torch
 from diffusers import UNet2DModel
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError
 
 from tinyldm.data.batch import Condition
 from tinyldm.errors import UserError
+from tinyldm.files import replace_text
 
 
 def number_of_classes(network: UNet2DModel) -> int | None:
@@ -31,3 +38,48 @@ def condition_for(network: UNet2DModel, seed: int, count: int, class_label: int 
         return Condition()
     cycle = (seed % classes + torch.arange(count)) % classes
     return Condition(cycle if class_label is None else torch.full((count,), class_label))
+
+
+# ------------------------------------------------------------------------------------------------------------ names of classes
+
+CLASSES = "classes.json"  # in a pipeline's folder: the names of its classes, in the order of their numbers
+
+
+def save_class_names(folder: Path, names: list[str]) -> None:
+    """Write the names of the classes into the folder of a pipeline."""
+    replace_text(folder / CLASSES, json.dumps(names, indent=1, ensure_ascii=False))
+
+
+def load_class_names(path: str) -> list[str] | None:
+    """The names of the classes of a pipeline, in a folder or on the Hub; None for a model that has none.
+
+    Raises:
+        UserError: for a damaged file.
+    """
+    file = Path(path) / CLASSES
+    try:
+        if not Path(path).is_dir():
+            file = Path(hf_hub_download(path, CLASSES))
+        names = json.loads(file.read_text())
+    except (OSError, HTTPError):  # the pipelines of others have no such file
+        return None
+    except ValueError as error:
+        raise UserError(f"{file} is not a list of class names ({error})") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file} is not a list of class names")
+    return names
+
+
+def class_number(names: list[str] | None, label: str) -> int:
+    """The number of a class by its name.
+
+    Raises:
+        UserError: for a name that this model does not have, with those it has.
+    """
+    if names is None:
+        raise UserError(f"label is {label!r}, but this model has no names of classes: remove it, or give --class_label NUMBER")
+    if label not in names:
+        near = difflib.get_close_matches(label, names, 1)
+        listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise UserError(f"label is {label!r}{f' (did you mean {near[0]!r}?)' if near else ''}; this model has: {listed}")
+    return names.index(label)

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline, UNet2DModel, VQModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion.conditioning import check_class_label
+from tinyldm.diffusion.conditioning import check_class_label, class_number, load_class_names, number_of_classes
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.process import Process, process_of
 from tinyldm.errors import UserError, boundary
@@ -29,6 +29,7 @@ class Model:
     unet: UNet2DModel
     process: Process
     first_stage: AutoencoderModel | None
+    class_names: list[str] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -45,6 +46,16 @@ class Model:
         """The network as samplers and losses call it."""
         return Denoiser(self.unet)
 
+    def class_label(self, settings: SamplerSettings) -> int | None:
+        """The number of the class that these settings name; None: any.
+
+        Raises:
+            UserError: for a class that this model does not have.
+        """
+        number = settings.class_label if settings.label is None else class_number(self.class_names, settings.label)
+        check_class_label(self.unet, number)
+        return number
+
     def sampler(self, settings: SamplerSettings) -> SchedulerMixin:
         """The diffusers scheduler that these settings ask for, with its timesteps set.
 
@@ -52,14 +63,14 @@ class Model:
             UserError: for a sampler that cannot reverse this process, an eta that the sampler does not have, more steps than
                 the process has, or a class that the network does not have.
         """
-        check_class_label(self.unet, settings.class_label)
+        self.class_label(settings)
         sampler = self.process.sampler(settings.scheduler)
         steps = sampler.config.num_train_timesteps
         if settings.num_inference_steps > steps:
             raise UserError(f"num_inference_steps is {settings.num_inference_steps}; this model has {steps} timesteps")
         if settings.eta and "eta" not in inspect.signature(sampler.step).parameters:
             raise UserError(f"eta only applies to DDIM, not {type(sampler).__name__}: remove it or use --scheduler ddim")
-        sampler.set_timesteps(settings.num_inference_steps, device=self.device)
+        set_steps(sampler, settings.num_inference_steps, self.device)
         return sampler
 
     def sampler_facts(self, settings: SamplerSettings) -> dict[str, Any]:
@@ -70,9 +81,32 @@ class Model:
             "sampler": type(sampler).__name__,
             "num_inference_steps": settings.num_inference_steps,
             "eta": settings.eta,
-            **({} if settings.class_label is None else {"class_label": settings.class_label}),
+            **({} if self.class_label(settings) is None else {"class_label": self.class_label(settings)}),
             "scheduler_config": config,
         }
+
+
+def set_steps(sampler: SchedulerMixin, count: int, device: torch.device) -> None:
+    """Set the timesteps of a sampler that takes `count` steps, and repair diffusers' lists of them.
+
+    Raises:
+        UserError: where its list does not go down to less noise in every step.
+    """
+    refusal = f"{type(sampler).__name__} cannot take {count} steps with this schedule: use fewer, or another --scheduler"
+    try:
+        sampler.set_timesteps(count, device=device)
+    except (IndexError, AssertionError) as error:
+        raise UserError(refusal) from error
+    kept = int((sampler.timesteps >= 0).sum())
+    if kept < len(sampler.timesteps):  # the rounding of `trailing` adds a timestep of -1 for 61 steps of 1,000 and others
+        sampler.timesteps, sampler.num_inference_steps = sampler.timesteps[:kept], count
+        if hasattr(sampler, "sigmas"):
+            sampler.sigmas = torch.cat([sampler.sigmas[:kept], sampler.sigmas[-1:]])
+    if hasattr(sampler, "sigmas") and sampler.sigmas[0] < sampler.sigmas[1]:
+        sampler.sigmas[0] = 2 * sampler.sigmas[1]  # zero SNR is an infinite sigma; the 4,096 that stands for it is too small
+    levels = sampler.timesteps.unique_consecutive()  # Heun's method visits most of them twice
+    if len(levels) != count or levels[0] >= sampler.config.num_train_timesteps or (levels.diff() >= 0).any():
+        raise UserError(refusal)
 
 
 def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
@@ -110,7 +144,8 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
         first_stage.float()  # in half precision some latents would be assigned another code
     with boundary(f"device {device!r} cannot be used"):
         unet, first_stage = (part and part.to(device).eval() for part in (unet, first_stage))
-    return Model(unet, process, first_stage)
+    names = load_class_names(name) if number_of_classes(unet) else None
+    return Model(unet, process, first_stage, names)
 
 
 def _check(unet: UNet2DModel, first_stage: AutoencoderModel | None, precision: str) -> None:

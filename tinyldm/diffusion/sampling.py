@@ -6,9 +6,10 @@ Image i of seed s uses the generator s + i, so seed 7 gives the same image at an
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from tinyldm.config.schema import SamplerSettings
@@ -60,7 +61,12 @@ def denoise(
     channels = None if isinstance(sampler, DDPMScheduler) else noise.shape[1]
     x = noise.to(model.device, model.dtype) * getattr(sampler, "init_noise_sigma", 1.0)
     finite = torch.zeros((), device=x.device)  # number of steps with finite results; read at the end, so no step waits for it
+    after = [*sampler.timesteps.tolist()[1:], -1]
     for step, t in enumerate(sampler.timesteps):
+        if isinstance(sampler, DDIMScheduler):
+            # It steps from t to t - T // n, which misses the next timestep of its list unless n divides T. So n becomes the
+            # fraction that leads there. Where n divides T, nothing changes: samples equal those of diffusers to the bit.
+            sampler.num_inference_steps = Fraction(sampler.config.num_train_timesteps, int(t) - after[step])
         seen = sampler.scale_model_input(x, t) if hasattr(sampler, "scale_model_input") else x
         if watch:
             watch(step, seen)
@@ -82,7 +88,7 @@ def sample(model: Model, num_images: int, batch_size: int, seed: int, settings: 
     for first in range(0, num_images, batch_size):
         random = generators(seed + first, min(batch_size, num_images - first))
         noise = initial_noise(model.unet, random)
-        condition = condition_for(model.unet, seed + first, len(random), settings.class_label)
+        condition = condition_for(model.unet, seed + first, len(random), model.class_label(settings))
         yield to_images(model, denoise(model, noise, settings, random, condition)).cpu()
 
 
@@ -103,7 +109,7 @@ def denoising_frames(
     """Frames of the sampling of these seeds: `frames` uint8 batches (B, 3, H, W), the last one with the finished images."""
     random = generators(seed, num_images)
     states: list[torch.Tensor] = []
-    condition = condition_for(model.unet, seed, num_images, settings.class_label)
+    condition = condition_for(model.unet, seed, num_images, model.class_label(settings))
     denoise(model, initial_noise(model.unet, random), settings, random, condition, lambda step, x: states.append(x))
     kept = torch.linspace(0, len(states) - 1, min(frames, len(states))).round().int().tolist()
     return [to_images(model, states[i]).cpu() for i in kept]
@@ -115,7 +121,7 @@ def interpolate(model: Model, seed_a: int, seed_b: int, settings: SamplerSetting
     The sampler is deterministic, so that similar noises give similar images."""
     a, b = initial_noise(model.unet, [*generators(seed_a, 1), *generators(seed_b, 1)])
     noise = slerp(a, b, torch.linspace(0, 1, frames))
-    label = (settings.class_label or 0) if number_of_classes(model.unet) else settings.class_label
+    label = (model.class_label(settings) or 0) if number_of_classes(model.unet) else None
     condition = condition_for(model.unet, 0, frames, label)
     deterministic = replace(settings, scheduler=model.process.deterministic, eta=0.0)
     return to_images(model, denoise(model, noise, deterministic, condition=condition)).cpu()

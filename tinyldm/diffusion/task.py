@@ -74,11 +74,6 @@ class DiffusionTask(Task):
     def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
         """The images or latents (B, C, S, S) of a batch, as the network sees them."""
 
-    @property
-    @abstractmethod
-    def corrupt(self) -> int:
-        """Training images that could not be read so far."""
-
     def losses(self, batch: Batch, step: int, draw: Draw) -> Losses:
         """The diffusion loss of a batch, with random times and noise."""
         x0 = self.x0(batch, draw)
@@ -159,8 +154,8 @@ class DiffusionTask(Task):
         channels, side = self.held_out.x.shape[1:3]
         return {
             "shape": f"{channels} x {side} x {side}",
-            "corrupt": self.corrupt,
             "process": self.process.describe(),
+            "timesteps": self.process.sampler().config.num_train_timesteps,
             "prediction_type": self.process.prediction,
             "loss": self.config.diffusion.loss,
             "snr_gamma": self.config.diffusion.snr_gamma,

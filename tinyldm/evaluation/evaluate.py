@@ -97,7 +97,10 @@ class Evaluation:
     def parts(self) -> dict[str, ImageSet]:
         """The training part and the held-out part."""
         config = self.config
-        sources = zip(("train", "held_out"), open_sources(config.data, config.split_seed), strict=True)
+        opened = open_sources(config.data, config.split_seed)
+        if opened[0].description:
+            print("\n".join(opened[0].description.lines()))
+        sources = zip(("train", "held_out"), opened, strict=True)
         return {part: data_part(source, config.data, part, config.split_seed, config.batch_size) for part, source in sources}
 
     def part_features(self, part: str, limit: int | None) -> Arrays:

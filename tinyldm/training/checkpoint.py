@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tinyldm.config.schema import Training
 from tinyldm.errors import UserError, boundary
 from tinyldm.limits import check_finite
 
@@ -70,9 +71,20 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Any, dict]:
             check_finite(tensors, f" in {name}.safetensors")
     with boundary(f"{folder / 'optimizers.pt'} has more than tensors and numbers in it, or is not a torch file"):
         optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
-    with boundary(f"{folder / 'state.json'} is not JSON"):
+    return networks, optimizers, load_state(folder)
+
+
+def load_state(folder: Path) -> dict:
+    """The state.json of a checkpoint.
+
+    Raises:
+        Damaged: when it cannot be read.
+    """
+    with boundary(f"{folder / 'state.json'} cannot be read"):
         state = json.loads((folder / "state.json").read_text())
-    return networks, optimizers, state
+        if not isinstance(state, dict):
+            raise ValueError("not a mapping")
+    return state
 
 
 def verify(folder: Path) -> None:
@@ -125,6 +137,16 @@ def find(run: Path, resume: str) -> Path | None:
     if found:
         raise UserError(f"{run} has no undamaged checkpoint to resume from; start again with --overwrite true")
     return None
+
+
+def kept(config: Training) -> dict[str, float]:
+    """The numbers that the run which `config` resumes has measured at its start; empty for a new run. See Task.kept.
+
+    Raises:
+        UserError: as `find`, or for a damaged checkpoint.
+    """
+    folder = find(Path(config.output_dir), config.resume) if config.resume else None
+    return load_state(folder).get("kept", {}) if folder else {}
 
 
 def prune(run: Path, keep: int, best: int | None) -> None:

@@ -13,6 +13,7 @@ from diffusers.training_utils import EMAModel
 
 from tinyldm.config import parsing
 from tinyldm.config.schema import Training
+from tinyldm.data.description import compare
 from tinyldm.errors import UserError, boundary
 from tinyldm.training import checkpoint
 from tinyldm.training.task import Task
@@ -78,6 +79,8 @@ class State:
             "seconds": self.seconds,
             "images_per_step": images_per_step,
             "built_on": self.task.built_on,
+            "kept": self.task.kept,
+            "data": self.task.data.to_json(),
             "best_figure": self.best_figure,
             "best_step": self.best_step,
             "examples_per_epoch": self.task.examples_per_epoch,
@@ -126,6 +129,7 @@ class State:
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in NOT_COMPARED]
         if facts["built_on"] != self.task.built_on:
             raise UserError(f"the first stage is not the one of {folder}: train over another one in a new folder")
+        data_changes = compare(facts["data"], self.task.data.to_json(), folder.name) if "data" in facts else []
         if model := [key for key in changed if key.split(".")[0] in MODEL_SECTIONS]:
             raise UserError(f"{', '.join(model)} changed since {folder}: that is another model; train it in a new folder")
         if not self.accelerator.is_main_process:
@@ -133,6 +137,10 @@ class State:
         if changed:
             listed = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
             print(f"changed since {folder.name}: {listed}", file=sys.stderr)
+        if data_changes:
+            print(
+                f"the data changed since {folder.name}: {', '.join(data_changes)}; their order is another one", file=sys.stderr
+            )
         if facts["images_per_step"] != images_per_step:
             print(
                 f"images per step {facts['images_per_step']} -> {images_per_step}: data continue at image {facts['images']:,}",

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from tinyldm.config.schema import Training
 from tinyldm.data.batch import Batch
+from tinyldm.data.description import Description
+from tinyldm.data.sources import Source, open_sources
 from tinyldm.randomness import Draw
 
 Losses = Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]
@@ -26,6 +30,8 @@ class Task(ABC):
         learning_rates: the peak for each network.
         examples_per_epoch: images in an epoch; None where `max_steps` is given and a stream does not know.
         buffers: tensors beside the networks that a checkpoint holds; restored in place.
+        kept: numbers that were measured at the start of the run. A resumed run takes them over: see checkpoint.kept.
+        data: what was understood of the data.
     """
 
     card: str
@@ -34,6 +40,13 @@ class Task(ABC):
     learning_rates: dict[str, float]
     examples_per_epoch: int | None
     buffers: dict[str, torch.Tensor]
+    kept: dict[str, float]
+    data: Description
+
+    @property
+    @abstractmethod
+    def unreadable(self) -> list[str]:
+        """Names of the training images that this rank could not read so far."""
 
     @abstractmethod
     def batches(self, position: int) -> Generator[Batch, None, None]:
@@ -75,3 +88,16 @@ class Task(ABC):
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What its template names beyond what the trainer knows."""
+
+
+def open_data(config: Training, accelerator: Accelerator) -> tuple[Source, Source, Description]:
+    """The training part, the held-out part, and what was understood of the data, which the main rank prints.
+
+    Raises:
+        UserError: see `open_sources`.
+    """
+    train, held_out = open_sources(config.data, config.seed)
+    assert train.description
+    if accelerator.is_main_process:
+        print("\n".join(train.description.lines()))
+    return train, held_out, train.description

@@ -5,6 +5,7 @@ length of a training are functions of images seen (learning_rate.py).
 """
 
 import itertools
+import json
 import math
 import shutil
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
@@ -25,7 +27,7 @@ from tinyldm import pictures
 from tinyldm.config.schema import Training
 from tinyldm.data.batch import Batch
 from tinyldm.errors import Stopped, UserError
-from tinyldm.files import replace_folder
+from tinyldm.files import replace_folder, replace_text
 from tinyldm.metrics.while_training import Quality
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.training import checkpoint, hub, model_card
@@ -84,6 +86,7 @@ class Trainer:
         self.pusher = hub.BackgroundPush(run.path, config.hub) if run and config.hub.push else None
         self.state = State(config, task, accelerator, optimizers, ema)
         self._resume()
+        self._describe_data()
         state = self.state
         self.progress = Progress.plan(train, self.images_per_step, task.examples_per_epoch, state.step, state.images)
         self.max_steps = state.step + self.progress.steps_left(state.images)
@@ -269,7 +272,14 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------------------------- saving
 
+    def _describe_data(self) -> None:
+        """Write data.json; what is known later than the start is filled in at each save."""
+        self.task.data.ignore("unreadable", gather_object(self.task.unreadable))
+        if self.run:
+            replace_text(self.run.path / "data.json", json.dumps(self.task.data.to_json(), indent=1))
+
     def _save(self) -> None:
+        self._describe_data()
         self.state.save(Path(self.config.output_dir), self.images_per_step)
         self._export()
 
@@ -297,6 +307,7 @@ class Trainer:
             "hardware": hardware(self.accelerator.device, self.rank.count),
             "best_step": state.best_step,
             "parameters": count_parameters(self.accelerator.unwrap_model(self.task.networks[state.main])),
+            "corrupt": len(self.task.data.unreadable),
             **self.task.facts(),
         }
 
