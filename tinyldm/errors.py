@@ -83,11 +83,22 @@ def root_cause(error: BaseException) -> BaseException:
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def is_full_disk(error: Exception) -> bool:
-    """Whether an error of Python, safetensors or torch.save means a full disk."""
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error of Python, safetensors or torch.save means a full disk. torch's may hide it in the chain of causes."""
     match = re.search(r"\(os error (\d+)\)", str(error))  # safetensors gives the number in the message only
     number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
-    return number in FULL or "PytorchStreamWriter failed writing" in str(error)
+    inner = error.__cause__ or error.__context__
+    hidden = isinstance(error, RuntimeError) and inner is not None and is_full_disk(inner)
+    return number in FULL or hidden or "PytorchStreamWriter failed writing" in str(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, numpy or torch, on any device, means that memory is used up."""
+    # torch.OutOfMemoryError is a RuntimeError; its CPU allocator raises a plain one.
+    used_up = r"out of memory|not enough memory|[Cc]an(no|')t allocate memory"
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError) and bool(re.search(used_up, str(error)))
+    )
 
 
 DISK = [
@@ -98,7 +109,7 @@ DISK = [
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print a `UserError` as one line and exit with code 2. What the disk refuses counts as one.
+    """Print a `UserError` as one line and exit with code 2. What the disk refuses and used-up memory count as one.
 
     After signal n the exit code is 128 + n, as shells expect. Bugs keep their traceback.
     """
@@ -113,7 +124,9 @@ def one_line_errors() -> Iterator[None]:
         os._exit(128 + 13)  # as the signal SIGPIPE
     except Exception as error:
         file = getattr(error, "filename", None)
-        if is_full_disk(error):
+        if is_out_of_memory(error):
+            message = "error: out of memory: use a smaller batch_size, or close other programs"
+        elif is_full_disk(error):
             message = f"error: no space left for {file or 'the output'}: free some space and run it again"
             message += " (a training with --resume latest)"
         elif isinstance(error, OSError) and error.errno in DISK and file:

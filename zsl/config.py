@@ -273,7 +273,8 @@ class Features:
     """Extract features from a folder of images with one subfolder per class, and write a file for `data.path`."""
 
     images: str
-    """The folder: FOLDER/CLASS/image.jpg, ... Class ids are 1, 2, ... in the alphabetical order of the subfolders."""
+    """The folder: FOLDER/CLASS/image.jpg, ... The classes are the subfolders in natural order. Texts are joined by the names
+    of these folders; a folder that is only a number is the class with this id."""
     out: str
     """The .npz to write. It holds features, labels, class_names, image_ids and unseen_classes."""
     backbone: Literal["inception", "dinov2", "efficientnet-lite0"] = "efficientnet-lite0"

@@ -1,5 +1,6 @@
 """The data set for zero-shot learning, and its .npz file. originals.py reads other layouts; load.py decides which one it is."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -152,6 +153,37 @@ class ClassTexts:
         order = np.argsort(self.ids)
         return order[np.searchsorted(self.ids[order], ids)].astype(np.int64)
 
+    def index_by_name(self, names: list[str], what: str) -> np.ndarray:
+        """Positions of classes by name: `Red rose`, `red_rose` and `007.Red_Rose` are one. A bare number is a class id.
+
+        Raises:
+            UserError: if a name has no text, or has several, or its number is the id of another class.
+        """
+        known: dict[str, list[int]] = {}
+        for position, name in enumerate(self.names):
+            known.setdefault(_plain(name), []).append(position)
+        by_id = {int(number): position for position, number in enumerate(self.ids)}
+        positions = []
+        for name in names:
+            number, _, rest = name.partition(".") if "." in name else (name, "", "")
+            matches = known.get(_plain(name)) or known.get(_plain(rest), [])
+            numbered = by_id.get(int(number)) if number.isdecimal() else None
+            if not matches and not rest and numbered is not None:
+                matches = [numbered]
+            if len(matches) != 1:
+                there = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
+                how = "several texts" if matches else "no text"
+                raise UserError(f"{what}: the class {name!r} has {how}; texts are for {there}: give both the same names")
+            if rest and numbered is not None and numbered != matches[0]:
+                raise UserError(
+                    f"{what}: the class {name!r} has the number {number}, but among the texts class {int(number)} is "
+                    f"{self.names[numbered]!r}: fix the number or the name"
+                )
+            positions += matches
+        if len(set(positions)) < len(positions):
+            raise UserError(f"{what}: two classes have the same text; give each class a text of its own")
+        return np.array(positions, np.int64)
+
 
 def with_texts(data: Dataset, texts: ClassTexts) -> Dataset:
     """The same images with other texts for the same classes."""
@@ -165,6 +197,12 @@ def with_texts(data: Dataset, texts: ClassTexts) -> Dataset:
 
 
 # ------------------------------------------------------------------------------------------------------- reading, writing
+
+
+def _plain(name: str) -> str:
+    """Letters and digits of a class name in lower case, without the number before its first dot: `007.Red_Rose` -> redrose."""
+    number, dot, rest = name.partition(".")
+    return re.sub(r"[\W_]+", "", (rest if dot and number.isdecimal() else name).lower())
 
 
 def load_npz(file: Path, texts: ClassTexts | None = None) -> Dataset:
@@ -181,6 +219,8 @@ def load_npz(file: Path, texts: ClassTexts | None = None) -> Dataset:
         if not {"texts", "classes"} <= arrays.keys():
             raise UserError(f"{file} holds no texts and classes; set data.texts to a texts.npz or articles.jsonl")
         texts = ClassTexts.from_arrays(file, arrays)
+    elif "class_names" in arrays and "texts" not in arrays:  # written by `zsl features`: its numbers are those of folders
+        arrays = _named_as(texts, file, arrays)
     index = texts.index_of(arrays["labels"], f"labels in {file}")
     validation = arrays.get("validation_classes")
     return Dataset(
@@ -196,6 +236,15 @@ def load_npz(file: Path, texts: ClassTexts | None = None) -> Dataset:
         validation_classes=None if validation is None else texts.index_of(validation, f"validation_classes in {file}"),
         simulated=bool(np.any(arrays.get("simulated", False))),
     )
+
+
+def _named_as(texts: ClassTexts, file: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays with the class ids of the texts: class n, by its name, instead of the n-th folder."""
+    names = [str(name) for name in arrays["class_names"]]
+    ids = texts.ids[texts.index_by_name(names, f"class_names in {file}")]
+    own = ClassTexts(np.arange(1, len(names) + 1), names)
+    keys = [key for key in ("labels", "unseen_classes", "validation_classes") if key in arrays]
+    return {**arrays, **{key: ids[own.index_of(arrays[key], f"{key} in {file}")] for key in keys}}
 
 
 def save_npz(data: Dataset, file: Path) -> None:

@@ -12,6 +12,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm.auto import tqdm
 
 from tinyldm.data.images import MAX_CORRUPT, to_square
+from tinyldm.data.layout import natural, walk
 from tinyldm.errors import UserError
 from tinyldm.limits import open_image
 from tinyldm.metrics import features as networks
@@ -27,7 +28,10 @@ def run(config: Features) -> str:
     root = Path(config.images).expanduser()
     if not root.is_dir():
         raise UserError(f"images {root} is not a folder")
-    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    names = sorted((folder.name for folder in folders if images_in(folder)), key=natural)
+    if empty := [folder.name for folder in folders if folder.name not in names]:
+        print(f"without images, so not classes: {', '.join(sorted(empty, key=natural))}", file=sys.stderr)
     files = [(file, number) for number, name in enumerate(names, 1) for file in images_in(root / name)]
     if not files:
         raise UserError(f"{root} holds no images in subfolders; use one per class, such as {root / 'tulip' / '1.jpg'}")
@@ -71,4 +75,5 @@ def run(config: Features) -> str:
 
 def images_in(folder: Path) -> list[Path]:
     """Image files in a folder and its subfolders, sorted."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+    files = [folder / name for name in walk(folder)[0]]
+    return [file for file in files if file.suffix.lower() in IMG_EXTENSIONS]

@@ -75,3 +75,16 @@ def make_vq(config: TrainVQ) -> VQModel:
         vq._supports_gradient_checkpointing = True  # its encoder and decoder support it, the class does not declare it
         vq.enable_gradient_checkpointing()
     return vq
+
+
+def make_discriminator(config: TrainVQ) -> Discriminator:
+    """A discriminator with random weights, run once on an image of the config's size.
+
+    Raises:
+        UserError: if it has too many layers for that size.
+    """
+    side, channels, layers = config.data.resolution, config.data.channels, config.loss.discriminator_layers
+    discriminator = Discriminator(config.loss.discriminator_channels, layers, channels)
+    with boundary(f"loss.discriminator_layers {layers} are too many for images of {side} px", "use fewer"), torch.no_grad():
+        discriminator(torch.zeros(1, channels, side, side))
+    return discriminator

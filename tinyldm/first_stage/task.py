@@ -15,7 +15,7 @@ from tinyldm import pictures
 from tinyldm.config.schema import TrainVQ
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images, first_images, mirror_half, to_float, to_uint8
-from tinyldm.first_stage.networks import Autoencoder, Discriminator, make_vq
+from tinyldm.first_stage.networks import Autoencoder, make_discriminator, make_vq
 from tinyldm.metrics.lpips import load_lpips
 from tinyldm.randomness import Draw
 from tinyldm.training.accelerator import rank_of
@@ -42,8 +42,7 @@ class VQTask(Task):
         self.networks = {"autoencoder": Autoencoder(vq)}
         self.learning_rates = {"autoencoder": config.train.learning_rate}
         if self.loss.adversarial_weight > 0:
-            shape = self.loss.discriminator_channels, self.loss.discriminator_layers, config.data.channels
-            self.networks["discriminator"] = Discriminator(*shape)
+            self.networks["discriminator"] = make_discriminator(config)
             if config.train.compile:
                 # A compiled backward pass may free its buffers, and this one runs more than once.
                 torch._functorch.config.donated_buffer = False

@@ -23,7 +23,9 @@ from safetensors.torch import load_file, save_file
 
 from tinyldm.config.schema import Training
 from tinyldm.errors import UserError, boundary
+from tinyldm.files import open_to_others, refuse_links
 from tinyldm.limits import check_finite
+from tinyldm.manifest import Manifest
 
 CHECKSUMS = "checksums.json"
 NEEDED = {"optimizers.pt", "state.json"}  # beside the networks
@@ -36,6 +38,7 @@ class Damaged(UserError):
 def save(run: Path, step: int, networks: dict[str, dict[str, torch.Tensor]], optimizers: Any, state: dict) -> Path:
     """Write checkpoints/step-N of a run; a kill at any moment leaves either the whole folder or none."""
     final = run / "checkpoints" / f"step-{step}"
+    refuse_links(final.parent, final)
     aside = final.with_name(f".saving-{step}")
     for leftover in final.parent.glob(".saving-*"):  # from a run that was killed
         shutil.rmtree(leftover, ignore_errors=True)
@@ -43,12 +46,15 @@ def save(run: Path, step: int, networks: dict[str, dict[str, torch.Tensor]], opt
     try:
         for name, tensors in networks.items():
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside / f"{name}.safetensors")
-        torch.save(optimizers, aside / "optimizers.pt")
+        with (aside / "optimizers.pt").open("wb") as file:  # opened here, so that a full disk is an OSError
+            torch.save(optimizers, file)
         (aside / "state.json").write_text(json.dumps(state, indent=1))
         sums = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
         (aside / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-        for file in [*aside.iterdir(), aside]:
-            _sync(file)
+        open_to_others(aside)
+        for path in [*aside.iterdir(), aside]:
+            _sync(path)
+        Manifest(run).own_all(final / file.name for file in aside.iterdir())
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         _sync(final.parent)
@@ -122,9 +128,7 @@ def find(run: Path, resume: str) -> Path | None:
         UserError: when all checkpoints are damaged.
     """
     if resume != "latest":
-        folder = Path(resume)
-        if not folder.is_dir():
-            raise UserError(f"checkpoint {resume} does not exist; {run} has steps {steps(run)}")
+        folder = named(run, resume)
         verify(folder)
         return folder
     found = steps(run)
@@ -152,6 +156,20 @@ def kept(config: Training) -> dict[str, float]:
         if not all(0 < value < math.inf for value in numbers.values()):
             raise ValueError(numbers)
     return numbers
+
+
+def named(run: Path, resume: str) -> Path:
+    """The folder of a checkpoint that is given by its path.
+
+    Raises:
+        UserError: when it is missing, or belongs to another run, whose steps are not those of this one.
+    """
+    folder = Path(resume).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"checkpoint {resume} does not exist; {run} has steps {steps(run)}")
+    if folder.resolve().parent != (run / "checkpoints").resolve():
+        raise UserError(f"checkpoint {resume} is not one of {run}: set output_dir to its own run, or resume from latest")
+    return folder
 
 
 def prune(run: Path, keep: int, best: int | None) -> None:

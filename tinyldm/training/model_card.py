@@ -11,6 +11,7 @@ from tinyldm.config import parsing
 from tinyldm.config.schema import DataConfig, TrainConfig
 from tinyldm.data.identity import hub_id
 from tinyldm.files import replace_text
+from tinyldm.manifest import Manifest
 
 TEMPLATES = Path(__file__).parents[2] / "model_cards"
 LABELS = {
@@ -94,8 +95,9 @@ def _load(run: Path) -> dict[str, Any] | None:
 
 
 def _save(run: Path, card: dict[str, Any]) -> None:
-    replace_text(run / "card.json", json.dumps(card, indent=1, default=str))
-    replace_text(run / "README.md", _render(run, json.loads(json.dumps(card, default=str))))
+    manifest = Manifest(run)
+    replace_text(manifest.own(run / "card.json"), json.dumps(card, indent=1, default=str))
+    replace_text(manifest.own(run / "README.md"), _render(run, json.loads(json.dumps(card, default=str))))
 
 
 def _render(run: Path, card: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -76,6 +77,11 @@ class Task(ABC):
     @abstractmethod
     def picture(self, path: Path) -> None:
         """Draw what the network does now, without touching the training's random numbers."""
+
+    def rehearse(self) -> None:
+        """Run once, before the training, what would otherwise first run hours later: a picture."""
+        with TemporaryDirectory() as folder:
+            self.picture(Path(folder) / "picture.png")
 
     @abstractmethod
     def make_images(self, count: int) -> Iterator[torch.Tensor]:
