@@ -24,6 +24,9 @@ YAML_NODES = 100_000  # after its aliases are replaced by what they stand for
 IMAGE_BYTES = 5 * 2**28  # that decoding and converting one image takes
 FREE_BYTES = 2**28  # any compressed file may grow to this
 EXPANSION = 50  # above FREE_BYTES, by at most this factor; pictures and features shrink by less than 10
+PARAMETERS = 2**30  # of a network
+LARGEST_NUMBER = 2**20  # in a model's config
+LAYERS = 64  # in a block
 LARGE = threading.Lock()  # held while an image above FREE_BYTES is decoded: one at a time
 RUNS_PROGRAMS = ("EPS",)  # formats that Pillow decodes by another program
 
@@ -159,6 +162,23 @@ def check_finite(tensors: Mapping[str, "torch.Tensor"], where: str = "") -> None
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{name} is not finite{where}")
+
+
+def check_parameters(network: "torch.nn.Module") -> None:
+    """Raise ValueError for a network of more than PARAMETERS."""
+    if (count := sum(weight.numel() for weight in network.parameters())) > PARAMETERS:
+        raise ValueError(f"it would have {count:,} parameters")
+
+
+def check_numbers(value: Any) -> None:
+    """Raise ValueError if the JSON of a model's config has a whole number above LARGEST_NUMBER in it, or too many layers."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in inside:
+        check_numbers(part)
+    if isinstance(value, dict) and isinstance(layers := value.get("layers_per_block"), int) and layers > LAYERS:
+        raise ValueError(f"its layers_per_block is {layers:,}")
+    if isinstance(value, int | float) and abs(value) > LARGEST_NUMBER:
+        raise ValueError(f"its config says {value:,}")
 
 
 def _size(count: float) -> str:

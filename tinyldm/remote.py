@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -36,7 +37,8 @@ def from_hub(name: str) -> Iterator[bool]:
     for config in configs:
         config.HF_HUB_OFFLINE = bool(silent)  # type: ignore[attr-defined]
     try:
-        yield bool(silent)
+        with warnings.catch_warnings(action="ignore"):  # of diffusers about the client's arguments
+            yield bool(silent)
     except Exception as error:
         if not silent or isinstance(error, UserError):
             raise

@@ -63,7 +63,7 @@ class Dataset:
         return self
 
     def _check_features(self) -> None:
-        if self.features.ndim != 2 or len(self.features) != len(self.labels):
+        if self.features.ndim != 2 or len(self.features) != len(self.labels) or not self.features.size:
             raise UserError(
                 f"{self.name}: features are {_shape(self.features)} and labels {_shape(self.labels)}; "
                 "features must be (images, dimensions), with one label per image"
@@ -91,7 +91,7 @@ class Dataset:
 
     def _check_classes(self) -> None:
         reserved = np.zeros(0, np.int64) if self.seen_test is None else self.seen_test
-        if reserved.ndim != 1 or reserved.dtype.kind not in "iu" or (reserved >= len(self.labels)).any():
+        if reserved.ndim != 1 or reserved.dtype.kind not in "iu" or not np.isin(reserved, range(len(self.labels))).all():
             raise UserError(f"{self.name}: seen_test must hold row numbers below {len(self.labels)}")
         images = np.bincount(self.labels, minlength=len(self.class_ids))
         if not len(self.unseen) or len(self.seen) < 2:
@@ -234,7 +234,7 @@ def load_npz(file: Path, texts: ClassTexts | None = None) -> Dataset:
         articles=texts.articles,
         seen_test=arrays.get("seen_test"),
         validation_classes=None if validation is None else texts.index_of(validation, f"validation_classes in {file}"),
-        simulated=bool(arrays.get("simulated", False)),
+        simulated=bool(np.any(arrays.get("simulated", False))),
     )
 
 
@@ -289,13 +289,11 @@ def write_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
         UserError: if the file cannot be written.
     """
     temporary = file.with_name(f".{file.name}")
-    try:
+    with boundary(f"{file} cannot be written", "choose another path"):
         file.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as opened:
             np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]  # the stub takes every value for `allow_pickle`
         temporary.replace(file)
-    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-        raise UserError(f"{file} cannot be written ({error.strerror}); choose another path") from error
 
 
 def _numbers(file: Path, key: str, array: np.ndarray) -> np.ndarray:

@@ -43,7 +43,9 @@ def read(file: Path) -> ClassTexts:
             row = json.loads(line)
             if row["class_id"] != int(row["class_id"]) or not -(2**63) <= row["class_id"] < 2**63:
                 raise ValueError(f"class_id {row['class_id']} is not a whole number")
-            rows.append((int(row["class_id"]), str(row.get("name", row["class_id"])), str(row["text"])))
+            if not isinstance(row["text"], str):
+                raise ValueError("the text is no text")
+            rows.append((int(row["class_id"]), str(row.get("name", row["class_id"])), row["text"]))
     if not rows:
         raise UserError(f"{file} contains no article; write one line per class")
     ids, names, articles = zip(*rows, strict=True)

@@ -1,5 +1,6 @@
 """Conditions for sampling. data/batch.py defines a condition, and denoiser.py passes it to the network."""
 
+import contextlib
 import difflib
 import json
 from pathlib import Path
@@ -10,8 +11,10 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HTTPError
 
 from tinyldm.data.batch import Condition
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.files import replace_text
+from tinyldm.limits import read_text
+from tinyldm.remote import from_hub
 
 
 def number_of_classes(network: UNet2DModel) -> int | None:
@@ -57,16 +60,15 @@ def load_class_names(path: str) -> list[str] | None:
         UserError: for a damaged file.
     """
     file = Path(path) / CLASSES
-    try:
-        if not Path(path).is_dir():
+    if not Path(path).is_dir():
+        with contextlib.suppress(OSError, HTTPError), from_hub(path):
             file = Path(hf_hub_download(path, CLASSES))
-        names = json.loads(file.read_text())
-    except (OSError, HTTPError):  # the pipelines of others have no such file
+    if not file.exists():  # the pipelines of others have no such file
         return None
-    except ValueError as error:
-        raise UserError(f"{file} is not a list of class names ({error})") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{file} is not a list of class names")
+    with boundary(f"{file} is not a list of class names"):
+        names = json.loads(read_text(file))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("no list of texts")
     return names
 
 

@@ -4,6 +4,8 @@ All other code calls a `Denoiser`: (x_t, times, condition) -> prediction. Other 
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -13,6 +15,7 @@ from tinyldm.config.networks import UNetConfig
 from tinyldm.config.schema import TrainConfig
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.errors import UserError, boundary
+from tinyldm.limits import check_parameters
 
 
 class Denoiser:
@@ -61,10 +64,21 @@ def make_denoiser(
     derived = {"sample_size": side, "in_channels": channels, "out_channels": out_channels, "num_class_embeds": classes}
     with boundary("cannot build a UNet2DModel from the section unet"):
         arguments = {**config.arguments(), **derived}
-        with torch.device("meta"):  # bad values may only show in a forward pass; here it costs nothing
-            labels = None if classes is None else torch.zeros(1, dtype=torch.long)
-            Denoiser(UNet2DModel(**arguments))(torch.zeros(1, channels, side, side), torch.zeros(1), Condition(labels))
+        try_denoiser(arguments, side, channels, classes)
         return UNet2DModel(**arguments)
+
+
+def try_denoiser(arguments: Mapping[str, Any], side: int, channels: int, classes: int | None) -> None:
+    """Run a network with these arguments once, without weights: bad values may only show there.
+
+    Raises:
+        Exception: whatever diffusers raises for them.
+    """
+    with torch.device("meta"):
+        network = UNet2DModel.from_config(dict(arguments))
+        check_parameters(network)
+        labels = None if classes is None else torch.zeros(1, dtype=torch.long)
+        Denoiser(network)(torch.zeros(1, channels, side, side), torch.zeros(1), Condition(labels))
 
 
 def switch_on(network: UNet2DModel, train: TrainConfig) -> None:

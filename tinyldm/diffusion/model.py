@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion.conditioning import check_class_label, class_number, load_class_names, number_of_classes
-from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.denoiser import Denoiser, try_denoiser
 from tinyldm.diffusion.process import Process, process_of
 from tinyldm.errors import UserError, boundary
 from tinyldm.first_stage.autoencoder import AutoencoderModel, check_autoencoder
-from tinyldm.limits import check_finite
+from tinyldm.limits import check_finite, check_numbers, read_text
 from tinyldm.remote import from_hub, may_be_hub_id
 
+LARGEST = 2**28  # numbers in x_0
 DECODED_AT_ONCE = 2**14  # latent positions: 64 images of 64 px through an f4, or 4 of 256 px
 
 
@@ -70,7 +72,8 @@ class Model:
             raise UserError(f"num_inference_steps is {settings.num_inference_steps}; this model has {steps} timesteps")
         if settings.eta and "eta" not in inspect.signature(sampler.step).parameters:
             raise UserError(f"eta only applies to DDIM, not {type(sampler).__name__}: remove it or use --scheduler ddim")
-        set_steps(sampler, settings.num_inference_steps, self.device)
+        with boundary("the model's scheduler cannot sample"):
+            set_steps(sampler, settings.num_inference_steps, self.device)
         return sampler
 
     def sampler_facts(self, settings: SamplerSettings) -> dict[str, Any]:
@@ -129,6 +132,8 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
         name, source = path, from_hub(path)
     where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded"
     with boundary(f"model {path} {where}", "give a run, a pipeline folder, or a Hub id"):
+        for config in local.glob("*/*.json") if local.is_dir() else ():
+            check_numbers(json.loads(read_text(config)))
         with source as on_disk:
             pipeline = DiffusionPipeline.from_pretrained(name, dtype=dtype, local_files_only=on_disk)
         parts = pipeline.components
@@ -149,13 +154,17 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
 
 
 def _check(unet: UNet2DModel, first_stage: AutoencoderModel | None, precision: str) -> None:
-    """Raise ValueError for weights that are missing or not finite."""
+    """Raise an exception for weights that are missing or not finite, or a network that does not run."""
     for part in filter(None, (unet, first_stage)):
         if missing := [name for name, weight in part.named_parameters() if weight.is_meta]:
             raise ValueError(f"{len(missing)} weights are missing, {missing[0]} for one")
     check_finite(unet.state_dict(), precision)
     if first_stage is not None:
         check_autoencoder(first_stage)
+    config = unet.config
+    if config.in_channels * config.sample_size**2 > LARGEST:
+        raise ValueError(f"it draws images of side {config.sample_size}")
+    try_denoiser(config, config.sample_size, config.in_channels, config.num_class_embeds)
 
 
 def decoded_at_once(positions: int) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 
 from tinyldm.config.schema import TrainVQ
 from tinyldm.errors import boundary
+from tinyldm.limits import check_parameters
 
 
 class Autoencoder(nn.Module):
@@ -66,7 +67,9 @@ def make_vq(config: TrainVQ) -> VQModel:
     arguments = {**config.vq.arguments(), "sample_size": side, "in_channels": channels, "out_channels": channels}
     with boundary("cannot build a VQModel from the section vq"):
         with torch.device("meta"):  # bad values may only show in a forward pass; here it costs nothing
-            Autoencoder(VQModel(**arguments))(torch.zeros(1, channels, side, side))
+            trial = Autoencoder(VQModel(**arguments))
+            check_parameters(trial)
+            trial(torch.zeros(1, channels, side, side))
         vq = VQModel(**arguments)
     if config.train.gradient_checkpointing:
         vq._supports_gradient_checkpointing = True  # its encoder and decoder support it, the class does not declare it

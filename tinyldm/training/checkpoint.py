@@ -11,6 +11,7 @@ checkpoints/step-1000/
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -99,7 +100,7 @@ def verify(folder: Path) -> None:
         sums = json.loads((folder / CHECKSUMS).read_text())
         if not isinstance(sums, dict) or not sums.keys() >= NEEDED:
             raise ValueError(f"it does not list {' and '.join(sorted(NEEDED))}")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # JSON that is nested too deeply raises a RecursionError
         raise Damaged(f"checkpoint {folder} is incomplete: {CHECKSUMS} cannot be used ({error})") from error
     try:
         wrong = [name for name, digest in sums.items() if _sha256(folder / name) != digest]
@@ -150,7 +151,11 @@ def kept(config: Training) -> dict[str, float]:
         UserError: as `find`, or for a damaged checkpoint.
     """
     folder = find(Path(config.output_dir), config.resume) if config.resume else None
-    return load_state(folder).get("kept", {}) if folder else {}
+    numbers = load_state(folder).get("kept", {}) if folder else {}
+    with boundary(f"{folder}/state.json holds no sound numbers"):
+        if not all(0 < value < math.inf for value in numbers.values()):
+            raise ValueError(numbers)
+    return numbers
 
 
 def named(run: Path, resume: str) -> Path:

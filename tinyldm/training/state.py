@@ -99,8 +99,10 @@ class State:
         """
         networks, optimizers, facts = checkpoint.load(folder)
         with boundary(f"checkpoint {folder} does not fit this config"):
-            if not all(isinstance(facts[key], int) and facts[key] >= 0 for key in ("step", "images")):
-                raise ValueError("its state.json has no whole numbers as step and images")
+            whole = all(isinstance(facts[key], int) for key in ("step", "images"))
+            sound = whole and all(0 <= facts[key] < 2**53 for key in ("step", "images", "seconds"))
+            if not sound or math.isnan(facts["best_figure"]):
+                raise ValueError("its state.json has no sound numbers")
             self._compare(folder, facts, images_per_step)
             self._restore(networks, optimizers, facts)
 
