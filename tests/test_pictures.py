@@ -115,7 +115,7 @@ def test_old_pictures_are_not_mixed_with_new_ones(tmp_path):
     second.add(images(1, 16), first_seed=2)
     second.add(images(1, 16), first_seed=2)
     names = sorted(path.name for path in tmp_path.rglob("*"))
-    assert names == ["images", "notes.txt", "seed-000002.png", "seed-000003.png"]
+    assert names == [".manifest", "images", "notes.txt", "seed-000002.png", "seed-000003.png"]
     (tmp_path / "grid.png").write_bytes(b"of another run")
     with pytest.raises(UserError, match="holds pictures already"):
         OutputFolder(str(tmp_path), overwrite=False)

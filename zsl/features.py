@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from tinyldm.data.images import MAX_CORRUPT, to_square
 from tinyldm.errors import UserError
+from tinyldm.files import refuse_existing
 from tinyldm.metrics import features as networks
 from tinyldm.training.accelerator import default_device
 from zsl.config import Features
@@ -27,6 +28,7 @@ def run(config: Features) -> str:
     root = Path(config.images).expanduser()
     if not root.is_dir():
         raise UserError(f"images {root} is not a folder")
+    refuse_existing(Path(config.out), config.overwrite, root)
     names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
     files = [(file, number) for number, name in enumerate(names, 1) for file in images_in(root / name)]
     if not files:

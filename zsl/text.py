@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyldm.errors import UserError
+from tinyldm.files import refuse_existing
 from zsl.config import Text, TextConfig
 from zsl.data import ClassTexts, read_npz, write_npz
 from zsl.originals import read_mat
@@ -200,11 +201,13 @@ def vectors(texts: ClassTexts, config: TextConfig, faithful: bool = False) -> tu
 
 def run(config: Text) -> str:
     """Write the file and describe it."""
+    out = Path(config.out)
+    terms = [Path(config.text.emphasised)] if config.text.emphasised else []
+    refuse_existing(out, config.overwrite, Path(config.articles).expanduser(), *terms)
     texts = read(Path(config.articles).expanduser())
     if texts.articles is None:
         raise UserError(f"{config.articles} already contains vectors; use an articles.jsonl")
     matrix, names = vectors(texts, config.text)
-    out = Path(config.out)
     arrays = {"texts": matrix, "classes": texts.ids, "class_names": np.array(texts.names), "terms": np.array(names)}
     write_npz(out, arrays)
     return f"{out}: {matrix.shape[0]} classes, {matrix.shape[1]} columns"
