@@ -48,7 +48,7 @@ def run_training(config: Training, make_task: Callable[[Any, Accelerator], Task]
             if config.hub.push:
                 hub.check_token(config.hub)
             run = RunFolder(config)
-            stack.callback(run.lock.release)  # here, since an exception's traceback would keep it in a notebook
+            stack.callback(run.release)  # here, since an exception's traceback would keep it in a notebook
         stack.enter_context(one_line_shortages(Path(config.output_dir)))
         trainer = Trainer(make_task(config, accelerator), config, accelerator, run)
         trainer.fit()
