@@ -271,7 +271,8 @@ def _describe(data: DataConfig, opened: Opened, train: Source, held_out: Source,
     lengths = [part.known_length() if part.exact_length is None else part.exact_length for part in (train, held_out)]
     read = None if lengths[0] is None or lengths[1] is None else lengths[0] + lengths[1]
     name = data.name if opened.roots and not Path(data.name).exists() else Path(data.name).name
-    description = Description(name, opened.kind, train.image_column, data.split, lengths[1], how, opened.found or read, read)
+    found = read if opened.found is None else opened.found
+    description = Description(name, opened.kind, train.image_column, data.split, lengths[1], how, lengths[0], found)
     for reason, names in opened.ignored.items():
         description.ignore(reason, names)
     if opened.listed is not None and read is not None and opened.listed > read:
