@@ -61,7 +61,7 @@ class Training:
     resume: str | None = None
     """Continue an interrupted run: `latest` (skips damaged checkpoints with a warning) or the path of a checkpoint."""
     overwrite: bool = False
-    """Delete an earlier run in `output_dir` first."""
+    """Replace the run in `output_dir`, once all data are open. Refused if the folder holds files that the run did not write."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     hub: HubConfig = field(default_factory=HubConfig)
@@ -191,7 +191,7 @@ class Sample(SamplerSettings):
     output_dir: str = "samples"
     """Folder for images/, grid.png, samples.npz, and what `strip` and `interpolate` add."""
     overwrite: bool = False
-    """Replace images that are already in `output_dir`."""
+    """Replace the pictures that an earlier sample.py wrote to `output_dir`. Other files stay."""
     strip: bool = False
     """Also show how the first images emerge from noise: denoising.png and denoising.gif."""
     interpolate: tuple[Seed, Seed] | None = None
