@@ -15,7 +15,7 @@ from tinyldm.data.batch import Batch
 from tinyldm.diffusion.conditioning import condition_for
 from tinyldm.diffusion.denoiser import Denoiser, make_denoiser, switch_on
 from tinyldm.diffusion.model import Model, to_images
-from tinyldm.diffusion.objective import diffusion_loss, held_out_error
+from tinyldm.diffusion.objective import diffusion_loss, error_of, loss_of
 from tinyldm.diffusion.process import LossHistory, discrete, make_process
 from tinyldm.diffusion.sampling import denoise, generators, initial_noise, sample
 from tinyldm.first_stage.autoencoder import AutoencoderModel
@@ -114,21 +114,26 @@ class DiffusionTask(Task):
             )
 
     def evaluate(self) -> dict[str, torch.Tensor]:
-        """Sums of the error in units of v, by quarter of the way from image to noise."""
-        sums = torch.zeros(2, BINS, device=self.accelerator.device)
+        """Sums of the error in units of v, by quarter of the way from image to noise, and of the loss that is trained."""
+        sums, trained = torch.zeros(2, BINS, device=self.accelerator.device), torch.zeros((), device=self.accelerator.device)
+        kind, gamma = self.config.diffusion.loss, self.config.diffusion.snr_gamma
         denoiser = self.model().denoiser  # the bare network: ranks may hold unequal shares
         for (x0, condition), noise, times in self.my_held_out():
-            errors = held_out_error(denoiser, self.process, x0, noise, times, condition)
+            x_t = self.process.noisy(x0, noise, times)
+            predicted = denoiser(x_t, self.process.network_times(times), condition).float()
+            errors = error_of(self.process, predicted, x0, x_t, times)
+            trained += loss_of(self.process, predicted, x0, x_t, noise, times, gamma, kind).sum()
             bins = (self.process.fraction(times) * BINS).long()
             sums[0].index_add_(0, bins, errors)
             sums[1].index_add_(0, bins, torch.ones_like(errors))
-        return {"errors": sums[0], "count": sums[1]}
+        return {"errors": sums[0], "count": sums[1], "trained": trained}
 
     def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Means: `eval_loss`, and `eval_loss_q1` (least noise) to `eval_loss_q4`."""
+        """Means: `eval_loss`, `eval_loss_q1` (least noise) to `eval_loss_q4`, and `eval_loss_as_trained`."""
         errors, count = sums["errors"].tolist(), sums["count"].tolist()
         quarters = {f"eval_loss_q{i + 1}": errors[i] / count[i] for i in range(BINS) if count[i]}
-        return {"eval_loss": sum(errors) / sum(count), **quarters}
+        trained = float(sums["trained"]) / sum(count)
+        return {"eval_loss": sum(errors) / sum(count), "eval_loss_as_trained": trained, **quarters}
 
     # ---------------------------------------------------------------------------------------------------- pictures
 
