@@ -19,7 +19,9 @@ def check_class_label(network: UNet2DModel, class_label: int | None) -> None:
         raise UserError(f"class_label is {class_label}, but this model has {classes or 'no'} classes")
 
 
-def condition_for(network: UNet2DModel, seed: int, count: int, class_label: int | None = None) -> Condition:
+def condition_for(
+    network: UNet2DModel, seed: int, count: int, class_label: int | None = None, shares: list[float] | None = None
+) -> Condition:
     """The condition for seeds `seed`, `seed` + 1, ...: `class_label` for all, or class s mod (number of classes) for seed s.
 
     Raises:

@@ -337,8 +337,7 @@ class Evaluation:
         if lpips is not None:
             arrays["LPIPS"] = lpips(*(to_float(images) for images in pair)).flatten().cpu().numpy()
         if isinstance(first_stage.model, VQModel):
-            quantizer: Any = first_stage.model.quantize
-            arrays["codes"] = quantizer(latents)[2][2].view(len(batch), -1).int().cpu().numpy()
+            arrays["codes"] = first_stage.codes(latents).flatten(1).int().cpu().numpy()
         return arrays
 
     def save_reconstructions(self, first_stage: FirstStage, count: int) -> None:
