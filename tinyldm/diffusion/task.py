@@ -12,7 +12,7 @@ from diffusers.training_utils import EMAModel
 from tinyldm import pictures
 from tinyldm.config.schema import SamplerSettings, TrainDDPM, TrainLDM
 from tinyldm.data.batch import Batch
-from tinyldm.diffusion.conditioning import condition_for
+from tinyldm.diffusion.conditioning import number_of_classes, preview_condition
 from tinyldm.diffusion.denoiser import Denoiser, make_denoiser, switch_on
 from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.objective import diffusion_loss, error_of, loss_of
@@ -149,14 +149,18 @@ class DiffusionTask(Task):
     def picture(self, path: Path) -> None:
         """Draw images from fixed noise, with separate generators."""
         model, random = self.model(), generators(0, self.config.diffusion.preview_images)
-        condition = condition_for(model.unet, 0, len(random))
+        condition = preview_condition(model.unet, len(random))
         x0 = denoise(model, initial_noise(model.unet, random), self.preview, condition=condition)
         pictures.grid(to_images(model, x0)).save(path)
 
     def make_images(self, count: int) -> Iterator[torch.Tensor]:
-        """Samples of seeds 0, 1, ...: this rank's share."""
+        """Samples of seeds 0, 1, ..., of classes in the shares of the held-out images: this rank's share."""
+        model, labels, shares = self.model(), self.held_out.condition.labels, None
+        if labels is not None:
+            counts = torch.bincount(labels, minlength=number_of_classes(model.unet) or 0)
+            shares = (counts / len(labels)).tolist()
         first, after = (count * (self.rank.index + i) // self.rank.count for i in (0, 1))
-        for batch in sample(self.model(), after - first, self.config.train.batch_size, first, self.preview):
+        for batch in sample(model, after - first, self.config.train.batch_size, first, self.preview, shares):
             yield batch.expand(-1, 3, -1, -1)  # grey images too
 
     def facts(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tinyldm.config.schema import DataConfig
 from tinyldm.data.identity import describe_part, hub_id
 from tinyldm.data.images import to_float, to_uint8
 from tinyldm.data.sources import Source, open_sources
+from tinyldm.diffusion.conditioning import number_of_classes
 from tinyldm.diffusion.model import Model, decoded_at_once
 from tinyldm.errors import UserError
 from tinyldm.evaluation import report
@@ -37,7 +38,17 @@ from tinyldm.metrics import distances, features
 from tinyldm.metrics.chunks import Arrays, Chunks
 from tinyldm.metrics.distances import Estimate
 from tinyldm.metrics.features import FeatureNetwork
-from tinyldm.metrics.image_sets import RANDOM, ImageSet, data_part, embed, embed_part, open_images, pick, random_part
+from tinyldm.metrics.image_sets import (
+    RANDOM,
+    ImageSet,
+    class_shares,
+    data_part,
+    embed,
+    embed_part,
+    open_images,
+    pick,
+    random_part,
+)
 from tinyldm.metrics.lpips import load_lpips
 from tinyldm.training.accelerator import default_device
 
@@ -195,7 +206,7 @@ class Evaluation:
         else:
             assert model is not None  # Evaluate.check: either a model or images
             count = config.num_images or NUM_IMAGES
-            images = draw(config, model, count, self.output / "drawn", START_OVER)
+            images = draw(config, model, count, self.output / "drawn", START_OVER, self.class_shares(model, part))
         columns = {SAMPLES: self.own_features("samples", images, count, self.network.embed)}
         if config.anchors:
             columns |= self.anchors(model, OTHER[part], count)
@@ -210,6 +221,18 @@ class Evaluation:
             result["memorisation"] = self.memorisation(samples, images)
         pictures.grid(pick(images, np.arange(min(64, len(samples))))).save(self.output / "samples.png")
         return {**images.key, "count": len(samples)}, result
+
+    def class_shares(self, model: Model, part: str) -> list[float] | None:
+        """The probabilities of the classes to draw: their shares in a part. None: one class, or evenly."""
+        classes = number_of_classes(model.unet)
+        if classes is None or self.config.class_label is not None:
+            return None
+        shares, name = class_shares(self.sources[part]), part.replace("_", "-")
+        if shares is None or len(shares) != classes:
+            self.notes.append(f"the {classes} classes are drawn evenly: the {name} part has no such labels (data.label_column)")
+            return None
+        self.notes.append(f"the classes are drawn by their shares in the {name} part")
+        return shares
 
     def anchors(self, model: Model | None, part: str, count: int) -> dict[str, Arrays]:
         """Features of real images of a part, and of their reconstructions if the model has a first stage."""

@@ -66,11 +66,12 @@ def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[st
     return {"model": str(run.resolve()) if run else config.model, "weights": kind, "weights_hash": digest(prints)}
 
 
-def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str) -> ImageSet:
+def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str, shares: list[float] | None = None) -> ImageSet:
     """Samples from the seeds config.seed, config.seed + 1, ..., saved in `folder`. Draws only the missing ones.
 
     Args:
         advice: see `Chunks`.
+        shares: see condition_for.
     """
     key = {
         **weights_stamp(config, model.unet, model.first_stage),
@@ -79,12 +80,13 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str) 
         "seed": config.seed,
         "dtype": config.dtype,
         "format": "8 bits, as drawn",
+        **({} if shares is None else {"class_shares": [round(share, 6) for share in shares]}),
     }
     chunks = Chunks(folder, key, advice)
 
     def drawing(position: int, limit: int | None) -> Batches:
         number = count - position if limit is None else limit
-        for batch in sampling.sample(model, number, config.batch_size, config.seed + position, config):
+        for batch in sampling.sample(model, number, config.batch_size, config.seed + position, config, shares):
             position += len(batch)
             yield batch.expand(-1, 3, -1, -1), position  # grey images too: feature networks take colours
 
