@@ -60,6 +60,21 @@ def test_curves_with_and_without_evaluations(tmp_path, rows):
         assert len(picture.convert("L").getcolors()) > 10  # something is drawn
 
 
+def test_curves_of_training_and_held_out_loss_compare(tmp_path, monkeypatch):
+    """They share an axis, with the same weights, and each axis says what it shows."""
+    figures = []
+    monkeypatch.setattr(pictures.pyplot(), "close", figures.append)
+    rows = [{"step": step, "loss": 1 / step} for step in range(1, 300)]
+    for step in (100, 200, 299):
+        held_out = {"eval_loss_as_trained": 3.0, "eval_loss": 7.0, "eval_loss_q1": 9.0, "eval_loss_q2": 5.0, "eval_new": 4.0}
+        rows[step - 1] |= held_out
+    pictures.curves(rows, tmp_path / "loss.png")
+    trained, *others = (axis for axis in figures[0].axes if axis.axison)
+    assert [line.get_label() for line in trained.lines] == ["training", "held out, averaged weights"]
+    assert trained.get_ylim()[1] > 3 and len(others) == 3
+    assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_title() for axis in (trained, *others))
+
+
 # --------------------------------------------------------------------------------------------------- the output folder
 
 

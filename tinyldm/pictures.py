@@ -15,6 +15,15 @@ from torchvision.utils import make_grid
 from tinyldm.errors import UserError
 from tinyldm.manifest import LOCK, Manifest, list_in_run
 
+CURVES = {"loss": "training", "eval_loss_as_trained": "held out, averaged weights"}
+PANELS = {  # column of metrics.csv: title and unit of its panel in loss.png
+    "loss": ("loss with the training's weights", "loss as trained"),
+    "eval_loss": ("held-out loss, to compare runs by", "loss, not weighted as trained"),
+    "eval_loss_q": ("held-out loss by quarter of the timesteps", "loss, not weighted as trained"),
+    "eval_fd": ("held-out Frechet distance", "Frechet distance"),
+    "eval_bits": ("held-out bound", "bits per dimension"),
+    "eval_psnr": ("held-out PSNR", "dB"),
+}
 MIN_SIDE = 128  # pixels; grids enlarge smaller images to at least this side
 
 
@@ -51,14 +60,15 @@ def pyplot() -> Any:
 
 
 def curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Plot the columns of a metrics.csv: the training loss, then each held-out metric.
+    """Plot the columns of a metrics.csv: the loss that is trained, of both parts of the data, then each held-out metric.
 
     The four losses by quarter of the timesteps share a panel.
     """
     plt = pyplot()
     panels: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for row in rows for key in row if key == "loss" or key.startswith("eval_")):
-        panels.setdefault("eval_loss_q" if key.startswith("eval_loss_q") else key, []).append(key)
+        shared = {"eval_loss_as_trained": "loss"}.get(key, "eval_loss_q" if key.startswith("eval_loss_q") else key)
+        panels.setdefault(shared, []).append(key)
     columns = min(3, max(1, len(panels)))
     lines = math.ceil(max(1, len(panels)) / columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 3.2 * lines), squeeze=False)
@@ -67,18 +77,20 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
     for axis, (title, keys) in zip(axes.flat, panels.items(), strict=False):
         for key in keys:
             points = [(row["step"], row[key]) for row in rows if key in row]
-            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=key.removeprefix("eval_loss_"))
+            label = CURVES.get(key, key.removeprefix("eval_loss_"))
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=label)
         quarters = title == "eval_loss_q"
-        axis.set_title(
-            "held-out loss by quarter of the timesteps" if quarters else title.replace("eval_", "held-out "), size=10
-        )
+        heading, unit = PANELS.get(title, (title.replace("eval_", "held-out "), title.removeprefix("eval_")))
+        axis.set_title(heading, size=10)
         axis.set_xlabel("optimizer steps")
+        axis.set_ylabel(unit)
         axis.grid(alpha=0.3)
-        if quarters:
-            axis.legend(title="q1: least noise", fontsize=8, title_fontsize=8)
-        values = sorted(row[key] for row in rows for key in keys if key in row)
-        if title == "loss" and len(values) > 1:  # clip the first steps, which would flatten the rest
-            low, high = values[0], values[int(0.98 * (len(values) - 1))]
+        if len(keys) > 1:
+            axis.legend(title="q1: least noise" if quarters else None, fontsize=8, title_fontsize=8)
+        values = sorted(row["loss"] for row in rows if "loss" in row)
+        if "loss" in keys and len(values) > 1:  # clip the first steps, which would flatten the rest
+            held_out = [row[key] for row in rows for key in keys[1:] if key in row]
+            low, high = min([values[0], *held_out]), max([values[int(0.98 * (len(values) - 1))], *held_out])
             axis.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
     figure.tight_layout()
     figure.savefig(path, dpi=100)

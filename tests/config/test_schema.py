@@ -8,6 +8,7 @@ import pytest
 from tinyldm.config.networks import UNetConfig
 from tinyldm.config.parsing import parse, read_recipe, read_yaml, to_dict, to_yaml
 from tinyldm.config.schema import TRAININGS, Sample, SamplerSettings, TrainDDPM, TrainLDM, TrainVQ
+from tinyldm.data.sources import hub_id
 from tinyldm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,14 @@ def test_every_recipe_names_its_script_first_and_fits_its_schema(file):
     values = read_recipe(file)
     assert next(iter(values)) == "script"
     assert parse(TRAININGS[values["script"]], "", ["--config", str(file)]).script == values["script"]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_no_recipe_downloads_its_data_in_each_epoch(file):
+    values = read_recipe(file)
+    config = parse(TRAININGS[values["script"]], "", ["--config", str(file)])
+    keeps_latents = isinstance(config, TrainLDM) and config.first_stage.keep_latents
+    assert not hub_id(config.data.name) or "../shared" in config.data.name or keeps_latents or not config.data.streaming
 
 
 def test_a_recipe_is_refused_by_another_script():

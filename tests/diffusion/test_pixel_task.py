@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMPipeline, DiffusionPipeline
 from PIL import Image
 
@@ -12,7 +13,10 @@ from tests.support.runs import DDPM, DIGITS, EVERY_STEP, rows, run, same_weights
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainDDPM
 from tinyldm.diffusion.denoiser import make_denoiser
+from tinyldm.diffusion.objective import diffusion_loss
+from tinyldm.diffusion.pixel_task import PixelTask
 from tinyldm.diffusion.process import LossHistory
+from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw, Rank
 
@@ -44,6 +48,26 @@ def test_the_bound_is_the_sum_of_its_terms(trained):
             assert min(terms) >= 0 and float(row["eval_bits"]) == pytest.approx(sum(terms))
     text = (trained[2] / "README.md").read_text()
     assert "| bits per dimension |" in text and "makes images of\n1 x 8 x 8" in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_held_out_loss_is_also_measured_as_it_is_trained(kind):
+    """With the weights of the training, from the same pass through the network."""
+    args = [*DIGITS, *DDPM, *KINDS[kind], "--train.num_eval_images", "10", "--train.max_steps", "1"]
+    gamma = [] if kind == "bound" else ["--diffusion.snr_gamma", "2"]
+    config = parse(TrainDDPM, "", ["--output_dir", "run", *args, *gamma])
+    task = PixelTask(config, Accelerator(cpu=True))
+    passes: list[int] = []
+    task.networks["unet"].register_forward_hook(lambda *args: passes.append(0))
+    with torch.no_grad():
+        values = task.summarize(DiffusionTask.evaluate(task))
+        assert len(passes) == 2
+        denoiser, loss = task.model().denoiser, config.diffusion
+        by_hand = [
+            diffusion_loss(denoiser, task.process, x0, noise, times, loss.snr_gamma, loss.loss, condition)
+            for (x0, condition), noise, times in task.my_held_out()
+        ]
+    assert values["eval_loss_as_trained"] == pytest.approx(torch.cat(by_hand).mean().item(), rel=1e-5)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(trained, tmp_path, monkeypatch):

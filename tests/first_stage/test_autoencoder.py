@@ -220,3 +220,38 @@ def test_latents_in_half_precision_keep_their_codes():
 
     kl = FirstStage(models.kl_model())
     assert torch.equal(kl.to_half(latents), latents.half())  # which has no codes
+
+
+@pytest.fixture
+def tf32_everywhere():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_latents_and_codes_are_computed_without_tf32(tf32_everywhere, monkeypatch):
+    stage, seen = FirstStage(models.vq_model()), []
+
+    def note(function):
+        def noted(*args):
+            seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            return function(*args)
+
+        return noted
+
+    monkeypatch.setattr(stage.model, "encode", note(stage.model.encode))
+    monkeypatch.setattr(torch, "cdist", note(torch.cdist))
+    latents = stage.encode(torch.zeros(2, 3, 8, 8))
+    stage.codes(latents)
+    stage.to_half(latents)
+    assert len(seen) >= 3 and set(seen) == {(False, False)}
+    assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+
+
+def test_codes_are_searched_an_image_at_a_time(monkeypatch):
+    """All at once would need a matrix of distances of 8.6 GB for 64 images of 256 px."""
+    stage, sizes, search = FirstStage(models.vq_model()), [], torch.cdist
+    latents = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = stage.model.quantize(latents)[2][2].view(3, 4, 4)
+    monkeypatch.setattr(torch, "cdist", lambda *args: sizes.append(len(args[0])) or search(*args))
+    assert torch.equal(stage.codes(latents), expected) and sizes == [16] * 3

@@ -263,7 +263,7 @@ def test_the_discriminator_sees_no_further_than_its_patch():
 
 def test_perplexity_is_the_number_of_codes_in_even_use(make_task):
     task = make_task()
-    sums = {key: torch.tensor(1.0) for key in ("loss", "psnr", "ssim", "count", "values")}
+    sums = {key: torch.tensor(1.0) for key in ("loss", "trained", "psnr", "ssim", "count")}
     sums |= {"latent": torch.tensor(0.0), "latent_square": torch.tensor(1.0)}
     for used in (1, 5, 16):
         uses = torch.zeros(16)
@@ -285,6 +285,9 @@ def test_held_out_figures_by_hand(make_task, tmp_path):
     mse = (eight_bits[0] - eight_bits[1]).square().mean((1, 2, 3))
     assert values["eval_psnr"] == pytest.approx((10 * torch.log10(255**2 / mse)).mean().item(), rel=1e-4)
     assert values["eval_loss"] == pytest.approx((fake - real).abs().mean().item(), rel=1e-4)
+    _, codebook_loss, _, _ = model(real)
+    rest = task.loss.gradient_weight * gradient_l1(fake, real) + task.loss.codebook_weight * codebook_loss
+    assert values["eval_loss_as_trained"] == pytest.approx(values["eval_loss"] + rest.item(), rel=1e-4)
     shares = [count / codes.numel() for count in torch.bincount(codes.flatten()).tolist() if count]
     assert values["eval_perplexity"] == pytest.approx(math.exp(-sum(share * math.log(share) for share in shares)), rel=1e-4)
 

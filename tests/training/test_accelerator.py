@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from tests.support.processes import Training, together
 from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, ROOT, VQ, rows
 from tinyldm.config.schema import TrainConfig
+from tinyldm.errors import UserError
 from tinyldm.training.accelerator import make_accelerator
 
 pytestmark = pytest.mark.slow
@@ -108,6 +110,28 @@ def test_the_launch_command_of_the_readme(tmp_path):
 def test_the_recipe_and_not_accelerates_config_controls_compiling(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     assert make_accelerator(TrainConfig(), str(tmp_path)).state.dynamo_plugin.backend == "NO"
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize(
+    ("key", "default", "other"), [("mixed_precision", "no", "bf16"), ("gradient_accumulation_steps", 1, 3)]
+)
+def test_accelerates_own_settings_are_those_of_the_recipe_or_refused(key, default, other, tmp_path, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_{key.upper()}", str(other))
+    with pytest.raises(UserError, match=rf"{key} {other}.*set train.{key} to {other}"):
+        make_accelerator(TrainConfig(), str(tmp_path))
+    assert make_accelerator(TrainConfig(**{key: other}), str(tmp_path)).gradient_accumulation_steps == 1  # divides no loss
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv(f"ACCELERATE_{key.upper()}", str(default))  # what launch sets where nobody asks
+    make_accelerator(TrainConfig(**{key: other}), str(tmp_path))
+
+
+def test_launch_with_another_precision_is_refused_in_one_line(tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 1, "--mixed_precision", "bf16"]
+    args = [*DIGITS, *DDPM, *EVERY_STEP, "--train.max_steps", 2, "--output_dir", tmp_path / "run"]
+    done = subprocess.run(list(map(str, [*launch, "train_ddpm.py", *args])), capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0 and "set train.mixed_precision to bf16" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("plan", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])

@@ -108,7 +108,8 @@ def set_steps(sampler: SchedulerMixin, count: int, device: torch.device) -> None
     if hasattr(sampler, "sigmas") and sampler.sigmas[0] < sampler.sigmas[1]:
         sampler.sigmas[0] = 2 * sampler.sigmas[1]  # zero SNR is an infinite sigma; the 4,096 that stands for it is too small
     levels = sampler.timesteps.unique_consecutive()  # Heun's method visits most of them twice
-    if len(levels) != count or levels[0] >= sampler.config.num_train_timesteps or (levels.diff() >= 0).any():
+    beyond = hasattr(sampler, "alphas_cumprod") and levels[0] >= len(sampler.alphas_cumprod)
+    if len(levels) != count or beyond or (levels.diff() >= 0).any():
         raise UserError(refusal)
 
 

@@ -49,6 +49,20 @@ def diffusion_loss(
     """
     x_t = process.noisy(x0, noise, times)
     predicted = denoiser(x_t, process.network_times(times), condition).float()
+    return loss_of(process, predicted, x0, x_t, noise, times, snr_gamma, kind)
+
+
+def loss_of(
+    process: Process,
+    predicted: torch.Tensor,
+    x0: torch.Tensor,
+    x_t: torch.Tensor,
+    noise: torch.Tensor,
+    times: torch.Tensor,
+    snr_gamma: float | None,
+    kind: str,
+) -> torch.Tensor:
+    """diffusion_loss of what the denoiser has predicted from x_t."""
     if kind == "bound":
         return _bound(process, predicted, x0, x_t, times)
     mean, variance = predicted[:, : x0.shape[1]], predicted[:, x0.shape[1] :]
@@ -79,6 +93,12 @@ def held_out_error(
     predictions. For the arguments see diffusion_loss.
     """
     x_t = process.noisy(x0, noise, times)
-    predicted = denoiser(x_t, process.network_times(times), condition).float()
+    return error_of(process, denoiser(x_t, process.network_times(times), condition).float(), x0, x_t, times)
+
+
+def error_of(
+    process: Process, predicted: torch.Tensor, x0: torch.Tensor, x_t: torch.Tensor, times: torch.Tensor
+) -> torch.Tensor:
+    """held_out_error of what the denoiser has predicted from x_t."""
     expected = process.to_x0(x_t, predicted[:, : x0.shape[1]], times).float()
     return (process.signal_to_noise(times).float() + 1) * (expected - x0).square().mean((1, 2, 3))

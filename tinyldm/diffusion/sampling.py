@@ -83,12 +83,18 @@ def denoise(
     return x
 
 
-def sample(model: Model, num_images: int, batch_size: int, seed: int, settings: SamplerSettings) -> Iterator[torch.Tensor]:
-    """uint8 batches (B, C, H, W) of the images of seeds `seed`, `seed` + 1, ...; a seed gives the same image in any batch."""
+def sample(
+    model: Model, num_images: int, batch_size: int, seed: int, settings: SamplerSettings, shares: list[float] | None = None
+) -> Iterator[torch.Tensor]:
+    """uint8 batches (B, C, H, W) of the images of seeds `seed`, `seed` + 1, ...; a seed gives the same image in any batch.
+
+    Args:
+        shares: see condition_for.
+    """
     for first in range(0, num_images, batch_size):
         random = generators(seed + first, min(batch_size, num_images - first))
         noise = initial_noise(model.unet, random)
-        condition = condition_for(model.unet, seed + first, len(random), model.class_label(settings))
+        condition = condition_for(model.unet, seed + first, len(random), model.class_label(settings), shares)
         yield to_images(model, denoise(model, noise, settings, random, condition)).cpu()
 
 

@@ -15,10 +15,10 @@ from PIL import Image
 from tinyldm import pictures
 from tinyldm.config.schema import SamplerSettings, TrainDDPM, TrainLDM
 from tinyldm.data.batch import Batch
-from tinyldm.diffusion.conditioning import condition_for
+from tinyldm.diffusion.conditioning import number_of_classes, preview_condition
 from tinyldm.diffusion.denoiser import Denoiser, make_denoiser, switch_on
 from tinyldm.diffusion.model import Model, to_images
-from tinyldm.diffusion.objective import diffusion_loss, held_out_error
+from tinyldm.diffusion.objective import diffusion_loss, error_of, loss_of
 from tinyldm.diffusion.process import LossHistory, discrete, make_process
 from tinyldm.diffusion.sampling import denoise, generators, initial_noise, sample
 from tinyldm.first_stage.autoencoder import AutoencoderModel
@@ -112,21 +112,26 @@ class DiffusionTask(Task):
             )
 
     def evaluate(self) -> dict[str, torch.Tensor]:
-        """Sums of the error in units of v, by quarter of the way from image to noise."""
-        sums = torch.zeros(2, BINS, device=self.accelerator.device)
+        """Sums of the error in units of v, by quarter of the way from image to noise, and of the loss that is trained."""
+        sums, trained = torch.zeros(2, BINS, device=self.accelerator.device), torch.zeros((), device=self.accelerator.device)
+        kind, gamma = self.config.diffusion.loss, self.config.diffusion.snr_gamma
         denoiser = self.model().denoiser  # the bare network: ranks may hold unequal shares
         for (x0, condition), noise, times in self.my_held_out():
-            errors = held_out_error(denoiser, self.process, x0, noise, times, condition)
+            x_t = self.process.noisy(x0, noise, times)
+            predicted = denoiser(x_t, self.process.network_times(times), condition).float()
+            errors = error_of(self.process, predicted, x0, x_t, times)
+            trained += loss_of(self.process, predicted, x0, x_t, noise, times, gamma, kind).sum()
             bins = (self.process.fraction(times) * BINS).long()
             sums[0].index_add_(0, bins, errors)
             sums[1].index_add_(0, bins, torch.ones_like(errors))
-        return {"errors": sums[0], "count": sums[1]}
+        return {"errors": sums[0], "count": sums[1], "trained": trained}
 
     def summarize(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Means: `eval_loss`, and `eval_loss_q1` (least noise) to `eval_loss_q4`."""
+        """Means: `eval_loss`, `eval_loss_q1` (least noise) to `eval_loss_q4`, and `eval_loss_as_trained`."""
         errors, count = sums["errors"].tolist(), sums["count"].tolist()
         quarters = {f"eval_loss_q{i + 1}": errors[i] / count[i] for i in range(BINS) if count[i]}
-        return {"eval_loss": sum(errors) / sum(count), **quarters}
+        trained = float(sums["trained"]) / sum(count)
+        return {"eval_loss": sum(errors) / sum(count), "eval_loss_as_trained": trained, **quarters}
 
     # ---------------------------------------------------------------------------------------------------- pictures
 
@@ -150,14 +155,18 @@ class DiffusionTask(Task):
 
     def _preview(self, settings: SamplerSettings) -> Image.Image:
         model, random = self.model(), generators(0, self.config.diffusion.preview_images)
-        condition = condition_for(model.unet, 0, len(random))
+        condition = preview_condition(model.unet, len(random))
         x0 = denoise(model, initial_noise(model.unet, random), settings, condition=condition)
         return pictures.grid(to_images(model, x0))
 
     def make_images(self, count: int) -> Iterator[torch.Tensor]:
-        """Samples of seeds 0, 1, ...: this rank's share."""
+        """Samples of seeds 0, 1, ..., of classes in the shares of the held-out images: this rank's share."""
+        model, labels, shares = self.model(), self.held_out.condition.labels, None
+        if labels is not None:
+            counts = torch.bincount(labels, minlength=number_of_classes(model.unet) or 0)
+            shares = (counts / len(labels)).tolist()
         first, after = (count * (self.rank.index + i) // self.rank.count for i in (0, 1))
-        for batch in sample(self.model(), after - first, self.config.train.batch_size, first, self.preview):
+        for batch in sample(model, after - first, self.config.train.batch_size, first, self.preview, shares):
             yield batch.expand(-1, 3, -1, -1)  # grey images too
 
     def facts(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from tinyldm.data.sources import Source, open_sources
 from tinyldm.diffusion.model import Model, decoded_at_once
 from tinyldm.errors import UserError, boundary
 from tinyldm.evaluation import report
-from tinyldm.evaluation.models import draw, open_model, weights_stamp
+from tinyldm.evaluation.models import draw, open_model, shares_to_draw, weights_stamp
 from tinyldm.files import difference
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.limits import read_arrays
@@ -40,7 +40,16 @@ from tinyldm.metrics import distances, features
 from tinyldm.metrics.chunks import Arrays, Chunks
 from tinyldm.metrics.distances import Estimate
 from tinyldm.metrics.features import FeatureNetwork
-from tinyldm.metrics.image_sets import RANDOM, ImageSet, data_part, embed, embed_part, open_images, pick, random_part
+from tinyldm.metrics.image_sets import (
+    RANDOM,
+    ImageSet,
+    data_part,
+    embed,
+    embed_part,
+    open_images,
+    pick,
+    random_part,
+)
 from tinyldm.metrics.lpips import load_lpips
 from tinyldm.training.accelerator import default_device
 
@@ -224,7 +233,9 @@ class Evaluation:
         else:
             assert model is not None  # Evaluate.check: either a model or images
             count = config.num_images or NUM_IMAGES
-            images = draw(config, model, count, self.manifest.own_folder(self.output / "drawn"), START_OVER)
+            shares, note = shares_to_draw(config, model, self.sources[part], part)
+            self.notes += [note] if note else []
+            images = draw(config, model, count, self.manifest.own_folder(self.output / "drawn"), START_OVER, shares)
         columns = {SAMPLES: self.own_features("samples", images, count, self.network.embed)}
         if config.anchors:
             columns |= self.anchors(model, OTHER[part], count)
@@ -349,7 +360,10 @@ class Evaluation:
             "figures": {name: {RECONSTRUCTIONS: measured} for name, measured in metrics.items()},
         }
         if "codes" in arrays:
-            result["codebook"] = {**codebook_use(arrays["codes"], first_stage.model), "images": count}
+            result["codebook"] = {
+                **distances.codebook_use(arrays["codes"], first_stage.model.config.num_vq_embeddings),
+                "images": count,
+            }
         self.save_reconstructions(first_stage, min(16, count))
         return {**key, "count": count}, result
 
@@ -368,8 +382,7 @@ class Evaluation:
         if lpips is not None:
             arrays["LPIPS"] = lpips(*(to_float(images) for images in pair)).flatten().cpu().numpy()
         if isinstance(first_stage.model, VQModel):
-            quantizer: Any = first_stage.model.quantize
-            arrays["codes"] = quantizer(latents)[2][2].view(len(batch), -1).int().cpu().numpy()
+            arrays["codes"] = first_stage.codes(latents).flatten(1).int().cpu().numpy()
         return arrays
 
     def save_reconstructions(self, first_stage: FirstStage, count: int) -> None:
@@ -378,13 +391,6 @@ class Evaluation:
         decoded = self.reconstruct(first_stage, originals)[1].cpu()
         rows = [half for pair in zip(originals.split(8), decoded.split(8), strict=True) for half in pair]
         pictures.grid(torch.cat(rows), min(8, count)).save(self.manifest.own(self.output / "reconstructions.png"))
-
-
-def codebook_use(codes: np.ndarray, model: VQModel) -> dict[str, float]:
-    """How many codes a VQModel has, the share that occurs, and the perplexity of their distribution."""
-    uses = np.bincount(codes.ravel(), minlength=model.config.num_vq_embeddings)
-    perplexity = float(torch.special.entr(torch.from_numpy(uses / uses.sum())).sum().exp())
-    return {"codes": len(uses), "used": float((uses > 0).mean()), "perplexity": perplexity}
 
 
 def entry(estimate: Estimate, images: int) -> dict[str, float]:

@@ -1,7 +1,10 @@
 """The autoencoder between images and latents: loading one, encoding, decoding, the scale of its latents."""
 
+import contextlib
 import hashlib
 import json
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -18,7 +21,22 @@ from tinyldm.remote import from_hub, may_be_hub_id
 SUBFOLDERS = ("vqvae", "vae")  # of a run of train_vq.py and of a pipeline
 AutoencoderModel: TypeAlias = VQModel | AutoencoderKL | AutoencoderTiny
 KINDS = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+ONE_AT_A_TIME = threading.RLock()
 SCALE_TOLERANCE = 0.05  # a scaling_factor further than this from the measured one is replaced
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Float32 on a GPU without rounding to TF32, PyTorch's default for convolutions: that would change one code in a hundred,
+    and four in a hundred in the search for them."""
+    with ONE_AT_A_TIME:  # the switches are global, and some batches are encoded in a thread
+        search = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = search
 
 
 @dataclass
@@ -58,12 +76,14 @@ class FirstStage:
         self.model.register_to_config(scaling_factor=value)
 
     @torch.no_grad()
+    @without_tf32()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> latents (B, C, H/f, W/f): a VQModel's before quantisation, a KL's mean."""
         encoded = self.model.encode(images)
         return encoded.latent_dist.mode() if isinstance(self.model, AutoencoderKL) else encoded.latents
 
     @torch.no_grad()
+    @without_tf32()
     def codes(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, C, h, w) of a VQModel -> indices (B, h, w) of the codes that its decoder uses for them."""
         return torch.stack([self._nearest(image.permute(1, 2, 0)) for image in latents])  # all at once would need much memory
@@ -72,6 +92,7 @@ class FirstStage:
         return torch.cdist(latents.flatten(0, -2), self.model.quantize.embedding.weight).argmin(1).view(latents.shape[:-1])
 
     @torch.no_grad()
+    @without_tf32()
     def to_half(self, latents: torch.Tensor) -> torch.Tensor:
         """float32 latents (B, C, h, w) -> float16 ones with the same codes, so of the same image.
 

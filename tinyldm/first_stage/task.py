@@ -157,20 +157,22 @@ class VQTask(Task):
     # ---------------------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self) -> dict[str, torch.Tensor]:
-        """Sums of L1, PSNR and SSIM over held-out images, and how often each code was used."""
+        """Sums of both losses, PSNR and SSIM over held-out images, and how often each code was used."""
         model = self.accelerator.unwrap_model(self.networks["autoencoder"])
         device = self.accelerator.device
-        sums = {key: torch.zeros((), device=device) for key in ("loss", "psnr", "ssim", "count")}
+        sums = {key: torch.zeros((), device=device) for key in ("loss", "trained", "psnr", "ssim", "count")}
         sums["uses"] = torch.zeros(len(model.uses), device=device)
         mine = self.held_out[self.rank.index :: self.rank.count]
         for batch in mine.split(self.config.train.batch_size) if len(mine) else ():
             images = to_float(batch.to(device))
-            reconstructed, _, _, codes = model(images)
+            reconstructed, codebook_loss, _, codes = model(images)
             loss = (reconstructed - images).abs().mean((1, 2, 3))
             if self.lpips is not None:
                 loss = loss + self.loss.perceptual_weight * self.lpips(reconstructed.clamp(-1, 1), images).flatten()
             pair = to_uint8(reconstructed).float(), batch.to(device).float()
             sums["loss"] += loss.sum()
+            rest = self.loss.gradient_weight * gradient_l1(reconstructed, images) + self.loss.codebook_weight * codebook_loss
+            sums["trained"] += loss.sum() + len(images) * rest
             sums["psnr"] += peak_signal_noise_ratio(*pair, data_range=255.0, dim=(1, 2, 3), reduction="none").sum()
             ssim = structural_similarity_index_measure(*pair, data_range=255.0, reduction="none")
             sums["ssim"] += ssim.sum()  # type: ignore[union-attr]  # a tuple only where the full image is asked for
@@ -183,6 +185,7 @@ class VQTask(Task):
         share = sums["uses"] / sums["uses"].sum()
         return {
             "eval_loss": float(sums["loss"] / sums["count"]),
+            "eval_loss_as_trained": float(sums["trained"] / sums["count"]),
             "eval_psnr": float(sums["psnr"] / sums["count"]),
             "eval_ssim": float(sums["ssim"] / sums["count"]),
             "eval_perplexity": float(torch.special.entr(share).sum().exp()),

@@ -11,7 +11,7 @@ from typing import Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 
 from tinyldm.config.schema import TrainConfig
 from tinyldm.errors import UserError, boundary
@@ -33,6 +33,7 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
                 f"accelerate's config asks for {plan}: a network of 5M parameters fits on each GPU, so plain data "
                 "parallelism (accelerate launch --multi_gpu) is both simpler and faster"
             )
+    refuse_other_settings(train)
     if train.log_with not in ("none", "tensorboard"):
         try:
             __import__(train.log_with)
@@ -55,6 +56,7 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
         dynamo_backend="no",  # train.compile decides; accelerate's own way of compiling would rename the weights
         project_dir=str(Path(output_dir) / "logs"),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop divides the loss; so would the default
     )
     if accelerator.device.type == "cpu":
         # accelerate launch sets OMP_NUM_THREADS to 1 by default: a laptop would train on one of its cores.
@@ -62,6 +64,24 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
         torch.set_num_threads(max(1, cores() // local))
     set_seed(0)  # for libraries that use the global generators; our own are all explicit
     return accelerator
+
+
+def refuse_other_settings(train: TrainConfig) -> None:
+    """Raise UserError where the environment, or `accelerate launch` by it, asks for something else than the recipe.
+
+    launch always sets its default, which therefore asks for nothing.
+    """
+    recipe: list[tuple[str, str, str]] = [
+        ("mixed_precision", "no", train.mixed_precision),
+        ("gradient_accumulation_steps", "1", str(train.gradient_accumulation_steps)),
+    ]
+    for option, default, ours in recipe:
+        asked = os.environ.get(variable := f"ACCELERATE_{option.upper()}", default).lower()
+        if asked not in (default, ours):
+            raise UserError(
+                f"accelerate asks for {option} {asked} ({variable}), the recipe for {ours}: set train.{option} to {asked}, "
+                "or leave it out of accelerate's options and config"
+            )
 
 
 def rank_of(accelerator: Accelerator) -> Rank:
