@@ -360,10 +360,8 @@ class Evaluation:
             "figures": {name: {RECONSTRUCTIONS: measured} for name, measured in metrics.items()},
         }
         if "codes" in arrays:
-            result["codebook"] = {
-                **distances.codebook_use(arrays["codes"], first_stage.model.config.num_vq_embeddings),
-                "images": count,
-            }
+            size = first_stage.model.config.num_vq_embeddings
+            result["codebook"] = {**distances.codebook_use(arrays["codes"], size), "images": count}
         self.save_reconstructions(first_stage, min(16, count))
         return {**key, "count": count}, result
 
