@@ -282,3 +282,22 @@ def test_a_damaged_run_config(tmp_path):
         (tmp_path / "config.yaml").write_bytes(content)
         with pytest.raises(UserError, match=words):
             read_yaml(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("--train.batchsize 4", "did you mean train.batch_size?"),
+        ("--data.resolutoin 4", "did you mean data.resolution?"),
+        ("--train.lr 1", "there is no key train.lr; --help all"),
+    ],
+)
+def test_misspelt_keys(args, words):
+    with pytest.raises(UserError) as caught:
+        parsed(*args.split())
+    assert words in str(caught.value)
+
+
+def test_an_unknown_sampler_lists_the_samplers():
+    with pytest.raises(UserError, match=r"scheduler is pndm; give one of ddim, ddpm, .*, unipc, or null"):
+        parsed("--scheduler", "pndm", schema=Sample)
