@@ -1,0 +1,1 @@
+import tinyldm  # noqa: F401  (before torch: it sets the spin count)

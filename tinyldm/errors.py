@@ -52,6 +52,15 @@ def boundary(what: str, advice: str = "") -> Iterator[None]:
         raise UserError(f"{what} ({why(error)}){advice and ': '}{advice}") from error
 
 
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # of the Hub
+LOGIN = re.compile(r"(?<=://)[^/?#@\s]*:[^/?#@\s]*@")  # user:password@ of an address
+
+
+def without_secrets(text: str) -> str:
+    """The text with *** in place of tokens of the Hub and of logins in addresses."""
+    return LOGIN.sub("***@", TOKEN.sub("***", text))
+
+
 def why(error: BaseException) -> str:
     """The reason for an error of the Hub's client or of diffusers, in one line. Replaces a token in it by ***."""
     from huggingface_hub import get_token  # imported here to keep --help fast
@@ -137,7 +146,7 @@ def one_line_errors() -> Iterator[None]:
         message, code = "interrupted", 128 + signal.SIGINT
     else:
         return
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    print(" ".join(without_secrets(message).split()), file=sys.stderr, flush=True)
     # sys.exit would wait for download and prefetch threads, which may hang on a dead network. Everything is saved.
     sys.stdout.flush()
     os._exit(code)

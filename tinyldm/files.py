@@ -53,11 +53,23 @@ def refuse_links(*paths: Path) -> None:
             raise UserError(f"{path} is a symbolic link, which is not followed: put a real folder or file in its place")
 
 
-def open_to_others(folder: Path) -> None:
-    """Give the files below the permissions that the umask allows. safetensors writes files that only their owner may read."""
+def refuse_existing(out: Path, overwrite: bool, *inputs: Path) -> None:
+    """Raise UserError if something is at `out` already: an input, or in an input; or anything without `overwrite`."""
+    for place in inputs:
+        if os.path.lexists(out) and place.resolve() in (out.resolve(), *out.resolve().parents):
+            raise UserError(f"{out} is one of the inputs, or in one of them ({place}): choose another file")
+    if os.path.lexists(out) and not overwrite:
+        raise UserError(f"{out} exists already: choose another file, or use --overwrite true")
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file, or the files below a folder, the permissions that the umask allows.
+
+    safetensors lets only their owner read what it writes.
+    """
     umask = os.umask(0o077)  # there is no other way to read it
     os.umask(umask)
-    for file in folder.rglob("*"):
+    for file in [path, *path.rglob("*")]:
         if file.is_file() and not file.is_symlink():
             file.chmod(0o666 & ~umask)
 

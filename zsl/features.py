@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from tinyldm.data.images import MAX_CORRUPT, to_square
 from tinyldm.data.layout import natural, walk
 from tinyldm.errors import UserError
+from tinyldm.files import refuse_existing
 from tinyldm.limits import open_image
 from tinyldm.metrics import features as networks
 from tinyldm.training.accelerator import default_device
@@ -28,6 +29,7 @@ def run(config: Features) -> str:
     root = Path(config.images).expanduser()
     if not root.is_dir():
         raise UserError(f"images {root} is not a folder")
+    refuse_existing(Path(config.out), config.overwrite, root)
     folders = [folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     names = sorted((folder.name for folder in folders if images_in(folder)), key=natural)
     if empty := [folder.name for folder in folders if folder.name not in names]:

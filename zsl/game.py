@@ -141,7 +141,7 @@ class Game:
         count = len(labels)
         self.critic.requires_grad_(False)
         projected, guide = self.generator.project(self.with_zero), self._guide()
-        noise, hidden = self._noise(self._random("generator", number)), projected[labels]
+        noise, hidden = self._noise(self._random("generator", number)), projected.index_select(0, labels)
         if self.creative:
             more_noise, more_hidden = self._hallucinated(projected, number)
             noise, hidden = torch.cat([noise, more_noise]), torch.cat([hidden, more_hidden])

@@ -100,7 +100,9 @@ def hallucinate(
     zero, rest = projected[-1], 1 - share
     squared = share**2 * gram[first, first] + rest**2 * gram[second, second] + 2 * share * rest * gram[first, second]
     scale = length * squared.clamp(min=1e-24).rsqrt()
-    mixed = (share * scale)[:, None] * projected[first] + (rest * scale)[:, None] * projected[second]
+    # Several threads would add up the gradient of projected[first], in another order and so with another rounding each time.
+    one, other = projected.index_select(0, first), projected.index_select(0, second)
+    mixed = (share * scale)[:, None] * one + (rest * scale)[:, None] * other
     return mixed + (1 - scale)[:, None] * zero
 
 

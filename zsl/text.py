@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyldm.errors import UserError, boundary
+from tinyldm.files import refuse_existing
 from tinyldm.limits import check_finite, read_text
 from tinyldm.remote import from_hub, may_be_hub_id
 from zsl.config import Text, TextConfig
@@ -203,11 +204,13 @@ def vectors(texts: ClassTexts, config: TextConfig, faithful: bool = False) -> tu
 
 def run(config: Text) -> str:
     """Write the file and describe it."""
+    out = Path(config.out)
+    terms = [Path(config.text.emphasised)] if config.text.emphasised else []
+    refuse_existing(out, config.overwrite, Path(config.articles).expanduser(), *terms)
     texts = read(Path(config.articles).expanduser())
     if texts.articles is None:
         raise UserError(f"{config.articles} already contains vectors; use an articles.jsonl")
     matrix, names = vectors(texts, config.text)
-    out = Path(config.out)
     arrays = {"texts": matrix, "classes": texts.ids, "class_names": np.array(texts.names), "terms": np.array(names)}
     write_npz(out, arrays)
     return f"{out}: {matrix.shape[0]} classes, {matrix.shape[1]} columns"

@@ -86,10 +86,10 @@ def test_the_latent_scale_of_a_resumed_run_is_kept_when_a_picture_is_added(vq_ru
 
 def test_what_changed_in_the_data_is_named():
     old = Description(
-        "a", "folder", "image", "train", 5, "5% of the images", 60, 50, classes=[Class(0, "bus"), Class(1, "car")]
+        "a", "folder", "image", "train", 5, "5% of the images", 45, 60, classes=[Class(0, "bus"), Class(1, "car")]
     )
     new = Description(
-        "a", "folder", "image", "train", 6, "5% of the images", 61, 51, classes=[Class(0, "bus"), Class(1, "car")]
+        "a", "folder", "image", "train", 6, "5% of the images", 45, 61, classes=[Class(0, "bus"), Class(1, "car")]
     )
     before, now = old.to_json(), new.to_json()
     assert compare(before, before, "step-1") == []

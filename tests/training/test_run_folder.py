@@ -28,7 +28,7 @@ def opened(path, **changes):
         run.start()
         yield run
     finally:
-        run.lock.release()
+        run.release()
 
 
 def contents(path) -> set[str]:
@@ -90,7 +90,7 @@ def test_overwrite_replaces_a_run_when_the_next_one_starts(tmp_path):
     assert contents_of_all(run.path) == before  # the data of the new one may not exist
     run.start()
     assert contents(run.path) == {"config.yaml"} and run.rows == []
-    run.lock.release()
+    run.release()
 
 
 def test_a_run_that_cannot_start_leaves_the_old_one(tmp_path, monkeypatch):
@@ -103,7 +103,7 @@ def test_a_run_that_cannot_start_leaves_the_old_one(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr("tinyldm.training.run_folder.replace_text", fails)
         run.start()
-    run.lock.release()
+    run.release()
     assert contents_of_all(tmp_path / "run") == before
     assert Manifest(tmp_path / "run").foreign() == []
 

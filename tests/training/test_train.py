@@ -34,8 +34,9 @@ pytestmark = pytest.mark.slow
 def test_the_files_of_a_first_stage_run(vq_run):
     assert files(vq_run) == {
         ".lock",
-        "README.md",
+        ".manifest",
         "card.json",
+        "README.md",
         "data.json",
         "config.yaml",
         "metrics.csv",
@@ -65,8 +66,9 @@ def test_a_first_stage_run_is_a_diffusers_model_with_a_measured_scale(vq_run):
 def test_the_files_of_a_diffusion_run(ldm_run):
     assert files(ldm_run) == {
         ".lock",
-        "README.md",
+        ".manifest",
         "card.json",
+        "README.md",
         "data.json",
         "config.yaml",
         "metrics.csv",

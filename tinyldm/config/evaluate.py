@@ -40,10 +40,10 @@ class Evaluate(SamplerSettings):
     """The real images. `held_out`: `data.eval_split`, or the images that `data.eval_fraction` holds out. `train`: the usual
     choice in papers, which rewards copies. Or a reference-*.npz of an earlier evaluation on the same data."""
     num_reference: PositiveInt | None = None
-    """Number of reference images, counted from the first. null: all."""
+    """Number of reference images, chosen at random, always the same ones. null: all."""
     num_images: PositiveInt | None = None
-    """Number of samples. null: 10,000, or all of `images`, or for a first stage the whole held-out split. Fewer images give
-    larger distances: compare results with equal numbers only."""
+    """Number of samples, or of `images` chosen at random. null: 10,000, or all of `images`, or for a first stage the whole
+    held-out split. Fewer images give larger distances: compare results with equal numbers only."""
     anchors: bool = True
     """Also measure equally many real images outside the reference (a lower limit for any model) and their reconstructions by
     the first stage (a lower limit for this model)."""

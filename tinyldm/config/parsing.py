@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from tinyldm.config.help import asks_for, help_text
 from tinyldm.config.keys import check_recipe, read_keys, sections, unknown_key
+from tinyldm.config.paths import refuse_secrets
 from tinyldm.config.ranges import expected, plain
 from tinyldm.errors import UserError, boundary
 from tinyldm.limits import load_yaml, read_text
@@ -65,6 +66,7 @@ def parse(schema: type[Schema], description: str | None, args: list[str] | None 
         raise UserError(_explain(schema, str(error))) from error
     found.pop("config", None)
     config = _plain(schema(**found))
+    refuse_secrets(to_dict(config))
     config.check()
     return config
 
@@ -146,7 +148,12 @@ def _plain(config: Any) -> Any:
 
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML, every key in it, in the order of the schema."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, width=120)
+    return dump(to_dict(config))
+
+
+def dump(values: dict[str, Any]) -> str:
+    """The values of a config as YAML, in their order."""
+    return yaml.safe_dump(values, sort_keys=False, width=120)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

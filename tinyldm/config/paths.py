@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from tinyldm.errors import UserError
+from tinyldm.errors import LOGIN, TOKEN, UserError, without_secrets
 
 WRITTEN = ("output_dir", "resume", "data.cache_dir")  # keys of folders that a program writes to
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-LOGIN = re.compile(r"(?<=://)[^/?#@\s]*:[^/?#@\s]*@")  # user:password@
 
 
 def strings(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -46,9 +44,9 @@ def shareable(value: Any) -> Any:
         return [shareable(item) for item in value]
     if not isinstance(value, str) or "\n" in value:
         return value
-    if re.match(r"[a-z][a-z0-9+.-]*://", value) and not value.startswith("file://"):
-        return re.sub(r"\?.*", "", LOGIN.sub("", value))
-    text = TOKEN.sub("***", value.removeprefix("file://"))
+    text = without_secrets(value).removeprefix("file://")
+    if re.match(r"[a-z][a-z0-9+.-]*://", text):
+        return re.sub(r"(?<=://)[^/?#@]*@|\?.*", "", text)
     local = PureWindowsPath(text) if re.match(r"[A-Za-z]:[\\/]|\\\\", text) else PurePosixPath(text)
     if local.is_absolute() or text.startswith("~") or ".." in local.parts:
         return "" if _is_home(text) else local.name

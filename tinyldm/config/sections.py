@@ -141,7 +141,7 @@ class TrainConfig:
     eval_steps: PositiveInt = 1000
     """Steps between evaluations on held-out images."""
     num_eval_images: PositiveInt = 512
-    """Held-out images per evaluation, the same ones each time."""
+    """Held-out images per evaluation, chosen at random, the same ones each time."""
     sample_steps: PositiveInt = 5000
     """Steps between pictures in samples/."""
     checkpointing_steps: PositiveInt = 5000

@@ -25,7 +25,7 @@ class Description:
         name: the data set's name in the recipe, without the folders above it.
         kind: folder, parquet, webdataset, Hub data set ...
         found: pictures found, those of other splits and unreadable ones included.
-        read: pictures of the training part and the held-out part.
+        train: pictures of the training part.
         ignored: reason -> names of the files, or their number where names are unknown.
         column: the column with the images.
         split: the split of the training part.
@@ -41,8 +41,8 @@ class Description:
     split: str
     held_out: int | None
     how: str
+    train: int | None = None
     found: int | None = None
-    read: int | None = None
     ignored: dict[str, list[str] | int] = field(default_factory=dict)
     groups: int | None = None
     classes: list[Class] | None = None
@@ -55,6 +55,11 @@ class Description:
             known.extend(name for name in dict.fromkeys(names) if name not in known)
         if not known:
             del self.ignored[reason]
+
+    @property
+    def read(self) -> int | None:
+        """Pictures of the training part and the held-out part."""
+        return None if self.train is None or self.held_out is None else self.train + self.held_out
 
     @property
     def unreadable(self) -> list[str]:
@@ -82,8 +87,7 @@ class Description:
     def lines(self) -> list[str]:
         """The block that is printed before a training."""
         found = "" if self.found is None else f"{self.found:,} pictures found, "
-        train = None if self.read is None or self.held_out is None else self.read - self.held_out
-        counts = "read as a stream" if train is None else f"{train:,} to train on, {self.held_out:,} held out"
+        counts = "read as a stream" if self.read is None else f"{self.train:,} to train on, {self.held_out:,} held out"
         lines = [f"data: {self.name} ({self.kind}): {found}{counts}"]
         groups = "" if self.groups is None else f", {self.groups:,} groups"
         lines.append(f"  column {self.column}, split {self.split}; held out: {self.how}{groups}")

@@ -9,13 +9,9 @@ from huggingface_hub import HfApi
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.images import TRANSFORM
+from tinyldm.data.sources import hub_id
 from tinyldm.files import digest
 from tinyldm.remote import from_hub
-
-
-def hub_id(name: str) -> str | None:
-    """The name of a data set if it is a Hub id, else None."""
-    return name if "/" in name and not Path(name).expanduser().exists() else None
 
 
 def describe_part(data: DataConfig, part: str, split_seed: int) -> dict[str, Any]:

@@ -23,14 +23,17 @@ from PIL import Image, ImageOps
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.batch import Batch, Condition
+from tinyldm.data.colour import to_8_bits, to_srgb
 from tinyldm.data.prefetch import Stalled, read_ahead
 from tinyldm.data.sources import Source
+from tinyldm.data.subsets import in_random_order
 from tinyldm.errors import UserError
 from tinyldm.limits import open_image
 from tinyldm.randomness import ALONE, Draw, Rank
 
 TRANSFORM = (
-    "oriented, central square, Pillow bicubic with antialiasing, 8 bits"  # names to_square in cache keys: change both together
+    # Names to_square in cache keys: change both together.
+    "oriented, black and white as declared or measured, central square, Pillow bicubic with antialiasing, sRGB, 8 bits"
 )
 MAX_CORRUPT = 0.05  # more unreadable images than this share hint at another problem
 RETRIES = 2  # how often a stalled stream is reopened
@@ -44,30 +47,32 @@ def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndar
     Cropping first gives the same result as resizing the shorter side first. But a 10 x 10,000 strip costs no more than a
     square.
 
+    Colours become sRGB by the file's profile. Values of more than 8 bits, and floats, are scaled as colour.to_8_bits says.
+
     Args:
-        image: an image of any mode: grey, palette, CMYK, 16-bit or transparent (shown on white).
+        image: an image of any mode: grey, palette, CMYK, 16-bit, float or transparent (shown on white).
         resolution: side length of the result in pixels; smaller images are enlarged.
         channels: 3 (RGB) or 1 (grey).
 
     Returns:
         uint8 array (resolution, resolution, channels).
     """
-    mode = "RGB" if channels == 3 else "L"
-    image.draft(mode, (2 * resolution, 2 * resolution))  # decode a large JPEG at 1/2, 1/4 or 1/8 of its size
+    mode, profile = "RGB" if channels == 3 else "L", image.info.get("icc_profile")
+    # Decode a large JPEG at 1/2, 1/4 or 1/8 of its size. A profile needs all colours.
+    image.draft("RGB" if profile else mode, (2 * resolution, 2 * resolution))
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits to 8 instead of scaling them
-        grey: np.ndarray = np.asarray(image, dtype=np.float32)
-        grey = grey / 257 if image.mode.startswith("I") else grey * 255  # modes I are 16-bit files, F is in [0, 1]
-        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+        image = to_8_bits(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode != mode:  # convert() would copy
-        image = image.convert(mode)
+    if image.mode not in ("L", "RGB") and not (image.mode == "CMYK" and profile):
+        image = image.convert("RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
     square = image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    square = to_srgb(square, profile).convert(mode)  # last: the square has fewer pixels
     return np.asarray(square).reshape(resolution, resolution, channels)
 
 
@@ -248,12 +253,12 @@ def collate(decoded: list[tuple[np.ndarray, int | None]]) -> Batch:
 
 
 def first_examples(images: Images, count: int) -> Batch:
-    """The first `count` images in file order, with their labels.
+    """`count` random images, with their labels: the first ones of subsets.in_random_order.
 
     Raises:
         UserError: if there are no images.
     """
-    decoded = list(itertools.islice(images(images.source.epoch(None, 0)), count))
+    decoded = list(itertools.islice(images(in_random_order(images.source, count)), count))
     if not decoded:
         raise UserError(
             f"the held-out part of {images.source.name!r} has no readable image: raise data.eval_fraction, or set "
@@ -263,7 +268,7 @@ def first_examples(images: Images, count: int) -> Batch:
 
 
 def first_images(images: Images, count: int) -> torch.Tensor:
-    """The first `count` images in file order, uint8 (N, C, H, W).
+    """`count` random images, uint8 (N, C, H, W). See first_examples.
 
     Raises:
         UserError: if there are no images.

@@ -25,11 +25,16 @@ from tinyldm.data.cells import image_bytes
 from tinyldm.data.description import Class, Description
 from tinyldm.data.layout import natural
 from tinyldm.data.opening import Opened, open_split
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, why
 
 MAX_CLASSES = 1000
 COMPARED = (1_000, 20_000)  # images of the held-out part and of the training part that are compared for overlap
 MAX_OVERLAP = 0.01  # of the held-out images: a few copies occur in real data sets
+
+
+def hub_id(name: str) -> str | None:
+    """The name of a data set if it is a Hub id, else None."""
+    return name if "/" in name and not Path(name).expanduser().exists() else None
 
 
 @dataclass
@@ -266,7 +271,8 @@ def _describe(data: DataConfig, opened: Opened, train: Source, held_out: Source,
     lengths = [part.known_length() if part.exact_length is None else part.exact_length for part in (train, held_out)]
     read = None if lengths[0] is None or lengths[1] is None else lengths[0] + lengths[1]
     name = data.name if opened.roots and not Path(data.name).exists() else Path(data.name).name
-    description = Description(name, opened.kind, train.image_column, data.split, lengths[1], how, opened.found or read, read)
+    found = read if opened.found is None else opened.found
+    description = Description(name, opened.kind, train.image_column, data.split, lengths[1], how, lengths[0], found)
     for reason, names in opened.ignored.items():
         description.ignore(reason, names)
     if opened.listed is not None and read is not None and opened.listed > read:
@@ -296,7 +302,7 @@ def _reading(name: str) -> Iterator[None]:
 def _why_not(name: str, error: Exception) -> str:
     if isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # its own message gives no reason
-    text = str(error) or type(error).__name__
+    text = why(error)
     if isinstance(error, ConnectionError | HTTPError):
         return f"data set {name!r} cannot be reached ({text}): check the network, or set data.name to a local folder"
     if "bad split" in text.lower() or "unknown split" in text.lower():

@@ -4,7 +4,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import LDMPipeline
@@ -12,6 +11,7 @@ from diffusers import LDMPipeline
 from tinyldm.config.schema import TrainLDM
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images
+from tinyldm.data.subsets import random_rows
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import load_first_stage
@@ -54,17 +54,25 @@ class LatentTask(DiffusionTask):
             stage.scaling_factor = self.kept["latent_scale"]
         elif (message := stage.choose_scale(1 / std)) and accelerator.is_main_process:
             print(message)
+        self.held_out_unreadable = held_out.unreadable
+        if self.data.held_out is None:
+            self.data.held_out = len(held_out) + held_out.corrupt
         self.scale = stage.scaling_factor
         self.kept = {"latent_scale": self.scale}
         self.built_on = stage.fingerprint()
-        evaluated = held_out.batch(np.arange(min(config.train.num_eval_images, len(held_out))))
+        evaluated = held_out.batch(random_rows(len(held_out), config.train.num_eval_images))
         scaled = Batch(evaluated.x * self.scale, evaluated.condition)
         super().__init__(config, accelerator, stream, length, scaled, train.classes, stage.model)
 
     @property
     def unreadable(self) -> list[str]:
         """See Task.unreadable."""
-        return list(self.images.images.unreadable) if self.images else self.store.unreadable
+        return [*(self.images.images if self.images else self.store).unreadable, *self.held_out_unreadable]
+
+    @property
+    def train_images(self) -> int | None:
+        """See Task.train_images."""
+        return self.images.length if self.images else len(self.store) + self.store.corrupt
 
     def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
         """Latents (B, C, h, w), scaled."""
@@ -78,6 +86,5 @@ class LatentTask(DiffusionTask):
 
     def facts(self) -> dict[str, Any]:
         """See DiffusionTask.facts."""
-        length = self.images.length if self.images else len(self.store)
         stage = {"first_stage": self.first_stage_path, "scaling_factor": self.scale}
-        return {**super().facts(), "train_images": length, **stage}
+        return {**super().facts(), **stage}

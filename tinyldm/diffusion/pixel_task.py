@@ -33,7 +33,8 @@ class PixelTask(DiffusionTask):
         stream = self.image_batches = ImageBatches(self.images, config.seed, config.train.batch_size, rank_of(accelerator))
         # Counting a stream means reading it.
         length = stream.length = train.length() if config.train.max_steps is None else None
-        evaluated = first_examples(Images.of(held_out, data), config.train.num_eval_images)
+        self.held_out_images = Images.of(held_out, data)
+        evaluated = first_examples(self.held_out_images, config.train.num_eval_images)
         self.classes, self.class_names = train.classes, train.class_names
         scaled = Batch(to_float(evaluated.x), evaluated.condition)
         super().__init__(config, accelerator, stream, length, scaled, self.classes)
@@ -41,7 +42,12 @@ class PixelTask(DiffusionTask):
     @property
     def unreadable(self) -> list[str]:
         """See Task.unreadable."""
-        return list(self.images.unreadable)
+        return [*self.images.unreadable, *self.held_out_images.unreadable]
+
+    @property
+    def train_images(self) -> int | None:
+        """See Task.train_images."""
+        return self.image_batches.length
 
     def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
         """Images (B, C, S, S), half of them mirrored with `data.random_flip`."""
@@ -86,7 +92,6 @@ class PixelTask(DiffusionTask):
         """See DiffusionTask.facts."""
         return {
             **super().facts(),
-            "train_images": self.image_batches.length,
             "classes": self.classes,
             "class_names": self.class_names,
             "timesteps_per_image": TIMESTEPS_PER_IMAGE if isinstance(self.process, DiscreteVP) else None,

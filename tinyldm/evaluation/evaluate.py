@@ -10,9 +10,8 @@ A first stage is measured as usual: its reconstructions against the same images.
 
 import functools
 import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,13 @@ from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from tinyldm import pictures
+from tinyldm.config import parsing
 from tinyldm.config.evaluate import Evaluate
+from tinyldm.config.paths import refuse_inputs_inside, refuse_output_inside
+from tinyldm.config.schema import DataConfig
 from tinyldm.data.identity import describe_part, hub_id
 from tinyldm.data.images import to_float, to_uint8
-from tinyldm.data.sources import open_sources
+from tinyldm.data.sources import Source, open_sources
 from tinyldm.diffusion.model import Model, decoded_at_once
 from tinyldm.errors import UserError, boundary
 from tinyldm.evaluation import report
@@ -33,18 +35,21 @@ from tinyldm.evaluation.models import draw, open_model, weights_stamp
 from tinyldm.files import difference
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.limits import read_arrays
+from tinyldm.manifest import Manifest, list_in_run, named
 from tinyldm.metrics import distances, features
 from tinyldm.metrics.chunks import Arrays, Chunks
 from tinyldm.metrics.distances import Estimate
 from tinyldm.metrics.features import FeatureNetwork
-from tinyldm.metrics.image_sets import ImageSet, data_part, embed, embed_part, open_images, pick
+from tinyldm.metrics.image_sets import RANDOM, ImageSet, data_part, embed, embed_part, open_images, pick, random_part
 from tinyldm.metrics.lpips import load_lpips
 from tinyldm.training.accelerator import default_device
 
 NUM_IMAGES = 10_000
 SAMPLES, REAL, RECONSTRUCTIONS = "samples", "real images", "reconstructions"  # the columns of the table
 OTHER = {"train": "held_out", "held_out": "train"}
-IN_OUTPUT = ("drawn", "features")
+REFERENCES = "reference-*.npz"
+FILES = ("evaluation.json", "samples.png", "reconstructions.png", "neighbours-*.png", REFERENCES)  # written to output_dir
+FOLDERS = ("drawn", "features")
 START_OVER = "choose another output_dir, or use --overwrite true"
 
 
@@ -62,29 +67,50 @@ class Evaluation:
 
     def __init__(self, config: Evaluate):
         self.config, self.output = config, Path(config.output_dir)
+        self.manifest = Manifest(self.output)
         self.device = default_device(config.device)
         self.notes: list[str] = []
 
     def run(self) -> str:
         """Measure the model or images that the config names."""
         config = self.config
+        self.check_output()
         model = open_model(config, self.device) if config.model else None
-        self.open_output()
         images, result = self.first_stage(model) if isinstance(model, FirstStage) else self.samples(model)
         result["features"] = {"name": self.network.name, **self.network.recipe}
         result["notes"] = self.notes
         return report.publish(config, self.output, images, result)
 
-    def open_output(self) -> None:
-        """Create output_dir. With `overwrite`, delete an older evaluation in it."""
+    def check_output(self) -> None:
+        """Refuse an output_dir with files of others that would be replaced, and one that contains or lies in the inputs."""
+        config, values = self.config, parsing.to_dict(self.config)
+        refuse_output_inside(self.output, config.images, config.data.name, config.data.data_files)
+        if config.overwrite:
+            refuse_inputs_inside(values, *(self.output / name for name in FOLDERS))
+        # Without `overwrite` nothing in the folders is replaced: see Chunks.
+        names = [*FILES, *(FOLDERS if config.overwrite else ())]
+        if foreign := [file for file in self.manifest.foreign() if self.is_of(file, names)]:
+            raise UserError(
+                f"{self.output} holds {named(foreign, self.output)}, not written by evaluate.py: nothing in it is replaced; "
+                "choose another output_dir, or move these files away"
+            )
+
+    def is_of(self, file: Path, names: Iterable[str]) -> bool:
+        """Whether a file in output_dir is one of these files, or in one of these folders."""
+        return any(PurePath(file.relative_to(self.output).parts[0]).match(name) for name in names)
+
+    @functools.cached_property
+    def started(self) -> bool:
+        """Create output_dir. With `overwrite`, delete an older evaluation in it. Ask for it when all inputs are open."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             if self.config.overwrite:
-                for name in IN_OUTPUT:
-                    shutil.rmtree(self.output / name, ignore_errors=True)
-                (self.output / "evaluation.json").unlink(missing_ok=True)
+                old = [name for name in (*FILES, *FOLDERS) if name != REFERENCES]  # which may be the reference now
+                self.manifest.remove(file for file in self.manifest.files() if self.is_of(file, old))
+            list_in_run(self.output)
         except OSError as error:
             raise UserError(f"output_dir {self.output} cannot be written ({error.strerror}): choose another") from error
+        return True
 
     @functools.cached_property
     def network(self) -> FeatureNetwork:
@@ -95,37 +121,51 @@ class Evaluation:
 
     @functools.cached_property
     def parts(self) -> dict[str, ImageSet]:
-        """The training part and the held-out part."""
-        config = self.config
-        opened = open_sources(config.data, config.split_seed)
-        if opened[0].description:
-            print("\n".join(opened[0].description.lines()))
-        sources = zip(("train", "held_out"), opened, strict=True)
-        return {part: data_part(source, config.data, part, config.split_seed, config.batch_size) for part, source in sources}
+        """All images of the training part and of the held-out part."""
+        return {part: data_part(source, *self.of_part(part)) for part, source in self.sources.items()}
+
+    @functools.cached_property
+    def sources(self) -> dict[str, Source]:
+        """The training part and the held-out part, undecoded."""
+        train, held_out = open_sources(self.config.data, self.config.split_seed)
+        if train.description:
+            print("\n".join(train.description.lines()))
+        return {"train": train, "held_out": held_out}
+
+    def of_part(self, part: str) -> tuple[DataConfig, str, int, int]:
+        """What data_part and random_part need to know besides the source."""
+        return self.config.data, part, self.config.split_seed, self.config.batch_size
+
+    def part(self, part: str, limit: int | None) -> ImageSet:
+        """The images of a part, or where there is a limit an image set that begins with a random subset of them."""
+        return self.parts[part] if limit is None else random_part(self.sources[part], *self.of_part(part))
 
     def part_features(self, part: str, limit: int | None) -> Arrays:
-        """Features of the first images of a part."""
-        return embed_part(self.parts[part], part, self.config.data, self.network, limit)
+        """Features of `limit` random images of a part. None: all."""
+        return embed_part(self.part(part, limit), part, self.config.data, self.network, limit)
 
     def reference(self, limit: int | None) -> tuple[str, np.ndarray, dict[str, Any]]:
-        """The reference: its part, the features (M, D) of its first `limit` images (None: all), and its description."""
+        """The reference: its part, the features (M, D) of `limit` random images of it (None: all), and its description."""
         config = self.config
         file = Path(config.reference).expanduser()
+        if config.anchors or "memorisation" in config.chosen:
+            _ = self.parts  # opened before anything is deleted
         if config.reference in OTHER:
             part, values = config.reference, self.part_features(config.reference, limit)["features"]
+            order = None if limit is None else RANDOM
         else:
-            part, values = self.read_reference(file, limit)
-        description = {**describe_part(config.data, part, config.split_seed), "images": len(values)}
+            part, values, order = self.read_reference(file, limit)
+        description = {**describe_part(config.data, part, config.split_seed), "images": len(values), "order": order}
         if config.data.revision is None and hub_id(config.data.name):
             self.notes.append("data.revision is not set: set it to a commit to make these numbers repeatable")
         key = json.dumps({"images": description, "features": self.network.recipe})
         copy = self.output / f"reference-{self.network.name}-{part}.npz"
-        if copy.resolve() != file.resolve():
-            np.savez(copy, features=values, made_of=np.array(key))
+        if self.started and copy.resolve() != file.resolve():
+            np.savez(self.manifest.own(copy), features=values, made_of=np.array(key))
         return part, values, description
 
-    def read_reference(self, file: Path, limit: int | None) -> tuple[str, np.ndarray]:
-        """Read the reference-*.npz of an earlier evaluation.
+    def read_reference(self, file: Path, limit: int | None) -> tuple[str, np.ndarray, str | None]:
+        """Read the reference-*.npz of an earlier evaluation: its part, its features, and whether they are a random subset.
 
         Raises:
             UserError: if it is not the reference that the config describes.
@@ -136,11 +176,11 @@ class Evaluation:
         with boundary(f"{file} is not a reference that evaluate.py has written"):
             arrays = read_arrays(file, ("made_of", "features"))
             key, values = json.loads(str(arrays["made_of"])), arrays["features"]
-            part = key["images"]["part"]
-            expected = {**describe_part(config.data, part, config.split_seed), "images": limit or len(values)}
+            part, order = key["images"]["part"], key["images"]["order"]
+            expected = {**describe_part(config.data, part, config.split_seed), "images": limit or len(values), "order": order}
         if other := difference(key, {"images": expected, "features": self.network.recipe}):
             raise UserError(f"the reference {file} is not that of this evaluation ({other}): remove --reference")
-        return part, values
+        return part, values, order
 
     # -------------------------------------------------------------------------------------------------------------- features
 
@@ -148,7 +188,7 @@ class Evaluation:
         self, name: str, images: ImageSet, limit: int, make: Callable[[torch.Tensor], Arrays], **settings: Any
     ) -> Arrays:
         """Features that depend on the model, saved in output_dir. See `embed`."""
-        folder = self.output / "features" / f"{self.network.name}-{name}"
+        folder = self.manifest.own_folder(self.output / "features" / f"{self.network.name}-{name}")
         key = {"images": images.key, "features": self.network.recipe, **settings}
         return embed(images, limit, Chunks(folder, key, START_OVER), make, f"features of the {name.partition('-')[0]}")
 
@@ -175,14 +215,16 @@ class Evaluation:
             The key of the images with their count, and the result for evaluation.json.
         """
         config = self.config
-        given = open_images(config.images, config.data, config.batch_size) if config.images is not None else None
+        given = None
+        if config.images is not None:
+            given = open_images(config.images, config.data, config.batch_size, config.num_images is not None)
         part, reference, description = self.reference(config.num_reference)
         if given is not None:
             images, count = given, min(filter(None, (config.num_images, given.count)))
         else:
             assert model is not None  # Evaluate.check: either a model or images
             count = config.num_images or NUM_IMAGES
-            images = draw(config, model, count, self.output / "drawn", START_OVER)
+            images = draw(config, model, count, self.manifest.own_folder(self.output / "drawn"), START_OVER)
         columns = {SAMPLES: self.own_features("samples", images, count, self.network.embed)}
         if config.anchors:
             columns |= self.anchors(model, OTHER[part], count)
@@ -195,7 +237,7 @@ class Evaluation:
         self.add_notes(images, samples, columns.get(REAL))
         if "memorisation" in config.chosen:
             result["memorisation"] = self.memorisation(samples, images)
-        pictures.grid(pick(images, np.arange(min(64, len(samples))))).save(self.output / "samples.png")
+        pictures.grid(pick(images, np.arange(min(64, len(samples))))).save(self.manifest.own(self.output / "samples.png"))
         return {**images.key, "count": len(samples)}, result
 
     def anchors(self, model: Model | None, part: str, count: int) -> dict[str, Arrays]:
@@ -210,7 +252,7 @@ class Evaluation:
         first_stage = FirstStage(model.first_stage)
         reconstructions = self.own_features(
             f"{RECONSTRUCTIONS}-{part}",
-            self.parts[part],
+            self.part(part, number),
             number,
             lambda batch: self.network.embed(self.reconstruct(first_stage, batch)[1]),
             first_stage=first_stage.fingerprint(),
@@ -260,7 +302,9 @@ class Evaluation:
         neighbours, places = np.unique(indices[rows], return_inverse=True)
         near = pick(self.parts["train"], neighbours)[places.reshape(-1)].unflatten(0, (len(rows), -1))
         tiles = torch.cat([pick(images, rows)[:, None], near], 1)
-        pictures.grid(tiles.flatten(0, 1), 2 * tiles.shape[1]).save(self.output / f"neighbours-{self.network.name}.png")
+        pictures.grid(tiles.flatten(0, 1), 2 * tiles.shape[1]).save(
+            self.manifest.own(self.output / f"neighbours-{self.network.name}.png")
+        )
 
     # ----------------------------------------------------------------------------------------------------------- first stage
 
@@ -294,7 +338,7 @@ class Evaluation:
         key = weights_stamp(config, first_stage.model)
         measure = functools.partial(self.measure_reconstructions, first_stage, lpips)
         settings = {**key, "lpips": lpips is not None}
-        arrays = self.own_features(RECONSTRUCTIONS, self.parts["held_out"], count, measure, **settings)
+        arrays = self.own_features(RECONSTRUCTIONS, self.part("held_out", limit), count, measure, **settings)
         compared = self.compare(arrays, reference, [name for name in config.chosen if name in ("fid", "kid")])
         metrics = {f"r{name}": measured for name, measured in compared.items()}
         for name in ("PSNR", "SSIM", "LPIPS"):
@@ -330,10 +374,10 @@ class Evaluation:
 
     def save_reconstructions(self, first_stage: FirstStage, count: int) -> None:
         """Save a picture of held-out images, each row above its reconstructions."""
-        originals = pick(self.parts["held_out"], np.arange(count))
+        originals = pick(self.part("held_out", count), np.arange(count))
         decoded = self.reconstruct(first_stage, originals)[1].cpu()
         rows = [half for pair in zip(originals.split(8), decoded.split(8), strict=True) for half in pair]
-        pictures.grid(torch.cat(rows), min(8, count)).save(self.output / "reconstructions.png")
+        pictures.grid(torch.cat(rows), min(8, count)).save(self.manifest.own(self.output / "reconstructions.png"))
 
 
 def codebook_use(codes: np.ndarray, model: VQModel) -> dict[str, float]:

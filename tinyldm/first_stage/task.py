@@ -55,12 +55,18 @@ class VQTask(Task):
         self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, self.rank)
         # Counting a stream means reading it.
         self.examples_per_epoch = self.stream.length = train.length() if config.train.max_steps is None else None
-        self.held_out = first_images(Images.of(held_out, config.data), config.train.num_eval_images)
+        self.held_out_images = Images.of(held_out, config.data)
+        self.held_out = first_images(self.held_out_images, config.train.num_eval_images)
 
     @property
     def unreadable(self) -> list[str]:
         """See Task.unreadable."""
-        return list(self.images.unreadable)
+        return [*self.images.unreadable, *self.held_out_images.unreadable]
+
+    @property
+    def train_images(self) -> int | None:
+        """See Task.train_images."""
+        return self.stream.length
 
     def batches(self, position: int) -> Generator[Batch, None, None]:
         """See Task.batches."""

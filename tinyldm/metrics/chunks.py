@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from tinyldm.errors import UserError, boundary
 from tinyldm.files import difference, one_at_a_time, replace_text
 from tinyldm.limits import read_arrays
+from tinyldm.manifest import Manifest
 
 SECONDS = 30.0  # of work per chunk
 NUMBERS = ("rows", "position", "complete")  # saved in a chunk beside its arrays
@@ -43,14 +44,14 @@ class Chunks:
     """
 
     def __init__(self, folder: Path, key: dict[str, Any], advice: str):
-        self.folder, key = folder, json.loads(json.dumps(key, default=str))
+        self.folder, self.manifest, key = folder, Manifest(folder), json.loads(json.dumps(key, default=str))
         with boundary(f"{folder} cannot be used", "choose another, or delete it"):
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / "made_of.json").exists():
                 if other := difference(json.loads((folder / "made_of.json").read_text()), key):
                     raise UserError(f"{folder} was made with other settings ({other}): {advice}")
             else:
-                replace_text(folder / "made_of.json", json.dumps(key, indent=1))
+                replace_text(self.manifest.own(folder / "made_of.json"), json.dumps(key, indent=1))
         self._scan()
 
     def _scan(self) -> None:
@@ -77,7 +78,7 @@ class Chunks:
         """Save a chunk: arrays with the same number of rows. Without arrays it only records the end of the source."""
         rows = len(next(iter(arrays.values()))) if arrays else 0
         numbers = {"rows": np.array(rows), "position": np.array(position), "complete": np.array(complete)}
-        file = self.folder / f"{len(self.files):08d}.npz"
+        file = self.manifest.own(self.folder / f"{len(self.files):08d}.npz")
         aside = file.with_name(f".{file.name}")
         with aside.open("wb") as opened:
             np.savez(opened, allow_pickle=False, **numbers, **arrays)

@@ -20,11 +20,14 @@ from tinyldm.config.schema import DataConfig
 from tinyldm.data.identity import cache_key
 from tinyldm.data.images import Images, collate
 from tinyldm.data.sources import Source
+from tinyldm.data.subsets import in_random_order, random_rows
 from tinyldm.errors import UserError, boundary
 from tinyldm.files import digest
 from tinyldm.limits import open_image, read_arrays
 from tinyldm.metrics.chunks import Arrays, Batches, Chunks, fill
 from tinyldm.metrics.features import FeatureNetwork
+
+RANDOM = "random"  # in a key: another subset than that of versions that took the first images
 
 
 @dataclass
@@ -46,14 +49,23 @@ class ImageSet:
 
 
 def data_part(source: Source, data: DataConfig, part: str, split_seed: int, batch_size: int) -> ImageSet:
-    """The images of a part in file order, without unreadable ones."""
+    """All images of a part in file order, without unreadable ones."""
     return ImageSet(cache_key(data, part, split_seed), _from_source(source, data, batch_size))
 
 
-def _from_source(source: Source, data: DataConfig, batch_size: int) -> Callable[[int, int | None], Batches]:
+def random_part(source: Source, data: DataConfig, part: str, split_seed: int, batch_size: int) -> ImageSet:
+    """The images of a part in a random order, of which the first ones are a random subset. See subsets.in_random_order."""
+    key = {**cache_key(data, part, split_seed), "order": RANDOM}
+    return ImageSet(key, _from_source(source, data, batch_size, at_random=True))
+
+
+def _from_source(
+    source: Source, data: DataConfig, batch_size: int, at_random: bool = False
+) -> Callable[[int, int | None], Batches]:
     def batches(position: int, limit: int | None) -> Batches:
         images = Images.of(source, data)
-        decoded, count = itertools.islice(images(source.epoch(None, 0, position)), limit), 0
+        examples = in_random_order(source, limit, position) if at_random else source.epoch(None, 0, position)
+        decoded, count = itertools.islice(images(examples), limit), 0
         while batch := list(itertools.islice(decoded, batch_size)):
             count += len(batch)
             yield collate(batch).x.expand(-1, 3, -1, -1), position + images.seen  # grey images too
@@ -75,15 +87,18 @@ def pick(images: ImageSet, rows: np.ndarray) -> torch.Tensor:
 # ----------------------------------------------------------------------------------------------------- images from files
 
 
-def open_images(path: str, data: DataConfig, batch_size: int) -> ImageSet:
+def open_images(path: str, data: DataConfig, batch_size: int, at_random: bool = False) -> ImageSet:
     """A folder of images, or an npz with one uint8 array (N, H, W, 3). Images must have the size of the reference.
+
+    Args:
+        at_random: in a random order, for a subset of them.
 
     Raises:
         UserError: if it is neither, holds no images, or holds images of another size.
     """
     local = Path(path).expanduser()
     if local.is_dir():
-        return _folder(local, data, batch_size)
+        return _folder(local, data, batch_size, at_random)
     if local.suffix != ".npz" or not local.is_file():
         raise UserError(f"images {path} is neither a folder nor an npz file")
     with boundary(f"images {path} cannot be read", "use an npz written by sample.py"):
@@ -93,18 +108,19 @@ def open_images(path: str, data: DataConfig, batch_size: int) -> ImageSet:
         holds = f"{array.dtype} {array.shape}" if array is not None else f"the arrays {', '.join(arrays) or '(none)'}"
         raise UserError(f"images {path} holds {holds}; it must be one uint8 array (N, H, W, 3), N above 0")
     _check_size(array.shape[2], array.shape[1], data.resolution, path)
+    order = random_rows(len(array)) if at_random else np.arange(len(array))
 
     def batches(position: int, limit: int | None) -> Batches:
         end = len(array) if limit is None else min(len(array), position + limit)
         for first in range(position, end, batch_size):
             after = min(first + batch_size, end)
-            yield torch.from_numpy(array[first:after]).permute(0, 3, 1, 2), after
+            yield torch.from_numpy(array[order[first:after]]).permute(0, 3, 1, 2), after
 
     key = {"images": str(local.resolve()), "format": "npz", "content": hashlib.sha256(array.tobytes()).hexdigest()[:16]}
-    return ImageSet(key, batches, len(array))
+    return ImageSet(key | ({"order": RANDOM} if at_random else {}), batches, len(array))
 
 
-def _folder(folder: Path, data: DataConfig, batch_size: int) -> ImageSet:
+def _folder(folder: Path, data: DataConfig, batch_size: int, at_random: bool) -> ImageSet:
     endings = Image.registered_extensions()
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in endings and not file.name.startswith("."))
     if not files:
@@ -130,8 +146,9 @@ def _folder(folder: Path, data: DataConfig, batch_size: int) -> ImageSet:
         "images": str(folder.resolve()),
         "format": ", ".join(f"{count} {kind}" for kind, count in formats.most_common()),
         "content": digest(stats),
+        **({"order": RANDOM} if at_random else {}),
     }
-    return ImageSet(key, _from_source(Source(table, "image", str(folder), 0), data, batch_size), len(files))
+    return ImageSet(key, _from_source(Source(table, "image", str(folder), 0), data, batch_size, at_random), len(files))
 
 
 def _check_size(width: int, height: int, resolution: int, path: str) -> None:
@@ -166,7 +183,7 @@ def embed(images: ImageSet, limit: int | None, chunks: Chunks, make: Callable[[t
 
 
 def embed_part(images: ImageSet, part: str, data: DataConfig, network: FeatureNetwork, limit: int | None = None) -> Arrays:
-    """Features of the first images of a part of a data set, saved in data.cache_dir for other models."""
+    """Features of the first `limit` images (None: all) of a part of a data set, saved in data.cache_dir for other models."""
     key = {"images": images.key, "features": network.recipe}
     folder = Path(data.cache_dir).expanduser() / "features" / digest(key)
     doing = f"features of the {part.replace('_', '-')} part"

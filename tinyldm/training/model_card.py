@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tinyldm.config import parsing
+from tinyldm.config.paths import shareable
 from tinyldm.config.schema import DataConfig, TrainConfig
 from tinyldm.data.identity import hub_id
 from tinyldm.files import replace_text
@@ -44,7 +45,7 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     results = [
         {
             "task_type": "unconditional-image-generation",
-            "dataset_type": hub_id(data.name) or Path(data.name).name,
+            "dataset_type": shareable(hub_id(data.name)) or Path(data.name).name,
             "dataset_name": Path(data.name).name,
             "dataset_split": data.eval_split or f"{data.eval_fraction:.0%} of {data.split}, held out by hash",
             "dataset_revision": data.revision,
@@ -56,15 +57,15 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     ]
     samples = sorted((run / "samples").glob("step-*.png"))
     values = {
-        "data": asdict(data),
+        "data": shareable(asdict(data)),
         "figures": [(LABELS[key][0], f"{value:.4g}") for key, value in figures.items()],
         "remarks": remarks(config.train, facts["best_step"]),
         "picture": samples[-1].relative_to(run).as_posix() if samples else None,
         "curve": (run / "loss.png").exists(),
-        "config": parsing.to_yaml(config).strip(),
+        "config": parsing.dump(shareable(parsing.to_dict(config))).strip(),
         "train": asdict(config.train),
         "duration": duration(facts["seconds"]),
-        **facts,
+        **shareable(facts),
     }
     card = {
         "template": template,

@@ -13,7 +13,7 @@ from tinyldm.config import parsing
 from tinyldm.config.paths import refuse_inputs_inside, refuse_output_inside
 from tinyldm.errors import UserError
 from tinyldm.files import refuse_links, remove_leftovers, replace_folder, replace_text
-from tinyldm.manifest import LOCK, NAME, Manifest
+from tinyldm.manifest import LOCK, NAME, Manifest, named
 from tinyldm.training import checkpoint
 
 Row = dict[str, Any]
@@ -45,9 +45,9 @@ class RunFolder:
             refuse_inputs_inside(values, self.path)
         if config.resume not in (None, "latest"):
             checkpoint.named(self.path, config.resume)
+        self._new = [path for path in (self.path / LOCK, self.path) if not path.exists()]  # removed if the run does not start
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            was_locked = (self.path / LOCK).exists()
             self.lock = FileLock(self.path / LOCK)
             self.lock.acquire(timeout=0)
         except Timeout:
@@ -57,9 +57,7 @@ class RunFolder:
         try:
             self._check()
         except BaseException:
-            self.lock.release()
-            if not was_locked:  # a folder that is not ours stays as it was
-                (self.path / LOCK).unlink(missing_ok=True)
+            self.release()
             raise
         remove_leftovers(self.path, REPLACED)
         self._identity = self._inode()
@@ -76,15 +74,22 @@ class RunFolder:
         elif (begun or (foreign and is_run)) and not self.config.overwrite:
             raise UserError(f"{self.path} is in use; continue with --resume latest, or replace it with --overwrite true")
         elif foreign:
-            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             whose = "not written by its run" if is_run else "and is not a run folder"
             raise UserError(
-                f"{self.path} holds {foreign[0].relative_to(self.path)}{more}, {whose}: nothing in it is deleted; "
+                f"{self.path} holds {named(foreign, self.path)}, {whose}: nothing in it is deleted; "
                 "choose another output_dir, or move these files away"
             )
 
+    def release(self) -> None:
+        """Unlock the folder. A run that has not started leaves it as it was."""
+        for path in self._new:
+            with contextlib.suppress(OSError):
+                path.rmdir() if path == self.path else path.unlink()
+        self.lock.release()
+
     def start(self) -> None:
         """Begin the run, in place of an old one. Call it when everything that the run reads is open."""
+        self._new = []
         if not self.config.resume:  # a resumed run keeps its config until its checkpoint is known to fit: see rewind
             with self.manifest.replaced():
                 self._write_config()

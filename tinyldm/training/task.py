@@ -47,7 +47,12 @@ class Task(ABC):
     @property
     @abstractmethod
     def unreadable(self) -> list[str]:
-        """Names of the training images that this rank could not read so far."""
+        """Names of the images that this rank could not read so far."""
+
+    @property
+    @abstractmethod
+    def train_images(self) -> int | None:
+        """Number of training images; None while a stream does not know."""
 
     @abstractmethod
     def batches(self, position: int) -> Generator[Batch, None, None]:

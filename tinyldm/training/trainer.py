@@ -48,7 +48,7 @@ def run_training(config: Training, make_task: Callable[[Any, Accelerator], Task]
             if config.hub.push:
                 hub.check_token(config.hub)
             run = RunFolder(config)
-            stack.callback(run.lock.release)  # here, since an exception's traceback would keep it in a notebook
+            stack.callback(run.release)  # here, since an exception's traceback would keep it in a notebook
         stack.enter_context(one_line_shortages(Path(config.output_dir)))
         trainer = Trainer(make_task(config, accelerator), config, accelerator, run)
         trainer.fit()
@@ -309,9 +309,11 @@ class Trainer:
 
     def _describe_data(self) -> None:
         """Write data.json; what is known later than the start is filled in at each save."""
-        self.task.data.ignore("unreadable", gather_object(self.task.unreadable))
+        data = self.task.data
+        data.train = self.task.train_images if data.train is None else data.train
+        data.ignore("unreadable", gather_object(self.task.unreadable))
         if self.run:
-            replace_text(self.run.manifest.own(self.run.path / "data.json"), json.dumps(self.task.data.to_json(), indent=1))
+            replace_text(self.run.manifest.own(self.run.path / "data.json"), json.dumps(data.to_json(), indent=1))
 
     def _save(self) -> None:
         self._describe_data()
@@ -342,6 +344,7 @@ class Trainer:
             "hardware": hardware(self.accelerator.device, self.rank.count),
             "best_step": state.best_step,
             "parameters": count_parameters(self.accelerator.unwrap_model(self.task.networks[state.main])),
+            "train_images": self.task.train_images,
             "corrupt": len(self.task.data.unreadable),
             **self.task.facts(),
         }
