@@ -220,6 +220,9 @@ RANGES = [
     ],
     *[(TrainLDM, "data.num_workers", value, "from 0 to 256") for value in ("-1", "5000", "nan")],
     *[(TrainDDPM, "scheduler.num_train_timesteps", value, "from 2 to 100,000") for value in ("1", "0", "1000000000", "nan")],
+    *[(TrainVQ, "vq.layers_per_block", value, "from 1 to 64") for value in ("0", "1000000000")],
+    (TrainVQ, "loss.discriminator_layers", "1000000", "from 0 to 12"),
+    (TrainDDPM, "diffusion.preview_images", "1000000", "from 1 to 1,000"),
     (TrainLDM, "scheduler.beta_end", "1.5", "between 0 and 1"),
     (TrainVQ, "vq.norm_num_groups", "0", "above 0"),
     (TrainVQ, "loss.adversarial_weight", "nan", "at least 0"),
@@ -237,6 +240,9 @@ def test_values_outside_their_range(schema, key, value, words):
 
 
 CONTRADICTIONS = [
+    (TrainLDM, "train.batch_size 1000000000", "a step of 1,000,000,000 images .* train.batch_size"),
+    (TrainDDPM, "train.gradient_accumulation_steps 100000 data.resolution 512", "train.gradient_accumulation_steps"),
+    (TrainVQ, "data.resolution 100000", "px takes too much memory"),
     (TrainLDM, "train.max_steps null", "set train.max_steps or train.num_epochs"),
     (TrainLDM, "train.lr_scheduler piecewise_constant", "train.lr_step_rules"),
     (TrainLDM, "train.lr_step_rules 1:10,0.1", "piecewise_constant"),
