@@ -19,6 +19,7 @@ from tinyldm.config.sections import (
     VQLossConfig,
 )
 from tinyldm.errors import UserError
+from tinyldm.limits import STEP_BYTES
 
 __all__ = [
     "TRAININGS",
@@ -77,6 +78,12 @@ class Training:
         self.hub.check()
         if self.resume and self.overwrite:
             raise UserError("resume and overwrite contradict each other; give one of them")
+        images = self.train.batch_size * self.train.gradient_accumulation_steps
+        if images * self.data.channels * self.data.resolution**2 > STEP_BYTES:
+            raise UserError(
+                f"a step of {images:,} images of {self.data.resolution} px takes too much memory; lower train.batch_size, "
+                "train.gradient_accumulation_steps or data.resolution"
+            )
 
 
 @dataclass(kw_only=True)
