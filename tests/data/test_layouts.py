@@ -377,7 +377,7 @@ def test_archives_that_unpack_to_far_more_than_pictures_are_refused(tmp_path):
     ):
         for _ in range(1100):
             member.write(bytes(2**20))
-    with pytest.raises(UserError, match=r"bomb.zip would unpack to 1,153,433,600 bytes"):
+    with pytest.raises(UserError, match=r"bomb.zip cannot be unpacked .*it would grow from .* to"):
         read(tmp_path / "bomb.zip", cache_dir=str(tmp_path / "cache"))
     with tarfile.open(tmp_path / "bomb.tar", "w") as tar:  # its header alone, as a cut one
         info = tarfile.TarInfo("0.png")

@@ -23,15 +23,14 @@ from tinyldm.config.schema import DataConfig
 from tinyldm.data import toyfaces
 from tinyldm.data.folders import read_pictures, select
 from tinyldm.data.layout import READABLE, TABLES, TARS, canonical, ending, layout_of_tables, walk
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.files import digest
-from tinyldm.limits import load_yaml, read_text
+from tinyldm.limits import check_expansion, load_yaml, read_text
 from tinyldm.remote import from_hub
 
 BUILT_IN = ("toyfaces", "digits")
 BUILDERS = ("parquet", "arrow", "csv", "json", "webdataset", "imagefolder", "text")  # of `datasets`, named with data_files
 MAX_MEMBER = 2**30  # bytes of one file in an archive; a larger one is no picture
-MAX_RATIO = 200  # of an archive's content to its size; pictures hardly shrink
 
 
 @dataclass
@@ -285,19 +284,16 @@ def _extracted(data: DataConfig, archives: list[Path]) -> Path:
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        for file in archives:
-            inside = aside / file.stem if len(archives) > 1 else aside
-            with zipfile.ZipFile(file) as opened:
-                members = [member for member in opened.infolist() if not member.is_dir()]
-                total = sum(member.file_size for member in members)
-                if total > max(MAX_RATIO * file.stat().st_size, MAX_MEMBER) or any(m.file_size > MAX_MEMBER for m in members):
-                    raise UserError(f"{file} would unpack to {total:,} bytes, far more than pictures do: it is not read")
-                inside.mkdir(parents=True)
-                for member in members:
-                    opened.extract(member, inside)  # zipfile removes `..` and leading slashes, and writes no links
-        aside.rename(folder)
-    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{archives[0]} cannot be unpacked into {folder.parent} ({error})") from error
+        with boundary(f"{archives[0]} cannot be unpacked into {folder.parent}"):
+            for file in archives:
+                inside = aside / file.stem if len(archives) > 1 else aside
+                with zipfile.ZipFile(file) as opened:
+                    members = [member for member in opened.infolist() if not member.is_dir()]
+                    check_expansion(sum(member.file_size for member in members), file.stat().st_size)
+                    inside.mkdir(parents=True)
+                    for member in members:
+                        opened.extract(member, inside)  # zipfile removes `..` and leading slashes, and writes no links
+            aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
