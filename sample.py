@@ -21,20 +21,20 @@ def main() -> None:
     from tinyldm.pictures import OutputFolder
     from tinyldm.training.accelerator import default_device
 
-    output = OutputFolder(config.output_dir, config.overwrite)
-    device = default_device(config.device)
-    model = load_model(config.model, device, getattr(torch, config.dtype))
-    model.sampler(config)  # refuses what does not fit before a file is written
+    with OutputFolder(config.output_dir, config.overwrite) as output:
+        device = default_device(config.device)
+        model = load_model(config.model, device, getattr(torch, config.dtype))
+        model.sampler(config)  # raises an error for unsupported settings before any file is written
 
-    with tqdm(total=config.num_images, unit="image", desc="sampling", dynamic_ncols=True) as bar:
-        for batch in sampling.sample(model, config.num_images, config.batch_size, config.seed, config):
-            output.add(batch, config.seed)
-            bar.update(len(batch))
-    output.finish()
-    if config.strip:
-        output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, config))
-    if config.interpolate:
-        output.interpolation(sampling.interpolate(model, *config.interpolate, config))
+        with tqdm(total=config.num_images, unit="image", desc="sampling", dynamic_ncols=True) as bar:
+            for batch in sampling.sample(model, config.num_images, config.batch_size, config.seed, config):
+                output.add(batch, config.seed)
+                bar.update(len(batch))
+        output.finish()
+        if config.strip:
+            output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, config))
+        if config.interpolate:
+            output.interpolation(sampling.interpolate(model, *config.interpolate, config))
     print(f"{config.num_images} images are in {output.path}; all on one page: {output.path / 'grid.png'}")
 
 

@@ -170,7 +170,7 @@ def main(pairs: int = 7, images: int = 512, faces: str | None = None, small: boo
         if faces:
             source, _ = open_sources(DataConfig(name=faces, eval_split="validation"), 0)
             cells = itertools.islice(source.epoch(None, 0), 1000)
-            sets["photographs, JPEG of about 180 px, to 64 px"] = ([source.cell(cell())["bytes"] for cell in cells], 64)
+            sets["photographs, JPEG of about 180 px, to 64 px"] = ([source.content(cell()) for cell in cells], 64)
         for number, (name, (files, side)) in enumerate(sets.items()):
             folder = parquet(temporary / f"set{number}", files, 4 * images)
             others: dict[str, Callable[[], float]] = {

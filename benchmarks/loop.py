@@ -90,7 +90,7 @@ def main(pairs: int = 8, steps: int = 8, small: bool = False, output: str = str(
         def ours() -> float:
             accelerator, run = make_accelerator(config.train, config.output_dir), RunFolder(config)
             with contextlib.ExitStack() as stack:
-                stack.callback(run.lock.release)
+                stack.callback(run.release)
                 trainer = WatchedTrainer(TimedLatents(config, accelerator), config, accelerator, run)
                 trainer.fit()
             for key, seconds in trainer.spent.items():

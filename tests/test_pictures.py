@@ -7,6 +7,7 @@ from PIL import Image
 
 from tinyldm import pictures
 from tinyldm.errors import UserError
+from tinyldm.manifest import Manifest
 from tinyldm.pictures import OutputFolder
 
 
@@ -130,7 +131,7 @@ def test_old_pictures_are_not_mixed_with_new_ones(tmp_path):
     second.add(images(1, 16), first_seed=2)
     second.add(images(1, 16), first_seed=2)
     names = sorted(path.name for path in tmp_path.rglob("*"))
-    assert names == ["images", "notes.txt", "seed-000002.png", "seed-000003.png"]
+    assert names == [".manifest", "images", "notes.txt", "seed-000002.png", "seed-000003.png"]
     (tmp_path / "grid.png").write_bytes(b"of another run")
     with pytest.raises(UserError, match="holds pictures already"):
         OutputFolder(str(tmp_path), overwrite=False)
@@ -141,3 +142,73 @@ def test_a_folder_that_cannot_be_created(tmp_path):
     for path in ("file", "file/below"):
         with pytest.raises(UserError, match="cannot be written"):
             OutputFolder(str(tmp_path / path), overwrite=True)
+
+
+def drawn(path, first_seed: int = 0, overwrite: bool = False) -> OutputFolder:
+    """A folder after a sample.py."""
+    with OutputFolder(str(path), overwrite) as output:
+        output.add(images(2, 16), first_seed)
+        output.finish()
+    return output
+
+
+@pytest.mark.parametrize(
+    "name", ["images/seed-holiday.png", "images/portrait.jpg", "images/seed-1.png", "notes.txt", ".git/HEAD"]
+)
+def test_overwrite_keeps_the_pictures_of_others(name, tmp_path):
+    drawn(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"mine")
+    drawn(tmp_path, first_seed=5, overwrite=True)
+    assert (tmp_path / name).read_bytes() == b"mine"
+    assert not (tmp_path / "images" / "seed-000000.png").exists() and (tmp_path / "images" / "seed-000006.png").exists()
+
+
+@pytest.mark.parametrize("name", ["images/seed-000001.png", "grid.png", "samples.npz", "denoising.gif"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_pictures_of_others_in_the_places_of_new_ones_are_refused(name, overwrite, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / name).write_bytes(b"mine")
+    words = "was not written by sample.py" if overwrite else "holds pictures already"
+    with pytest.raises(UserError, match=words):
+        OutputFolder(str(tmp_path), overwrite)
+    assert [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()] == [b"mine"]
+
+
+def test_a_picture_that_is_a_link_now_is_not_followed(tmp_path):
+    drawn(tmp_path / "out")
+    (tmp_path / "holiday.png").write_bytes(b"mine")
+    (tmp_path / "out" / "grid.png").unlink()
+    (tmp_path / "out" / "grid.png").symlink_to(tmp_path / "holiday.png")
+    with pytest.raises(UserError, match=r"grid.png was not written by sample.py"):
+        OutputFolder(str(tmp_path / "out"), overwrite=True)
+    assert (tmp_path / "holiday.png").read_bytes() == b"mine"
+
+
+def test_overwrite_in_the_folder_of_a_run_deletes_only_pictures(tmp_path):
+    run = Manifest(tmp_path)
+    for name in ("config.yaml", "samples/step-0000001.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        run.own(tmp_path / name).write_text("of the run")
+    drawn(tmp_path)
+    drawn(tmp_path, overwrite=True)
+    assert (tmp_path / "samples" / "step-0000001.png").exists() and (tmp_path / "config.yaml").exists()
+    assert run.foreign() == []
+
+
+def test_pictures_below_a_run_are_of_the_run(tmp_path):
+    run = Manifest(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    run.own(tmp_path / "run" / "config.yaml").write_text("x")
+    drawn(tmp_path / "run" / "pictures" / "ddim")
+    assert run.foreign() == []
+
+
+def test_two_programs_do_not_draw_into_one_folder(tmp_path):
+    first, second = OutputFolder(str(tmp_path), False), OutputFolder(str(tmp_path), False)
+    with first:
+        with pytest.raises(UserError, match=r"another program writes to .*: choose another output_dir"), second:
+            pass
+        first.add(images(1, 16), first_seed=0)
+    with pytest.raises(UserError, match="holds pictures already"), second:  # the first has ended since the second looked
+        pass

@@ -13,6 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from tinyldm.errors import UserError
+
 
 def replace_text(file: Path, text: str) -> None:
     """Write a text file atomically. A kill leaves the old file or the new one; of two writers, one wins."""
@@ -30,13 +32,46 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Replace an old folder by a finished one. A kill in between leaves the old one as `.old-...`."""
+    """Replace an old folder by a finished one. A kill in between leaves the old one as `.old-...`.
+
+    Raises:
+        UserError: if the old one is a symbolic link, since what it leads to is not ours.
+    """
+    refuse_links(final)
     old = final.with_name(f".old-{final.name}")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     new.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_links(*paths: Path) -> None:
+    """Raise UserError for the first path that is a symbolic link."""
+    for path in paths:
+        if path.is_symlink():
+            raise UserError(f"{path} is a symbolic link, which is not followed: put a real folder or file in its place")
+
+
+def refuse_existing(out: Path, overwrite: bool, *inputs: Path) -> None:
+    """Raise UserError if something is at `out` already: an input, or in an input; or anything without `overwrite`."""
+    for place in inputs:
+        if os.path.lexists(out) and place.resolve() in (out.resolve(), *out.resolve().parents):
+            raise UserError(f"{out} is one of the inputs, or in one of them ({place}): choose another file")
+    if os.path.lexists(out) and not overwrite:
+        raise UserError(f"{out} exists already: choose another file, or use --overwrite true")
+
+
+def open_to_others(path: Path) -> None:
+    """Give a file, or the files below a folder, the permissions that the umask allows.
+
+    safetensors lets only their owner read what it writes.
+    """
+    umask = os.umask(0o077)  # there is no other way to read it
+    os.umask(umask)
+    for file in [path, *path.rglob("*")]:
+        if file.is_file() and not file.is_symlink():
+            file.chmod(0o666 & ~umask)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,19 @@
 """Pictures: grids, strips, animations and loss curves."""
 
 import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from tinyldm.errors import UserError
+from tinyldm.manifest import LOCK, Manifest, list_in_run
 
 CURVES = {"loss": "training", "eval_loss_as_trained": "held out, averaged weights"}
 PANELS = {  # column of metrics.csv: title and unit of its panel in loss.png
@@ -95,34 +98,64 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 class OutputFolder:
-    """The folder that sample.py writes its pictures to.
+    """The folder that sample.py writes its pictures to. Use it as a context: it is locked against a second one.
 
     Raises:
-        UserError: if it already holds pictures and `overwrite` is false, or if it cannot be written.
+        UserError: if it already holds pictures and `overwrite` is false; if it holds pictures of others in the places of new
+            ones; if another program writes to it; or if it cannot be written.
     """
 
     SUMMARIES = ("grid.png", "samples.npz", "denoising.png", "denoising.gif", "interpolation.png", "interpolation.gif")
 
     def __init__(self, path: str, overwrite: bool):
-        self.path, self.images = Path(path), Path(path) / "images"
-        self.old = [*self.images.glob("*"), *(self.path / name for name in self.SUMMARIES if (self.path / name).exists())]
-        if self.old and not overwrite:
-            raise UserError(f"{path} holds pictures already: choose another output_dir, or use --overwrite true")
+        self.path, self.images, self.overwrite = Path(path), Path(path) / "images", overwrite
+        self.manifest = Manifest(self.path)
+        self.old = self._find_old()
         try:
             self.images.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"output_dir {path} cannot be written ({error.strerror}): choose another") from error
         self.batches: list[torch.Tensor] = []
 
+    def __enter__(self) -> Self:
+        self._lock = FileLock(self.path / LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another program writes to {self.path}: choose another output_dir") from None
+        self.old = self._find_old()  # another program may just have finished
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+    def _find_old(self) -> list[Path]:
+        """The pictures of an earlier sample.py."""
+        mine, foreign = (
+            [f for f in files if self._is_picture(f)] for files in (self.manifest.files(), self.manifest.foreign())
+        )
+        if not self.overwrite and (mine or foreign or any(self.images.glob("*"))):
+            raise UserError(f"{self.path} holds pictures already: choose another output_dir, or use --overwrite true")
+        if foreign:
+            raise UserError(f"{foreign[0]} was not written by sample.py and is not replaced: choose another output_dir")
+        return mine
+
+    def _is_picture(self, file: Path) -> bool:
+        inside = file.relative_to(self.path).as_posix()
+        return inside in self.SUMMARIES or re.fullmatch(r"images/seed-\d{6,}\.png", inside) is not None
+
     def add(self, batch: torch.Tensor, first_seed: int) -> None:
         """Save uint8 images (B, 3, H, W) as images/seed-N.png. The first call deletes the old pictures."""
-        while self.old:
-            file = self.old.pop()
-            if file.match("seed-*.png") or file.name in self.SUMMARIES:  # keeps other files
-                file.unlink()
+        if not self.batches:
+            self.manifest.remove(self.old)
+            self.images.mkdir(exist_ok=True)
         seed = first_seed + sum(map(len, self.batches))
-        for i, image in enumerate(batch):
-            to_pil(image).save(self.images / f"seed-{seed + i:06d}.png")
+        files = [self.images / f"seed-{seed + i:06d}.png" for i in range(len(batch))]
+        self.manifest.own_all(files)
+        if not self.batches:
+            list_in_run(self.path)
+        for file, image in zip(files, batch, strict=True):
+            to_pil(image).save(file)
         self.batches.append(batch)
 
     def finish(self) -> None:
@@ -131,16 +164,16 @@ class OutputFolder:
         The npz holds arr_0, uint8 (N, H, W, 3), which common evaluation suites read.
         """
         images = torch.cat(self.batches)
-        grid(images[:100]).save(self.path / "grid.png")
-        np.savez(self.path / "samples.npz", images.permute(0, 2, 3, 1).numpy())
+        grid(images[:100]).save(self.manifest.own(self.path / "grid.png"))
+        np.savez(self.manifest.own(self.path / "samples.npz"), images.permute(0, 2, 3, 1).numpy())
 
     def strip(self, frames: list[torch.Tensor]) -> None:
         """Write denoising.png and denoising.gif. Each row of the picture goes from noise to image."""
         rows = torch.stack(frames, 1)  # (B, frames, 3, H, W)
-        grid(rows.flatten(0, 1), len(frames)).save(self.path / "denoising.png")
-        save_gif([grid(frame) for frame in frames], self.path / "denoising.gif")
+        grid(rows.flatten(0, 1), len(frames)).save(self.manifest.own(self.path / "denoising.png"))
+        save_gif([grid(frame) for frame in frames], self.manifest.own(self.path / "denoising.gif"))
 
     def interpolation(self, images: torch.Tensor) -> None:
         """Write interpolation.png, one row of images, and interpolation.gif."""
-        grid(images, len(images)).save(self.path / "interpolation.png")
-        save_gif([grid(image[None]) for image in images], self.path / "interpolation.gif")
+        grid(images, len(images)).save(self.manifest.own(self.path / "interpolation.png"))
+        save_gif([grid(image[None]) for image in images], self.manifest.own(self.path / "interpolation.gif"))

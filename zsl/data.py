@@ -1,12 +1,13 @@
 """The data set for zero-shot learning, and its .npz file. originals.py reads other layouts; load.py decides which one it is."""
 
-import zipfile
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
+from tinyldm.limits import read_arrays
 
 KEYS = ("features", "labels", "unseen_classes")
 
@@ -62,7 +63,7 @@ class Dataset:
         return self
 
     def _check_features(self) -> None:
-        if self.features.ndim != 2 or len(self.features) != len(self.labels):
+        if self.features.ndim != 2 or len(self.features) != len(self.labels) or not self.features.size:
             raise UserError(
                 f"{self.name}: features are {_shape(self.features)} and labels {_shape(self.labels)}; "
                 "features must be (images, dimensions), with one label per image"
@@ -90,7 +91,7 @@ class Dataset:
 
     def _check_classes(self) -> None:
         reserved = np.zeros(0, np.int64) if self.seen_test is None else self.seen_test
-        if reserved.ndim != 1 or reserved.dtype.kind not in "iu" or (reserved >= len(self.labels)).any():
+        if reserved.ndim != 1 or reserved.dtype.kind not in "iu" or not np.isin(reserved, range(len(self.labels))).all():
             raise UserError(f"{self.name}: seen_test must hold row numbers below {len(self.labels)}")
         images = np.bincount(self.labels, minlength=len(self.class_ids))
         if not len(self.unseen) or len(self.seen) < 2:
@@ -152,6 +153,37 @@ class ClassTexts:
         order = np.argsort(self.ids)
         return order[np.searchsorted(self.ids[order], ids)].astype(np.int64)
 
+    def index_by_name(self, names: list[str], what: str) -> np.ndarray:
+        """Positions of classes by name: `Red rose`, `red_rose` and `007.Red_Rose` are one. A bare number is a class id.
+
+        Raises:
+            UserError: if a name has no text, or has several, or its number is the id of another class.
+        """
+        known: dict[str, list[int]] = {}
+        for position, name in enumerate(self.names):
+            known.setdefault(_plain(name), []).append(position)
+        by_id = {int(number): position for position, number in enumerate(self.ids)}
+        positions = []
+        for name in names:
+            number, _, rest = name.partition(".") if "." in name else (name, "", "")
+            matches = known.get(_plain(name)) or known.get(_plain(rest), [])
+            numbered = by_id.get(int(number)) if number.isdecimal() else None
+            if not matches and not rest and numbered is not None:
+                matches = [numbered]
+            if len(matches) != 1:
+                there = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
+                how = "several texts" if matches else "no text"
+                raise UserError(f"{what}: the class {name!r} has {how}; texts are for {there}: give both the same names")
+            if rest and numbered is not None and numbered != matches[0]:
+                raise UserError(
+                    f"{what}: the class {name!r} has the number {number}, but among the texts class {int(number)} is "
+                    f"{self.names[numbered]!r}: fix the number or the name"
+                )
+            positions += matches
+        if len(set(positions)) < len(positions):
+            raise UserError(f"{what}: two classes have the same text; give each class a text of its own")
+        return np.array(positions, np.int64)
+
 
 def with_texts(data: Dataset, texts: ClassTexts) -> Dataset:
     """The same images with other texts for the same classes."""
@@ -165,6 +197,12 @@ def with_texts(data: Dataset, texts: ClassTexts) -> Dataset:
 
 
 # ------------------------------------------------------------------------------------------------------- reading, writing
+
+
+def _plain(name: str) -> str:
+    """Letters and digits of a class name in lower case, without the number before its first dot: `007.Red_Rose` -> redrose."""
+    number, dot, rest = name.partition(".")
+    return re.sub(r"[\W_]+", "", (rest if dot and number.isdecimal() else name).lower())
 
 
 def load_npz(file: Path, texts: ClassTexts | None = None) -> Dataset:
@@ -181,6 +219,8 @@ def load_npz(file: Path, texts: ClassTexts | None = None) -> Dataset:
         if not {"texts", "classes"} <= arrays.keys():
             raise UserError(f"{file} holds no texts and classes; set data.texts to a texts.npz or articles.jsonl")
         texts = ClassTexts.from_arrays(file, arrays)
+    elif "class_names" in arrays and "texts" not in arrays:  # written by `zsl features`: its numbers are those of folders
+        arrays = _named_as(texts, file, arrays)
     index = texts.index_of(arrays["labels"], f"labels in {file}")
     validation = arrays.get("validation_classes")
     return Dataset(
@@ -194,8 +234,17 @@ def load_npz(file: Path, texts: ClassTexts | None = None) -> Dataset:
         articles=texts.articles,
         seen_test=arrays.get("seen_test"),
         validation_classes=None if validation is None else texts.index_of(validation, f"validation_classes in {file}"),
-        simulated=bool(arrays.get("simulated", False)),
+        simulated=bool(np.any(arrays.get("simulated", False))),
     )
+
+
+def _named_as(texts: ClassTexts, file: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays with the class ids of the texts: class n, by its name, instead of the n-th folder."""
+    names = [str(name) for name in arrays["class_names"]]
+    ids = texts.ids[texts.index_by_name(names, f"class_names in {file}")]
+    own = ClassTexts(np.arange(1, len(names) + 1), names)
+    keys = [key for key in ("labels", "unseen_classes", "validation_classes") if key in arrays]
+    return {**arrays, **{key: ids[own.index_of(arrays[key], f"{key} in {file}")] for key in keys}}
 
 
 def save_npz(data: Dataset, file: Path) -> None:
@@ -224,15 +273,13 @@ def read_npz(file: Path, required: tuple[str, ...]) -> dict[str, np.ndarray]:
     Raises:
         UserError: if the file is not a .npz or a key is missing.
     """
-    try:
-        with np.load(file, allow_pickle=False) as opened:
-            if missing := [key for key in required if key not in opened.files]:
-                raise UserError(f"{file} has no {' and no '.join(missing)}; it has {', '.join(opened.files) or 'nothing'}")
-            return {key: opened[key] for key in opened.files}
-    except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist") from error
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is not a .npz of plain arrays ({error}); pickled objects are not read") from error
+    if not file.exists():
+        raise UserError(f"{file} does not exist")
+    with boundary(f"{file} is not a .npz of plain arrays", "pickled objects are not read"):
+        arrays = read_arrays(file)
+    if missing := [key for key in required if key not in arrays]:
+        raise UserError(f"{file} has no {' and no '.join(missing)}; it has {', '.join(arrays) or 'nothing'}")
+    return arrays
 
 
 def write_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -242,13 +289,11 @@ def write_npz(file: Path, arrays: dict[str, np.ndarray]) -> None:
         UserError: if the file cannot be written.
     """
     temporary = file.with_name(f".{file.name}")
-    try:
+    with boundary(f"{file} cannot be written", "choose another path"):
         file.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as opened:
             np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]  # the stub takes every value for `allow_pickle`
         temporary.replace(file)
-    except (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError) as error:
-        raise UserError(f"{file} cannot be written ({error.strerror}); choose another path") from error
 
 
 def _numbers(file: Path, key: str, array: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from tinyldm.config import parsing
 from tinyldm.config.parsing import parse
 from tinyldm.errors import UserError
 from tinyldm.files import replace_text
+from tinyldm.manifest import Manifest, list_in_run
 from tinyldm.randomness import derive_seed
 from zsl import classify, data, pictures, text
 from zsl.config import Evaluate, Train
@@ -55,7 +56,12 @@ def run(config: Evaluate) -> str:
     if len(lines) == 1:
         raise UserError(f"{run} holds no generator yet: no method has finished training; resume it with --resume latest")
     out = Path(config.output_dir or run / "evaluation")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir {out} cannot be written ({error.strerror}); choose another") from error
+    Manifest(out).claim(out / name for name in ("evaluation.csv", "curve.png", "curve.csv"))
+    list_in_run(out)
     replace_text(out / "evaluation.csv", "\n".join(lines) + "\n")
     if curves:
         pictures.curves(out / "curve.png", curves)

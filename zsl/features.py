@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm.auto import tqdm
 
 from tinyldm.data.images import MAX_CORRUPT, to_square
+from tinyldm.data.layout import natural, walk
 from tinyldm.errors import UserError
+from tinyldm.files import refuse_existing
+from tinyldm.limits import open_image
 from tinyldm.metrics import features as networks
 from tinyldm.training.accelerator import default_device
 from zsl.config import Features
@@ -27,7 +29,11 @@ def run(config: Features) -> str:
     root = Path(config.images).expanduser()
     if not root.is_dir():
         raise UserError(f"images {root} is not a folder")
-    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    refuse_existing(Path(config.out), config.overwrite, root)
+    folders = [folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    names = sorted((folder.name for folder in folders if images_in(folder)), key=natural)
+    if empty := [folder.name for folder in folders if folder.name not in names]:
+        print(f"without images, so not classes: {', '.join(sorted(empty, key=natural))}", file=sys.stderr)
     files = [(file, number) for number, name in enumerate(names, 1) for file in images_in(root / name)]
     if not files:
         raise UserError(f"{root} holds no images in subfolders; use one per class, such as {root / 'tulip' / '1.jpg'}")
@@ -42,9 +48,9 @@ def run(config: Features) -> str:
             batch = []
             for file, number in files[start : start + config.batch_size]:
                 try:
-                    with Image.open(file) as image:
+                    with open_image(file, 2 * SIDE) as image:
                         batch.append(to_square(image, SIDE))
-                except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of these for damaged files
+                except Exception as error:  # Pillow raises many types for damaged files
                     corrupt.append(f"{file} ({error})")
                     continue
                 labels.append(number)
@@ -71,4 +77,5 @@ def run(config: Features) -> str:
 
 def images_in(folder: Path) -> list[Path]:
     """Image files in a folder and its subfolders, sorted."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+    files = [folder / name for name in walk(folder)[0]]
+    return [file for file in files if file.suffix.lower() in IMG_EXTENSIONS]

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from tinyldm.errors import UserError
-from tinyldm.files import replace_text
+from tinyldm.files import open_to_others, replace_text
+from tinyldm.manifest import Manifest
 from tinyldm.randomness import derive_seed
 from tinyldm.training import checkpoint
 from zsl import classify, text
@@ -93,6 +94,7 @@ class Job:
     def __init__(self, run: Path, config: Train, method: Method, seed: int, stage: str, weight: float):
         self.config, self.method, self.seed, self.stage, self.weight = config, method, seed, stage, weight
         label = stage if method.divergence is None else f"{stage}-{weight:g}"
+        self.run_manifest = Manifest(run)
         self.folder = run / "jobs" / method.name / f"seed-{seed}" / label
 
     def result(self) -> list[Row] | None:
@@ -115,6 +117,7 @@ class Job:
         finished = self.result()
         if finished is not None:
             return finished
+        self.run_manifest.own_folder(self.folder)
         train = self.config.train
         game = Game(self.method, self.weight, self.config, self.seed, data.training_set)
         rows: list[Row] = []
@@ -136,14 +139,14 @@ class Job:
                     rows.append({"iteration": iteration, **values})
                     bar.set_postfix_str(f"top-1 {100 * values['top1']:.1f}%")
                     if export and iteration == export[0]:
-                        save_generator(game.generator, data.scaling, export[1])
+                        save_generator(game.generator, data.scaling, self.run_manifest.own(export[1]))
                 if iteration % train.checkpointing_steps == 0 and iteration < train.iterations:
                     optimizers = {name: optimizer.state_dict() for name, optimizer in game.optimizers.items()}
                     state = {"iteration": iteration, "rows": rows}
                     checkpoint.save(self.folder, iteration, game.networks(), optimizers, state)
                     checkpoint.prune(self.folder, keep=1, best=None)
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(self.folder / "result.json", json.dumps(rows))
+        replace_text(Manifest(self.folder).own(self.folder / "result.json"), json.dumps(rows))
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         return rows
 
@@ -175,6 +178,7 @@ def save_generator(generator: Generator, scaling: Scaling, file: Path) -> None:
     tensors |= {"scaling.shift": torch.from_numpy(scaling.shift), "scaling.scale": torch.from_numpy(scaling.scale)}
     temporary = file.with_name(f".{file.name}")
     save_file(tensors, temporary, {"rows": str(scaling.rows)})
+    open_to_others(temporary)
     temporary.replace(file)
 
 

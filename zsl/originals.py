@@ -7,21 +7,20 @@
 the files and start at 1. A file named SIMULATED in the folder marks features that do not come from images.
 """
 
+import io
+import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy._core import multiarray, numeric
 
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
+from tinyldm.limits import check_expansion
 from zsl.data import Dataset
 
-# The only (module, name) pairs that a pickle may use. numpy._core was called numpy.core when the original files were written.
-ARRAYS: dict[tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
-for core in ("numpy.core", "numpy._core"):
-    ARRAYS |= {(f"{core}.multiarray", name): getattr(multiarray, name) for name in ("_reconstruct", "scalar")}
-    ARRAYS[f"{core}.numeric", "_frombuffer"] = getattr(numeric, "_frombuffer")  # noqa: B009 (it is missing in the stubs)
+LABELS_BYTES = 2**24  # two million labels
 
 
 class FileNames(NamedTuple):
@@ -56,56 +55,110 @@ NAB = FileNames(
 )
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _Type:
+    """Stands for a numpy.dtype in a pickle: an integer type and its byte order."""
+
+    def __init__(self, code: str, *flags: Any):
+        if not re.fullmatch("[iu][1248]", code):
+            raise UserError(f"it holds {code}, not integers")
+        self.code, self.order = code, "|"
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+    def read(self, content: bytes | str) -> np.ndarray:
+        raw = content.encode("latin1") if isinstance(content, str) else bytes(content)
+        return np.frombuffer(raw, f"{self.order}{self.code}").astype(np.int64)
+
+
+class _Array:
+    """Stands for a numpy.ndarray in a pickle."""
+
+    values: np.ndarray
+
+    def __init__(self, *ignored: Any):
+        """The values come later."""
+
+    def __setstate__(self, state: tuple) -> None:
+        kind, _, content = state[-3:]
+        self.values = kind.read(content)
+
+
+def _from_buffer(content: bytes, kind: _Type, *ignored: Any) -> _Array:
+    array = _Array()
+    array.values = kind.read(content)
+    return array
+
+
+def _scalar(kind: _Type, content: bytes | str) -> int:
+    return int(kind.read(content)[0])
+
+
+# The only names that a pickle may use, and what stands for them: nothing of NumPy is called with what the file says.
+STANDINS: dict[tuple[str, str], Any] = {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): _Type}
+for core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
+    STANDINS |= {(f"{core}.multiarray", "_reconstruct"): _Array, (f"{core}.multiarray", "scalar"): _scalar}
+    STANDINS[f"{core}.numeric", "_frombuffer"] = _from_buffer
+
+
+class _LabelsOnly(pickle._Unpickler):
+    """The reader in Python: the one in C takes memory for any number of objects that a file claims to have."""
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ARRAYS:
+        if (module, name) not in STANDINS:
             raise UserError(f"it asks for {module}.{name}")
-        return ARRAYS[module, name]
+        return STANDINS[module, name]
 
 
 def read_labels(file: Path) -> np.ndarray:
     """Read labels (N,) int64 from a pickle of an array or of a list of NumPy scalars. Python 2 pickles are read as latin1.
 
     Raises:
-        UserError: if the pickle holds anything else. It is refused before any object is built, and nothing is executed.
+        UserError: if the pickle holds anything else. Nothing in it is executed.
     """
+    if not file.exists():
+        raise UserError(f"{file} is missing")
     try:
-        with file.open("rb") as opened:
-            content = _ArraysOnly(opened, encoding="latin1").load()
-        labels = np.asarray(content)
-        if labels.dtype.kind not in "iu":
-            raise UserError(f"it holds {labels.dtype}, not integers")
+        with boundary(f"{file} is not a pickle of labels"), file.open("rb") as opened:
+            if len(content := opened.read(LABELS_BYTES + 1)) > LABELS_BYTES:
+                raise ValueError("it is larger than any labels")
+            labels = _LabelsOnly(io.BytesIO(content), encoding="latin1").load()
+            if isinstance(labels, list) and all(type(label) is int for label in labels):
+                return np.array(labels, np.int64)
+            if not isinstance(labels, _Array):
+                raise UserError(f"it holds a {type(labels).__name__}, not integers")
+            return labels.values
     except UserError as error:
+        if error.__cause__:
+            raise
         raise UserError(
             f"{file} is refused: {error}; only arrays of numbers are read from a pickle, and nothing is executed"
         ) from error
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is missing") from error
-    except Exception as error:  # a damaged pickle can raise almost any exception
-        raise UserError(f"{file} is not a pickle of labels ({type(error).__name__}: {error})") from error
-    return labels.ravel().astype(np.int64)
 
 
-def read_mat(file: Path, *keys: str) -> list[np.ndarray]:
-    """Read the named variables of a .mat.
+def read_mat(file: Path, *keys: str, optional: tuple[str, ...] = ()) -> list[Any]:
+    """Read the named variables of a .mat: arrays, and None for each of `optional` that the file does not have.
 
     Raises:
         UserError: if the file or a variable is missing, or if the file has MATLAB's version 7.3.
     """
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     if not file.is_file():
         raise UserError(f"{file} is missing; docs/zsl.md says where to get the authors' files")
+    wanted = [*keys, *optional]
     try:
-        variables = loadmat(file)
-    except NotImplementedError as error:
-        raise UserError(f"{file} has MATLAB's version 7.3; save it again with -v7") from error
-    except Exception as error:  # SciPy raises many kinds of exceptions for a damaged file
-        raise UserError(f"{file} cannot be read as a .mat ({type(error).__name__}: {error})") from error
+        with boundary(f"{file} cannot be read as a .mat"):
+            shapes = {name: shape for name, shape, _ in whosmat(file)}
+            check_expansion(sum(8 * math.prod(shapes.get(key, ())) for key in wanted), file.stat().st_size)
+            variables = loadmat(file, variable_names=wanted)
+    except UserError as error:
+        if isinstance(error.__cause__, NotImplementedError):
+            raise UserError(f"{file} has MATLAB's version 7.3; save it again with -v7") from error
+        raise
     if missing := [key for key in keys if key not in variables]:
-        has = ", ".join(key for key in variables if not key.startswith("__"))
-        raise UserError(f"{file} has no {' and no '.join(missing)}; it has {has or 'nothing'}")
-    return [variables[key] for key in keys]
+        raise UserError(f"{file} has no {' and no '.join(missing)}; it has {', '.join(shapes) or 'nothing'}")
+    return [variables.get(key) for key in wanted]
 
 
 def is_original(folder: Path) -> bool:
@@ -119,9 +172,10 @@ def load(folder: Path, split: str) -> Dataset:
     Args:
         split: easy or hard, for CUB2011/ and NABird/.
     """
-    if (folder / "res101.mat").is_file():
-        return load_gbu(folder)
-    return load_wiki(folder, NAB if any(folder.glob("train_test_split_NABird_*.mat")) else CUB, split)
+    with boundary(f"{folder} is not a data set of a known layout"):
+        if (folder / "res101.mat").is_file():
+            return load_gbu(folder)
+        return load_wiki(folder, NAB if any(folder.glob("train_test_split_NABird_*.mat")) else CUB, split)
 
 
 def load_wiki(folder: Path, names: FileNames, split: str) -> Dataset:
@@ -163,17 +217,18 @@ def load_wiki(folder: Path, names: FileNames, split: str) -> Dataset:
 def load_gbu(folder: Path) -> Dataset:
     """Load the layout of Xian et al. Attributes serve as texts, and some images of seen classes are reserved for testing."""
     features, labels = read_mat(folder / "res101.mat", "features", "labels")
-    keys = ("att", "allclasses_names", "trainval_loc", "test_seen_loc", "test_unseen_loc", "train_loc", "val_loc")
-    attributes, names, *parts = read_mat(folder / "att_splits.mat", *keys)
+    keys, optional = ("att", "allclasses_names", "test_seen_loc", "test_unseen_loc"), ("train_loc", "val_loc")
+    attributes, names, *parts = read_mat(folder / "att_splits.mat", *keys, optional=optional)
     labels = labels.ravel().astype(np.int64) - 1
-    trainval, seen_test, unseen_test, train, val = (part.ravel().astype(np.int64) - 1 for part in parts)
+    rows = [np.zeros(0, np.int64) if part is None else part.ravel().astype(np.int64) - 1 for part in parts]
+    seen_test, unseen_test, train, val = rows
     if features.shape[1] != len(labels):
         raise UserError(f"{folder}: res101.mat has features of {features.shape[1]} images but {len(labels)} labels")
-    for what, rows in (("labels", labels), *zip(keys[2:], (trainval, seen_test, unseen_test, train, val), strict=True)):
+    for what, values in (("labels", labels), *zip((*keys[2:], *optional), rows, strict=True)):
         limit = attributes.shape[1] if what == "labels" else len(labels)
-        if (rows < 0).any() or (rows >= limit).any():
+        if (values < 0).any() or (values >= limit).any():
             raise UserError(f"{folder}: {what} is outside the range 1 to {limit}")
-    validation = np.setdiff1d(labels[val], labels[train])
+    validation = np.setdiff1d(labels[val], labels[train]) if len(train) else np.zeros(0, np.int64)
     return Dataset(
         name=folder.name,
         features=features.T.astype(np.float32),

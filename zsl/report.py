@@ -10,7 +10,9 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tinyldm.config import parsing
+from tinyldm.config.paths import shareable
 from tinyldm.files import replace_text
+from tinyldm.manifest import Manifest
 from tinyldm.training.accelerator import default_device, hardware
 from zsl.baselines import BASELINES
 from zsl.config import Train
@@ -34,7 +36,7 @@ def write_results(folder: Path, results: list[Result]) -> None:
     writer = csv.writer(table)
     writer.writerow(Result._fields)
     writer.writerows(results)
-    replace_text(folder / "results.csv", table.getvalue())
+    replace_text(Manifest(folder).own(folder / "results.csv"), table.getvalue())
 
 
 def read_results(file: Path) -> list[Result]:
@@ -181,6 +183,6 @@ def write(folder: Path, config: Train, data: Dataset, vectors: np.ndarray, resul
         pictures=pictures,
         hardware=hardware(torch.device(default_device(config.device))),
         torch_version=torch.__version__,
-        recipe=parsing.to_yaml(config).strip(),
+        recipe=parsing.dump(shareable(parsing.to_dict(config))).strip(),
     )
-    replace_text(folder / "README.md", card.content)
+    replace_text(Manifest(folder).own(folder / "README.md"), card.content)

@@ -6,6 +6,7 @@ This writes a CUB2011/ with the real splits and labels, and a TF-IDF of the real
 are random numbers from a formula. Every report of a run with them says so. Never compare such results with published ones.
 """
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ import numpy as np
 from scipy.io import savemat
 
 from tinyldm.errors import UserError, one_line_errors
+from tinyldm.manifest import Manifest
 from tinyldm.randomness import derive_seed
 from zsl import text
 from zsl.config import TextConfig
@@ -56,20 +58,21 @@ def simulate(source: str, out: str, split: Literal["easy", "hard"] = "easy") -> 
     matrix, _ = text.tfidf([articles.articles[i] for i in order], TextConfig(sublinear=False), vocabulary=terms)
     directions = text.reduce(matrix - matrix.mean(0), DIRECTIONS)
     directions /= directions.std()
+    split_file, parts = CUB.split.format(split=split), ("train", "test")
+    tables = [(CUB.labels[split].format(part=part), CUB.features[split].format(part=part)) for part in parts]
     try:
         target.mkdir(parents=True, exist_ok=True)
+        Manifest(target).claim(target / name for name in ["SIMULATED", CUB.texts, split_file, *itertools.chain(*tables)])
         (target / "SIMULATED").write_text(f"{__doc__}")
         savemat(target / CUB.texts, {"PredicateMatrix": matrix.astype(np.float64)})
-        split_file = CUB.split.format(split=split)
         shutil.copyfile(original / split_file, target / split_file)
-        for part, ids in zip(("train", "test"), read_mat(original / split_file, "train_cid", "test_cid"), strict=True):
-            name = CUB.labels[split].format(part=part)
+        for (name, made), ids in zip(tables, read_mat(original / split_file, "train_cid", "test_cid"), strict=True):
             shutil.copyfile(original / name, target / name)
             labels = read_labels(original / name)
             simulated = np.empty((len(labels), DIM), np.float32)
             for index, class_id in enumerate(ids.ravel()):
                 simulated[labels == index] = features(directions, int(class_id), int((labels == index).sum()))
-            savemat(target / CUB.features[split].format(part=part), {"pfc_feat": simulated})
+            savemat(target / made, {"pfc_feat": simulated})
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror}); choose another folder") from error
     print(f"{target}: {split} split with SIMULATED features")

@@ -6,6 +6,7 @@ The term weights are fitted on the articles of all classes, including the unseen
 the text of an unseen class. No labels or images are used.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -14,12 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
+from tinyldm.files import refuse_existing
+from tinyldm.limits import check_finite, read_text
+from tinyldm.remote import from_hub, may_be_hub_id
 from zsl.config import Text, TextConfig
 from zsl.data import ClassTexts, read_npz, write_npz
 from zsl.originals import read_mat
 
 TOKEN = re.compile(r"[^\W_]+")
+ARTICLES_BYTES = 2**28  # Wikipedia's articles of 10,000 classes
 PASSAGE = 200  # tokens that an encoder reads at once: such models were trained on texts of this length
 
 
@@ -31,18 +36,17 @@ def read(file: Path) -> ClassTexts:
     """
     if file.suffix == ".npz":
         return ClassTexts.from_arrays(file, read_npz(file, ("texts", "classes")))
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as articles ({error})") from error
+    with boundary(f"{file} cannot be read as articles"):
+        lines = [line for line in read_text(file, ARTICLES_BYTES).split("\n") if line.strip()]
     rows = []
     for number, line in enumerate(lines, 1):
-        try:
+        with boundary(f'{file}, line {number}: write {{"class_id": 1, "name": "a", "text": "..."}}'):
             row = json.loads(line)
-            rows.append((int(row["class_id"]), str(row.get("name", row["class_id"])), str(row["text"])))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f'{file}, line {number}: write {{"class_id": 1, "name": "a", "text": "..."}} ({reason})') from error
+            if row["class_id"] != int(row["class_id"]) or not -(2**63) <= row["class_id"] < 2**63:
+                raise ValueError(f"class_id {row['class_id']} is not a whole number")
+            if not isinstance(row["text"], str):
+                raise ValueError("the text is no text")
+            rows.append((int(row["class_id"]), str(row.get("name", row["class_id"])), row["text"]))
     if not rows:
         raise UserError(f"{file} contains no article; write one line per class")
     ids, names, articles = zip(*rows, strict=True)
@@ -74,10 +78,8 @@ def read_terms(file: Path) -> list[str]:
     """
     if file.suffix == ".mat":
         return [str(term).strip() for term in read_mat(file, "TFIDF_Term")[0].ravel()]
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the terms in {file} cannot be read ({error})") from error
+    with boundary(f"the terms in {file} cannot be read"):
+        lines = [line for line in read_text(file).splitlines() if not line.startswith("#")]
     terms = sorted({stem for line in lines for stem in stems(line)})
     if not terms:
         raise UserError(f"{file} contains no terms; write some, or remove text.emphasised")
@@ -136,13 +138,15 @@ def encode(articles: list[str], model: str) -> np.ndarray:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        network = AutoModel.from_pretrained(model, use_safetensors=True).eval()
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise UserError(
-            f"text.encoder {model} cannot be loaded ({error}); use a folder or Hub id with model.safetensors"
-        ) from error
+    local = Path(model).expanduser()
+    if not local.is_dir() and not may_be_hub_id(model):
+        raise UserError(f"text.encoder {model} does not exist; use a folder or Hub id with model.safetensors")
+    source = contextlib.nullcontext(True) if local.is_dir() else from_hub(model)
+    with boundary(f"text.encoder {model} cannot be loaded", "use a folder or Hub id with model.safetensors"), source as on_disk:
+        name = str(local) if local.is_dir() else model
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=on_disk)
+        network = AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=on_disk).eval()
+        check_finite(network.state_dict())
     rows = []
     for article in articles:
         # Split by words: tokens would have to be joined again.
@@ -200,11 +204,13 @@ def vectors(texts: ClassTexts, config: TextConfig, faithful: bool = False) -> tu
 
 def run(config: Text) -> str:
     """Write the file and describe it."""
+    out = Path(config.out)
+    terms = [Path(config.text.emphasised)] if config.text.emphasised else []
+    refuse_existing(out, config.overwrite, Path(config.articles).expanduser(), *terms)
     texts = read(Path(config.articles).expanduser())
     if texts.articles is None:
         raise UserError(f"{config.articles} already contains vectors; use an articles.jsonl")
     matrix, names = vectors(texts, config.text)
-    out = Path(config.out)
     arrays = {"texts": matrix, "classes": texts.ids, "class_names": np.array(texts.names), "terms": np.array(names)}
     write_npz(out, arrays)
     return f"{out}: {matrix.shape[0]} classes, {matrix.shape[1]} columns"

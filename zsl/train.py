@@ -17,6 +17,7 @@ from tinyldm.config import parsing
 from tinyldm.config.schema import HubConfig
 from tinyldm.errors import UserError
 from tinyldm.files import replace_text
+from tinyldm.manifest import Manifest
 from tinyldm.training import hub
 from tinyldm.training.accelerator import default_device
 from tinyldm.training.run_folder import RunFolder
@@ -41,16 +42,17 @@ def run(config: Train) -> str:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used ({error}); set device to another one, such as cpu") from error
-    data = load(config.data.path, config.data.split, config.data.texts)
-    vectors, _ = text.vectors(data.class_texts, config.text, config.faithful)
     folder = RunFolder(config)
     try:
+        data = load(config.data.path, config.data.split, config.data.texts)
+        vectors, _ = text.vectors(data.class_texts, config.text, config.faithful)
+        folder.start()
         _start_or_resume(folder, config, _digest(data, vectors))
         results = Experiment(folder.path, config, data, vectors, device).run()
         save_classes(folder.path, data, vectors)
         report.write(folder.path, config, data, vectors, results, draw(folder.path, config, data, vectors))
     finally:
-        folder.lock.release()
+        folder.release()
     message = f"{report.table(results)}\nThe report is {folder.path / 'README.md'}"
     if hub_config.push:
         message += f"\npushed to {hub.push(folder.path, hub_config, f'Zero-shot run {folder.path.resolve().name}')}"
@@ -84,8 +86,7 @@ def _start_or_resume(folder: RunFolder, config: Train, digest: str) -> None:
             raise UserError(f"{config.data.path} is not the data that {folder.path} was started with: use another output_dir")
     if config.resume:
         folder.rewind(0)  # writes the config, which may have more methods or seeds now
-    replace_text(known, digest)
-    (folder.path / "samples").rmdir()  # RunFolder makes it for image samples
+    replace_text(folder.manifest.own(known), digest)
 
 
 class Experiment:
@@ -181,7 +182,7 @@ def save_classes(folder: Path, data: Dataset, vectors: np.ndarray) -> None:
         "class_names": np.array(data.class_names),
         "unseen_classes": data.class_ids[data.unseen],
     }
-    write_npz(folder / MODEL / "classes.npz", arrays)
+    write_npz(Manifest(folder).own(folder / MODEL / "classes.npz"), arrays)
 
 
 def draw(folder: Path, config: Train, data: Dataset, vectors: np.ndarray) -> list[str]:
@@ -194,8 +195,9 @@ def draw(folder: Path, config: Train, data: Dataset, vectors: np.ndarray) -> lis
             if len(chosen.seen.labels):
                 curves[method.name] = chosen.curve()
             names.append(f"features-{method.name}.png")
-            chosen.picture(folder / names[-1], method.name)
+            chosen.picture(Manifest(folder).own(folder / names[-1]), method.name)
     if curves:
-        pictures.curves(folder / "curve.png", curves)
+        Manifest(folder).own(folder / "curve.csv")
+        pictures.curves(Manifest(folder).own(folder / "curve.png"), curves)
         names.insert(0, "curve.png")
     return names

@@ -190,7 +190,7 @@ def test_missing_required_keys():
         (b"train: 3", "train is 3, but it is a section; give its keys, as in train: {max_steps: ...}"),
         (b"train:", "train is empty, but it is a section"),
         (b"unet: [64, 64]", "unet is [64, 64], but it is a section"),
-        (b"train: {batch_size: [1,", "is not valid YAML: while parsing"),
+        (b"train: {batch_size: [1,", "is not valid YAML (while parsing"),
         (b"- 1\n- 2", "is not a mapping; write keys and values"),
         (b"", "is empty; write keys and values"),
         (b"\xff\xfe\x00", "is not a text file"),
@@ -204,11 +204,11 @@ def test_bad_recipes(text, words, tmp_path):
 
 
 ABOVE_0 = [
-    "data.resolution", "data.num_workers", "data.shuffle_buffer", "train.batch_size", "train.gradient_accumulation_steps",
+    "data.resolution", "data.shuffle_buffer", "train.batch_size", "train.gradient_accumulation_steps",
     "train.logging_steps", "train.eval_steps", "train.sample_steps", "train.checkpointing_steps",
     "train.checkpoints_total_limit", "train.num_eval_images", "train.learning_rate", "train.max_steps", "train.num_epochs",
     "train.max_grad_norm", "train.metrics_steps", "hub.push_steps", "diffusion.snr_gamma", "diffusion.preview_steps",
-    "unet.norm_num_groups", "scheduler.num_train_timesteps",
+    "unet.norm_num_groups",
 ]  # fmt: skip
 RANGES = [
     *[(TrainLDM, key, value, "number above 0") for key in ABOVE_0 for value in ("0", "nan")],
@@ -222,7 +222,13 @@ RANGES = [
     (TrainLDM, "train.lr_warmup_steps", "-1", "at least 0"),
     (TrainLDM, "train.adam_weight_decay", "-1", "at least 0"),
     (TrainLDM, "train.num_metrics_images", "19", "at least 20"),
-    (TrainLDM, "seed", "-1", "at least 0"),
+    *[
+        (schema, "seed", value, "at least 0, below 2^63")
+        for schema in (TrainVQ, Sample)
+        for value in ("-1", str(2**64), "1e400")
+    ],
+    *[(TrainLDM, "data.num_workers", value, "from 0 to 256") for value in ("-1", "5000", "nan")],
+    *[(TrainDDPM, "scheduler.num_train_timesteps", value, "from 2 to 100,000") for value in ("1", "0", "1000000000", "nan")],
     (TrainLDM, "scheduler.beta_end", "1.5", "between 0 and 1"),
     (TrainVQ, "vq.norm_num_groups", "0", "above 0"),
     (TrainVQ, "loss.adversarial_weight", "nan", "at least 0"),

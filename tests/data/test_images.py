@@ -178,7 +178,7 @@ def test_an_unreadable_picture_is_skipped_or_replaced_by_the_next(name, tmp_path
         filled = Images(whole(path, streaming=streaming), 8, 3)
         places = list(filled(filled.source.epoch(None, 0), fill=True))
         assert numbers(collate(places).x) == [0, 1, 2, 4, *range(4, 25)]
-        assert capsys.readouterr().err.count("skipped an unreadable image") == 2
+        assert capsys.readouterr().err.count("which is unreadable") == 2
         assert (images.seen, images.corrupt) == (25, 1)
 
 

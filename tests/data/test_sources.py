@@ -24,7 +24,7 @@ from tests.support.sources import (
 )
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.images import ImageBatches, Images, first_images
-from tinyldm.data.sources import open_sources
+from tinyldm.data.sources import open_part, open_sources
 from tinyldm.errors import UserError
 
 
@@ -51,13 +51,25 @@ def make_source(kind: str, path) -> DataConfig:
         parquet(path, shards)
         parquet(path, [[picture(99)]], split="other")
         return config(path, data_files="train-*.parquet")
+    table(flat).save_to_disk(path / "saved")
     if kind == "saved":
-        table(flat).save_to_disk(path / "saved")
+        return config(path / "saved")
+    if kind == "arrow files":
         return config("arrow", data_files=str(path / "saved" / "*.arrow"))
     raise AssertionError(kind)
 
 
-KINDS = ["folder", "class folders", "folder with metadata", "parquet", "odd column", "tars", "data_files", "saved"]
+KINDS = [
+    "folder",
+    "class folders",
+    "folder with metadata",
+    "parquet",
+    "odd column",
+    "tars",
+    "data_files",
+    "saved",
+    "arrow files",
+]
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -65,9 +77,10 @@ KINDS = ["folder", "class folders", "folder with metadata", "parquet", "odd colu
 def test_the_same_pictures_from_every_kind_of_source(kind, streaming, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "webdataset", None)  # tars are read without that package, which is not a requirement
     data = replace(make_source(kind, tmp_path), streaming=streaming)
-    source = open_sources(replace(data, eval_split="train"), 0)[0]
+    source = open_part(data, "train")[0]
     assert source.image_column == {"odd column": "the picture", "tars": "png"}.get(kind, "image")
-    assert source.streamed == streaming and source.length() == 11
+    listed = kind in ("folder", "class folders", "folder with metadata", "saved")  # no need to stream
+    assert source.streamed == (streaming and not listed) and source.length() == 11
     actual = in_order(source)
     assert sorted(actual) == list(range(11))
     # Finally: shuffled batches of the training part, and the held-out part.
@@ -94,8 +107,8 @@ def test_columns(streaming, tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             whole(tmp_path / "plain", streaming=streaming, image_column=column)
-    folder(tmp_path, {"a.png": picture(3), "list/list.csv": f"y,path\n1,{tmp_path}/a.png\n".encode()})
-    assert in_order(whole(tmp_path / "list", streaming=streaming, image_column="path")) == [3]
+    folder(tmp_path, {"a.png": picture(3), "list.csv": f"y,path\n1,{tmp_path}/a.png\n2,a.png\n".encode()})
+    assert in_order(whole(tmp_path / "list.csv", streaming=streaming, image_column="path")) == [3, 3]
 
 
 def test_a_home_folder(tmp_path, monkeypatch):
@@ -111,14 +124,12 @@ def test_unreadable_data_sets_give_one_line_errors(streaming, tmp_path):
     folder(tmp_path / "texts", {"a.txt": b"no picture"})
     folder(tmp_path / "damaged", {"0.parquet": (good / "train-00000-of-00001.parquet").read_bytes()[:-9]})
     folder(tmp_path / "tar", {"0.tar": b"no tar at all" * 100})
-    table([picture(0)]).save_to_disk(tmp_path / "saved")
     for name, words in {
-        "missing": "Couldn't find any data.*a folder with images",
-        "empty": "doesn't contain any data files.*a folder with images",
-        "texts": "no column of the type Image",
+        "missing": "does not exist.*a folder",
+        "empty": "holds no pictures.*a folder with images",
+        "texts": "holds no pictures but 1 .txt.*a folder with images",
         "damaged": "cannot be read",
         "tar": "cannot be read",
-        "saved": "data.name to arrow and data.data_files",
     }.items():
         with pytest.raises(UserError, match=words) as caught:
             whole(tmp_path / name, streaming=streaming)
@@ -132,7 +143,7 @@ def test_unreadable_data_sets_give_one_line_errors(streaming, tmp_path):
 
 
 def test_toyfaces():
-    with pytest.raises(UserError, match=r"unknown split 'test'.*train and validation.*data.split"):
+    with pytest.raises(UserError, match=r"no split 'test'.*'train', 'validation'.*data.split"):
         open_sources(config("toyfaces", split="test"), 0)
     with pytest.raises(UserError, match=r"data.streaming"):
         open_sources(config("toyfaces", streaming=False), 0)
@@ -174,9 +185,9 @@ def test_copies_stay_together(tmp_path):
 
 def test_an_eval_split_is_used_unchanged(tmp_path):
     parquet(tmp_path, [[picture(0), picture(1)]])
-    parquet(tmp_path, [[picture(1), picture(2)]], split="validation")
+    parquet(tmp_path, [[picture(2), picture(3)]], split="validation")
     train, held_out = open_sources(config(tmp_path, eval_split="validation"), 0)
-    assert (in_order(train), in_order(held_out)) == ([0, 1], [1, 2])
+    assert (in_order(train), in_order(held_out)) == ([0, 1], [2, 3])
     assert first_images(Images(held_out, 8, 2), 99).shape[0] == 2
 
 

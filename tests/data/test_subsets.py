@@ -39,7 +39,7 @@ def test_a_subset_continues_from_any_position(tmp_path, streaming):
     source = kinds(tmp_path, streaming)
 
     def names(count: int, start: int) -> list:
-        return [source.cell(fetch())["bytes"] for fetch in in_random_order(source, count, start)][:count]
+        return [source.content(fetch()) for fetch in in_random_order(source, count, start)][:count]
 
     assert names(30, 0) == names(10, 0) + names(20, 10)
 

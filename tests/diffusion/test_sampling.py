@@ -305,7 +305,7 @@ def test_damaged_models(copied):
 
 def test_a_name_on_the_hub_without_network():
     assert "cannot be loaded" in refused("somebody/faces")
-    assert "cannot be loaded" in refused("runs/no/such/run")
+    assert "does not exist: train it first" in refused("runs/no/such/run")
 
 
 def test_an_unknown_device(pipeline_folder):

@@ -150,10 +150,10 @@ def test_a_folder_without_a_model(tmp_path):
     assert "is not a model folder" in refused(tmp_path)
     models.vq_model().save_pretrained(tmp_path / "vqvae")
     assert "is not a model folder" in refused(tmp_path, "vae")
-    assert "cannot be loaded: check the name and the network" in refused("somebody/first-stage")
-    assert "cannot be loaded" in refused(tmp_path / "missing")
+    assert "cannot be loaded (there is no folder somebody/first-stage, and the Hub is" in refused("somebody/first-stage")
+    assert "is not a folder; train it first" in refused(tmp_path / "missing")
     (tmp_path / "file").write_text("no folder")
-    assert "cannot be loaded" in refused(tmp_path / "file")
+    assert "is not a folder; train it first" in refused(tmp_path / "file")
 
 
 def test_damaged_weights_and_config(tmp_path):

@@ -26,6 +26,7 @@ def random_inception(monkeypatch):
             if parameter.ndim > 1:
                 torch.nn.init.kaiming_normal_(parameter)
 
+    monkeypatch.setattr(features, "pinned_weights", lambda url, sha256: {})
     monkeypatch.setattr(module, "load_state_dict_from_url", lambda *args, **options: {})
     monkeypatch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", start)
     return module.FeatureExtractorInceptionV3
@@ -99,12 +100,10 @@ def test_efficientnet_lite0_is_the_network_of_earlier_results():
 
 
 def test_networks_that_cannot_be_loaded(monkeypatch, tmp_path):
-    from torch_fidelity import feature_extractor_inceptionv3 as module
-
     def offline(*args, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr(module, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(UserError, match=r"Inception's weights cannot be loaded \(no network\).*efficientnet-lite0"):
         load("inception")
     with pytest.raises(UserError, match=r"weights of facebook/dinov2-large cannot be loaded.*efficientnet-lite0"):

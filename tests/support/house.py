@@ -13,7 +13,7 @@ from typing import NamedTuple
 PACKAGES = ("tinyldm", "zsl")
 # Layers from bottom to top. A layer may import the layers before it.
 ROOMS = [
-    *("errors", "files", "randomness", "config", "data", "pictures"),
+    *("errors", "files", "manifest", "limits", "remote", "randomness", "config", "data", "pictures"),
     *("metrics", "training", "first_stage", "diffusion", "evaluation", "costs", "describe"),
 ]
 FILE_LINES, FUNCTION_LINES = 400, 80

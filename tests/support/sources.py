@@ -13,7 +13,7 @@ from PIL import Image
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.images import Images, collate
-from tinyldm.data.sources import Source, open_sources
+from tinyldm.data.sources import Source, open_part
 
 LABELS = ("cat", "dog")
 
@@ -83,7 +83,7 @@ def config(path, **changes) -> DataConfig:
 
 def whole(path, **changes) -> Source:
     """The split `train`, with nothing held out."""
-    return open_sources(config(path, eval_split="train", **changes), seed=0)[0]
+    return open_part(config(path, **changes), "train")[0]
 
 
 def one_pass(images: Images, batch_size: int) -> Iterator[torch.Tensor]:

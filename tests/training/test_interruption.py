@@ -41,7 +41,7 @@ def finished(run: Path) -> dict[str, bytes]:
 
 
 def left_over(run: Path) -> list[Path]:
-    return [path for path in run.rglob(".*") if path.name != ".lock"]
+    return [path for path in run.rglob(".*") if path.name not in (".lock", ".manifest")]
 
 
 def test_killed_at_random_moments(kind, whole, tmp_path, request):

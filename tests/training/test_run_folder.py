@@ -8,9 +8,11 @@ import sys
 import pytest
 
 from tinyldm.config.parsing import read_yaml, to_dict
-from tinyldm.config.schema import TrainConfig, TrainLDM
+from tinyldm.config.schema import DataConfig, FirstStageConfig, TrainConfig, TrainLDM
 from tinyldm.errors import UserError
 from tinyldm.files import replace_text
+from tinyldm.manifest import Manifest
+from tinyldm.training import checkpoint
 from tinyldm.training.run_folder import RunFolder, read_metrics
 
 
@@ -20,21 +22,22 @@ def config(path, **changes) -> TrainLDM:
 
 @contextlib.contextmanager
 def opened(path, **changes):
-    """A run folder whose lock is released at the end, as when a program ends."""
+    """A run that has begun. Its lock is released at the end, as when a program ends."""
     run = RunFolder(config(path, **changes))
     try:
+        run.start()
         yield run
     finally:
-        run.lock.release()
+        run.release()
 
 
 def contents(path) -> set[str]:
-    return {entry.name for entry in path.iterdir()} - {".lock"}
+    return {entry.name for entry in path.iterdir()} - {".lock", ".manifest"}
 
 
 def test_a_new_run(tmp_path):
     with opened(tmp_path / "new" / "run") as run:
-        assert contents(run.path) == {"samples", "config.yaml"}
+        assert contents(run.path) == {"config.yaml"}
         assert read_yaml(run.path / "config.yaml") == to_dict(config(run.path))
 
 
@@ -50,7 +53,7 @@ def test_a_used_folder_is_refused_and_not_changed(tmp_path):
 def test_the_folder_of_a_run_that_failed_before_its_first_step_can_be_reused(tmp_path):
     with opened(tmp_path) as run:
         (run.path / "logs").mkdir()
-        (run.path / "logs" / "events").write_text("x")
+        run.manifest.own(run.path / "logs" / "events").write_text("x")
     with opened(tmp_path, seed=3):
         assert read_yaml(tmp_path / "config.yaml")["seed"] == 3
     with opened(tmp_path, resume="latest", seed=4) as run:
@@ -65,28 +68,157 @@ def test_a_folder_without_a_run_is_not_resumed(tmp_path):
     assert contents(tmp_path) == {"thesis.tex"}
 
 
-def test_overwrite_deletes_a_run_but_not_the_targets_of_links(tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "kept").write_text("x")
-    with opened(tmp_path / "run") as run:
+def contents_of_all(path) -> dict[str, bytes]:
+    """Each regular file below, but for the lock and the manifest."""
+    files = (file for file in path.rglob("*") if file.is_file() and file.name not in (".lock", ".manifest"))
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+
+
+def finished(path, **changes):
+    """The folder of a finished run: files of each kind that a training writes."""
+    with opened(path, **changes) as run:
         run.log(step=1, loss=0.5)
-        for name in ("checkpoints/step-1/weights", "logs/events"):
-            (run.path / name).parent.mkdir(parents=True)
-            (run.path / name).write_text("x")
-        (run.path / "pipeline").symlink_to(elsewhere)
-    with opened(tmp_path / "run", overwrite=True) as run:
-        assert contents(run.path) == {"samples", "config.yaml"} and run.rows == []
-    assert contents(elsewhere) == {"kept"}
+        for name in ("checkpoints/step-1/weights", "logs/events", "pipeline/unet/weights", "README.md"):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            run.manifest.own(path / name).write_text("x")
+    return path
 
 
-@pytest.mark.parametrize("files", [{"thesis.tex": "x"}, {"thesis.tex": "x", "config.yaml": "theme: dark\n"}])
-def test_overwrite_only_deletes_runs(files, tmp_path):
+def test_overwrite_replaces_a_run_when_the_next_one_starts(tmp_path):
+    before = contents_of_all(finished(tmp_path / "run"))
+    run = RunFolder(config(tmp_path / "run", overwrite=True))
+    assert contents_of_all(run.path) == before  # the data of the new one may not exist
+    run.start()
+    assert contents(run.path) == {"config.yaml"} and run.rows == []
+    run.release()
+
+
+def test_a_run_that_cannot_start_leaves_the_old_one(tmp_path, monkeypatch):
+    before = contents_of_all(finished(tmp_path / "run"))
+
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    run = RunFolder(config(tmp_path / "run", overwrite=True))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("tinyldm.training.run_folder.replace_text", fails)
+        run.start()
+    run.release()
+    assert contents_of_all(tmp_path / "run") == before
+    assert Manifest(tmp_path / "run").foreign() == []
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/step-1/mine.pt", "logs/paper.pdf", "new/folder/photo.jpg"])
+@pytest.mark.parametrize("changes", [{"overwrite": True}, {}])
+def test_overwrite_refuses_a_run_with_files_of_others(changes, name, tmp_path):
+    (finished(tmp_path) / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    before = contents_of_all(tmp_path)
+    with pytest.raises(UserError, match=f"holds {name}, not written by its run" if changes else "is in use"):
+        RunFolder(config(tmp_path, **changes))
+    assert contents_of_all(tmp_path) == before
+
+
+def test_overwrite_refuses_links_and_their_targets_stay(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").write_text("x")
+    run = finished(tmp_path / "run")
+    for link in ("samples", "checkpoints/step-2", "README.md"):
+        (run / link).unlink(missing_ok=True)
+        (run / link).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match=f"holds {link}"):
+            RunFolder(config(run, overwrite=True))
+        (run / link).unlink()
+    assert contents(tmp_path / "elsewhere") == {"kept"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.tex": "x"},
+        {"thesis.tex": "x", "config.yaml": "theme: dark\n"},
+        {"config.yaml": "output_dir: .\ndata: {}\ntrain: {}\n"},
+        {"config.yaml": "output_dir: .\ndata: {}\ntrain: {}\n", ".git/HEAD": "ref", "train.py": "x"},
+        {"metrics.csv": "step\n", ".manifest": "metrics.csv\n"},
+        {".replaced/photo.jpg": "x", ".discarded/photo.jpg": "x"},
+    ],
+)
+def test_overwrite_only_deletes_what_a_run_wrote(files, tmp_path):
     for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=r"is not a run folder.*choose another"):
+    with pytest.raises(UserError, match=r"holds .*: nothing in it is deleted; choose another"):
         RunFolder(config(tmp_path, overwrite=True))
-    assert {name: (tmp_path / name).read_text() for name in files} == files
+    found = {file.relative_to(tmp_path).as_posix(): file.read_text() for file in tmp_path.rglob("*") if file.is_file()}
+    assert found == files  # not even a lock is left
+
+
+@pytest.mark.parametrize("key", ["name", "data_files", "first_stage"])
+def test_overwrite_refuses_inputs_inside_the_run(key, tmp_path):
+    inside = finished(tmp_path / "run") / "pipeline"
+    before = contents_of_all(tmp_path)
+    if key == "first_stage":
+        changes = {"first_stage": FirstStageConfig(str(inside))}
+    else:
+        changes = {
+            "data": DataConfig(**({"name": str(inside)} if key == "name" else {"data_files": {"train": [f"{inside}/*"]}}))
+        }
+    with pytest.raises(UserError, match=r"would delete.*move it elsewhere"):
+        RunFolder(config(tmp_path / "run", overwrite=True, **changes))
+    assert contents_of_all(tmp_path) == before
+
+
+def test_a_run_inside_the_folder_of_its_data_is_refused(tmp_path):
+    for data in (DataConfig(str(tmp_path)), DataConfig("imagefolder", data_files=f"{tmp_path}/**")):
+        with pytest.raises(UserError, match="whose images are read: choose another output_dir"):
+            RunFolder(config(tmp_path / "faces" / "run", data=data))
+    with opened(tmp_path / "run", data=DataConfig("parquet", data_files=f"{tmp_path}/**/*.parquet")):
+        pass
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    checkpoint.save(finished(tmp_path / "other"), 1, {}, {}, {})
+    before = contents_of_all(finished(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"is not one of .*: set output_dir to its own run"):
+        RunFolder(config(tmp_path / "run", resume=str(tmp_path / "other" / "checkpoints" / "step-1")))
+    assert contents_of_all(tmp_path / "run") == before
+
+
+def test_a_run_from_before_there_were_manifests_is_resumed_but_not_deleted(tmp_path):
+    (finished(tmp_path) / ".manifest").unlink()
+    with pytest.raises(UserError, match=r"holds README.md and \d more, not written by its run"):
+        RunFolder(config(tmp_path, overwrite=True))
+    with opened(tmp_path, resume="latest") as run:
+        run.rewind(1)
+        assert run.rows and Manifest(tmp_path).names() == {"config.yaml", "metrics.csv"}
+
+
+@pytest.mark.parametrize("broken", ["deleted", "another in its place", "a link in its place", "a part is a link"])
+def test_a_folder_that_vanishes_under_the_run_is_noticed(broken, tmp_path):
+    with opened(tmp_path / "run") as run:
+        run.check()
+        (tmp_path / "elsewhere").mkdir()
+        if broken == "a part is a link":
+            (run.path / "pipeline").symlink_to(tmp_path / "elsewhere")
+        else:
+            run.path.rename(tmp_path / "moved")
+        if broken == "another in its place":
+            run.path.mkdir()
+        if broken == "a link in its place":
+            run.path.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match=r"was deleted or replaced|is a symbolic link"):
+            run.check()
+
+
+def test_a_model_is_replaced_with_the_files_that_a_user_put_beside_it(tmp_path):
+    with opened(tmp_path / "run") as run:
+        for weights in ("old", "new"):
+            (run.path / ".exporting" / "pipeline").mkdir(parents=True)
+            (run.path / ".exporting" / "pipeline" / "weights").write_text(weights)
+            run.replace_model(run.path / ".exporting")
+            (run.path / "pipeline" / "NOTES.md").write_text("mine")
+        assert (run.path / "pipeline" / "weights").read_text() == "new"
+        assert contents(run.path / "pipeline") == {"weights", "NOTES.md"}
 
 
 def test_a_second_process_is_refused(tmp_path):

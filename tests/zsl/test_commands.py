@@ -202,3 +202,14 @@ def test_images_in_subfolders_are_found_in_order(tmp_path):
 def test_articles_become_texts(tmp_path, capsys):
     main(["text", "--articles", str(support.articles(tmp_path / "a.jsonl")), "--out", str(tmp_path / "t.npz")])
     assert capsys.readouterr().out == f"{tmp_path / 't.npz'}: 10 classes, 13 columns\n"
+
+
+def test_hidden_and_empty_folders_are_no_classes(pictures, capsys):
+    for name in (".ipynb_checkpoints", "empty", "10", "9"):
+        (pictures / "images" / name).mkdir()
+    for name in (".ipynb_checkpoints", "10", "9"):
+        Image.new("RGB", (8, 8)).save(pictures / "images" / name / "a.png")
+    main(["features", "--images", str(pictures / "images"), "--out", str(pictures / "f.npz")])
+    with np.load(pictures / "f.npz") as file:
+        assert file["class_names"].tolist() == ["9", "10", "iris", "rose"]
+    assert "empty" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 from tests.support import zsl as support
 from tinyldm.errors import UserError
 from zsl import data
+from zsl.data import ClassTexts, load_npz, write_npz
 from zsl.division import Scaling, divide
 from zsl.load import load
 
@@ -228,3 +229,53 @@ def test_invalid_paths(tmp_path):
     with pytest.raises(UserError, match="cannot be written"):
         (tmp_path / "file").write_text("x")
         data.save_npz(support.dataset(), tmp_path / "file" / "out.npz")
+
+
+# ----------------------------------------------------------------------------------------------------- joined by name
+
+
+def features_of(tmp_path, names, **more):
+    """A features.npz as `zsl features` writes it: class n is the n-th folder; image i of class n has the feature n."""
+    labels = np.repeat(np.arange(1, len(names) + 1), 2)
+    arrays = {"features": labels[:, None].astype(np.float32), "labels": labels, "class_names": np.array(names)}
+    write_npz(tmp_path / "features.npz", {**arrays, "unseen_classes": np.array([1]), **more})
+    return tmp_path / "features.npz"
+
+
+def texts_of(*classes):
+    ids, names = zip(*classes, strict=True)
+    return ClassTexts(np.array(ids), list(names), articles=[f"about {name}" for name in names])
+
+
+@pytest.mark.parametrize(
+    "folders, texts",
+    [
+        ([str(i) for i in (1, 10, 11, 12, 2, 3)], [(i, f"flower {i}") for i in (12, 11, 10, 3, 2, 1)]),  # sorted as strings
+        (["Red_Rose", "iris", "tulip"], [(7, "tulip"), (3, "IRIS"), (5, "red rose")]),
+        (["003.Iris", "005.Red_Rose", "007.tulip"], [(7, "Tulip"), (3, "Iris"), (5, "Red Rose")]),
+        (["003.Iris", "005.Red_Rose"], [(5, "005.Red_Rose"), (3, "003.Iris")]),
+    ],
+)
+def test_features_and_texts_are_joined_by_name(folders, texts, tmp_path):
+    data = load_npz(features_of(tmp_path, folders), texts_of(*texts))
+    for label, feature in zip(data.labels, data.features[:, 0].astype(int), strict=True):
+        folder, name = folders[feature - 1], data.class_names[label]
+        assert folder == str(data.class_ids[label]) or "".join(filter(str.isalpha, folder.lower())) == "".join(
+            filter(str.isalpha, name.lower())
+        )
+    assert data.unseen.tolist() == [data.labels[0]]
+
+
+@pytest.mark.parametrize(
+    "folders, texts, words",
+    [
+        (["rose", "iris"], [(1, "rose"), (2, "tulip")], "'iris' has no text; texts are for rose, tulip"),
+        (["1", "3"], [(1, "rose"), (2, "tulip")], "'3' has no text"),
+        (["001.rose", "002.iris"], [(2, "rose"), (1, "iris")], "'001.rose' has the number 001, but .* class 1 is 'iris'"),
+        (["rose", "Rose "], [(1, "rose"), (2, "iris")], "two classes have the same text"),
+        (["rose"], [(1, "rose"), (2, "Rose")], "'rose' has several texts"),
+    ],
+)
+def test_names_that_do_not_match_are_refused(folders, texts, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        load_npz(features_of(tmp_path, folders), texts_of(*texts))

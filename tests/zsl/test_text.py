@@ -170,7 +170,7 @@ def test_a_sentence_encoder_is_appended(tmp_path):
     passage = " ".join(["red"] * (text.PASSAGE // 2))
     long, short = text.encode([passage + " " + passage, passage], str(tmp_path))
     np.testing.assert_allclose(long, short, rtol=1e-4)
-    with pytest.raises(UserError, match=r"text\.encoder .* cannot be loaded"):
+    with pytest.raises(UserError, match=r"text\.encoder .* does not exist"):
         text.encode(ARTICLES, str(tmp_path / "none"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from tinyldm.config.parsing import parse, read_yaml
-from tinyldm.config.ranges import NonNegativeInt, PositiveInt
+from tinyldm.config.ranges import PositiveInt, Seed
 from tinyldm.config.schema import DataConfig, Features, SamplerSettings
 from tinyldm.errors import UserError
 
@@ -49,9 +49,9 @@ class Evaluate(SamplerSettings):
     the first stage (a lower limit for this model)."""
     batch_size: PositiveInt = 64
     """Images drawn or read at once. It changes the speed, not the results."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the first sample. The others have `seed` + 1, `seed` + 2, and so on."""
-    split_seed: NonNegativeInt = 0
+    split_seed: Seed = 0
     """The training's `seed`, which determines the held-out images when there is no `data.eval_split`. Taken from the run when
     `model` is one."""
     output_dir: str = "evaluation"

@@ -70,7 +70,7 @@ def unknown_key(schema: Any, name: str) -> str:
 
 
 def _closest(schema: Any, group: str, leaf: str) -> str | None:
-    known, leaf = [*read_keys(schema), *sections(schema)], leaf.replace("-", "_")
+    known, leaf = [*read_keys(schema), *([] if group else sections(schema))], leaf.replace("-", "_")
     if group in sections(schema):
         inside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == group}
         if close := difflib.get_close_matches(leaf, inside, n=1):

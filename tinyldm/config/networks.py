@@ -15,7 +15,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from tinyldm.config.ranges import BelowOne, OpenUnitInterval, PositiveFloat, PositiveInt
+from tinyldm.config.ranges import BelowOne, Layers, OpenUnitInterval, PositiveFloat, PositiveInt, Timesteps
 from tinyldm.errors import UserError
 
 
@@ -86,7 +86,7 @@ class UNetConfig(DiffusersSection):
     the fourth power of the side, so the default has it at the two coarsest resolutions only."""
     up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
     """The block at each resolution on the way up, from the coarsest: the mirror image of down_block_types."""
-    layers_per_block: PositiveInt = 1
+    layers_per_block: Layers = 1
     """Residual layers in each block on the way down; blocks on the way up have one more."""
     attention_head_dim: PositiveInt | None = 32
     """Channels of an attention head. null: one head."""
@@ -129,7 +129,7 @@ class VQConfig(DiffusersSection):
     """The encoder's block at each resolution, from the finest."""
     up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 3
     """The decoder's block at each resolution, from the coarsest."""
-    layers_per_block: PositiveInt = 2
+    layers_per_block: Layers = 2
     """Residual layers in each block of the encoder; the decoder's blocks have one more."""
     latent_channels: PositiveInt = 3
     """Channels of the latents. More of them keep more detail and leave more for the diffusion model to learn."""
@@ -166,7 +166,7 @@ class SchedulerConfig(DiffusersSection):
         ("thresholding", "dynamic_thresholding_ratio", "sample_max_value"), NO_THRESHOLDING
     )
 
-    num_train_timesteps: PositiveInt = 1000
+    num_train_timesteps: Timesteps = 1000
     """Number of timesteps T of the forward process."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
     """How the noise variance beta grows from beta_start to beta_end. linear (Ho et al. 2020), scaled_linear (linear in the

@@ -16,8 +16,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from tinyldm.config.help import asks_for, help_text
 from tinyldm.config.keys import check_recipe, read_keys, sections, unknown_key
+from tinyldm.config.paths import refuse_secrets
 from tinyldm.config.ranges import expected, plain
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
+from tinyldm.limits import load_yaml, read_text
 
 Schema = TypeVar("Schema")
 GIVEN = (  # where jsonargparse's messages have the value that does not fit
@@ -64,6 +66,7 @@ def parse(schema: type[Schema], description: str | None, args: list[str] | None 
         raise UserError(_explain(schema, str(error))) from error
     found.pop("config", None)
     config = _plain(schema(**found))
+    refuse_secrets(to_dict(config))
     config.check()
     return config
 
@@ -89,13 +92,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
         UserError: when it is missing, or not a YAML file with keys.
     """
     try:
-        values = yaml.load(path.read_text(), RecipeLoader)
+        text = read_text(path)
     except OSError as error:
         raise UserError(f"the recipe {path} cannot be read: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         raise UserError(f"the recipe {path} is not a text file ({error}); give a YAML file") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"the recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    with boundary(f"the recipe {path} is not valid YAML"):
+        values = load_yaml(text, RecipeLoader)
     if not isinstance(values, dict):
         given = "is empty" if values is None else "is not a mapping"
         raise UserError(f"the recipe {path} {given}; write keys and values, such as output_dir: runs/mine")
@@ -145,7 +148,12 @@ def _plain(config: Any) -> Any:
 
 def to_yaml(config: Any) -> str:
     """The resolved config as YAML, every key in it, in the order of the schema."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, width=120)
+    return dump(to_dict(config))
+
+
+def dump(values: dict[str, Any]) -> str:
+    """The values of a config as YAML, in their order."""
+    return yaml.safe_dump(values, sort_keys=False, width=120)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -166,11 +174,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: when it is missing or not YAML.
     """
     try:
-        values = yaml.safe_load(path.read_text())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} is missing: {path.parent} is not a run folder") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        with boundary(f"{path} is not valid YAML"):
+            values = load_yaml(read_text(path))
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            raise UserError(f"{path} is missing: {path.parent} is not a run folder") from error
+        raise
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no keys; a run's config.yaml has some")
     return values

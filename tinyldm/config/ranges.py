@@ -5,12 +5,18 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from jsonargparse.typing import restricted_number_type
 
+from tinyldm.limits import LAYERS
+
 INFINITY = float("inf")
 
 if TYPE_CHECKING:  # type checkers see plain numbers, so that code can pass plain numbers
     PositiveInt = int
     NonNegativeInt = int
     AtLeast20 = int
+    Seed = int
+    Threads = int
+    Timesteps = int
+    Layers = int
     PositiveFloat = float
     NonNegativeFloat = float
     UnitInterval = float
@@ -20,6 +26,10 @@ else:  # jsonargparse's own float ranges include infinity; these do not
     PositiveInt = restricted_number_type("PositiveInt", int, (">", 0))
     NonNegativeInt = restricted_number_type("NonNegativeInt", int, (">=", 0))
     AtLeast20 = restricted_number_type("AtLeast20", int, (">=", 20))
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])  # the seeds after it also fit torch's 64 bits
+    Threads = restricted_number_type("Threads", int, [(">=", 0), ("<=", 256)])
+    Layers = restricted_number_type("Layers", int, [(">", 0), ("<=", LAYERS)])
+    Timesteps = restricted_number_type("Timesteps", int, [(">=", 2), ("<=", 100_000)])
     PositiveFloat = restricted_number_type("FinitePositiveFloat", float, [(">", 0), ("<", INFINITY)])
     NonNegativeFloat = restricted_number_type("FiniteNonNegativeFloat", float, [(">=", 0), ("<", INFINITY)])
     UnitInterval = restricted_number_type("ClosedUnitInterval", float, [(">=", 0), ("<=", 1)])
@@ -29,6 +39,10 @@ else:  # jsonargparse's own float ranges include infinity; these do not
 WORDS: dict[Any, tuple[str, str]] = {  # one of them, several of them
     PositiveInt: ("a whole number above 0", "whole numbers above 0"),
     NonNegativeInt: ("a whole number of at least 0", "whole numbers of at least 0"),
+    Seed: ("a whole number of at least 0, below 2^63", "whole numbers of at least 0, below 2^63"),
+    Threads: ("a whole number from 0 to 256", "whole numbers from 0 to 256"),
+    Timesteps: ("a whole number from 2 to 100,000", "whole numbers from 2 to 100,000"),
+    Layers: (f"a whole number from 1 to {LAYERS}", f"whole numbers from 1 to {LAYERS}"),
     AtLeast20: ("a whole number of at least 20", "whole numbers of at least 20"),
     PositiveFloat: ("a number above 0", "numbers above 0"),
     NonNegativeFloat: ("a number of at least 0", "numbers of at least 0"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tinyldm.config.networks import SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
-from tinyldm.config.ranges import NonNegativeInt, PositiveInt, UnitInterval
+from tinyldm.config.ranges import NonNegativeInt, PositiveInt, Seed, UnitInterval
 from tinyldm.config.sections import (
     DataConfig,
     DiffusionConfig,
@@ -56,7 +56,7 @@ class Training:
     """The script that the recipe is for."""
     output_dir: str
     """The run folder. It gets checkpoints, metrics, samples and the finished model."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seeds the initial weights, data order, noise and held-out split."""
     resume: str | None = None
     """Continue an interrupted run: `latest` (skips damaged checkpoints with a warning) or the path of a checkpoint."""
@@ -163,10 +163,15 @@ class SamplerSettings:
     eta: UnitInterval = 0.0
     """Noise added by DDIM at each step, from 0 (deterministic) to 1 (as much as DDPM)."""
     class_label: NonNegativeInt | None = None
-    """The class to draw, for a class-conditional model. null: the image of seed s has class s modulo the number of classes."""
+    """The number of the class to draw, for a class-conditional model. null: the image of seed s has class s modulo the number
+    of classes."""
+    label: str | None = None
+    """The name of the class to draw, instead of its number."""
 
     def check(self) -> None:
         """Raise UserError for values that contradict each other."""
+        if self.label is not None and self.class_label is not None:
+            raise UserError("label and class_label both name the class to draw: give one of them")
         if self.eta and self.scheduler not in (None, "ddim"):
             raise UserError(f"eta only applies to DDIM, not {self.scheduler}: remove it or use --scheduler ddim")
 
@@ -181,7 +186,7 @@ class Sample(SamplerSettings):
     """Number of images. They have the seeds `seed`, `seed` + 1, and so on."""
     batch_size: PositiveInt = 16
     """Images drawn at once. It changes the speed, not the images."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the first image."""
     output_dir: str = "samples"
     """Folder for images/, grid.png, samples.npz, and what `strip` and `interpolate` add."""
@@ -189,7 +194,7 @@ class Sample(SamplerSettings):
     """Replace images that are already in `output_dir`."""
     strip: bool = False
     """Also show how the first images emerge from noise: denoising.png and denoising.gif."""
-    interpolate: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    interpolate: tuple[Seed, Seed] | None = None
     """Two seeds, e.g. [3, 4]: also draw images in between, along the sphere of noise: interpolation.png and .gif."""
     device: str | None = None
     """cuda, mps, cpu and so on. null: the GPU if there is one."""

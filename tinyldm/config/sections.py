@@ -16,6 +16,7 @@ from tinyldm.config.ranges import (
     OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
+    Threads,
 )
 from tinyldm.errors import UserError
 
@@ -28,7 +29,7 @@ class DataConfig:
 
     name: str = "toyfaces"
     """The data set. `toyfaces` (drawn on the fly) and `digits` (from scikit-learn) need no download. Else a Hub id, or a folder
-    with images, parquet files or WebDataset tars."""
+    with images, parquet files or WebDataset tars, or one such file or .zip."""
     revision: str | None = None
     """Branch, tag or commit of a Hub data set. Give a commit for numbers that others can reproduce."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
@@ -41,9 +42,14 @@ class DataConfig:
     eval_fraction: OpenUnitInterval = 0.05
     """The fraction of `split` to hold out when there is no `eval_split`."""
     image_column: str | None = None
-    """The column with the images. null: the first column of type Image."""
+    """The column with the images. null: `image`, or the only column of type Image."""
     label_column: str | None = None
-    """The column with class labels, which makes the model class-conditional. For train_ddpm.py only. null: no labels."""
+    """The column with the classes (class labels, integers or strings), which makes the model class-conditional. A folder of
+    class folders has `label`. For train_ddpm.py only. null: no labels."""
+    group_column: str | None = None
+    """The column of the person, patient or scene. Images of one group are all trained on or all held out. null: no groups."""
+    duplicates: bool = False
+    """Read an image as often as metadata.csv lists it. false: once."""
     channels: Literal[1, 3] = 3
     """3 for colour, 1 for grey."""
     resolution: PositiveInt = 256
@@ -55,18 +61,20 @@ class DataConfig:
     shuffle_buffer: PositiveInt = 2048
     """Undecoded examples in the buffer from which a stream picks the next one at random. Larger shuffles better and takes more
     memory."""
-    num_workers: PositiveInt = 2
-    """Threads per GPU that decode and resize images."""
+    num_workers: Threads = 2
+    """Threads per GPU that decode and resize images. 0: the thread that asks for them."""
     cache_dir: str = "~/.cache/tinyldm"
     """Folder for encoded latents, so that a second run does not encode the images again."""
 
     def check(self) -> None:
         """Raise UserError for values that contradict each other."""
-        if self.eval_split == self.split:
+        if self.eval_split and self.eval_split.lower() == self.split.lower():
             raise UserError(
                 f"data.split and data.eval_split are both {self.split!r}, so the held-out images would be trained on; "
                 "set data.eval_split to null to hold out a part of the split"
             )
+        if self.eval_split and self.group_column:
+            raise UserError("data.group_column chooses a held-out part, and data.eval_split names one: give only one of them")
 
 
 @dataclass

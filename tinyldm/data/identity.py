@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.images import TRANSFORM
 from tinyldm.data.sources import hub_id
 from tinyldm.files import digest
+from tinyldm.remote import from_hub
 
 
 def describe_part(data: DataConfig, part: str, split_seed: int) -> dict[str, Any]:
@@ -28,7 +28,8 @@ def describe_part(data: DataConfig, part: str, split_seed: int) -> dict[str, Any
         "data_files": data.data_files,
         "splits": [data.split, data.eval_split],
         "image_column": data.image_column,
-        "held out": None if data.eval_split else [data.eval_fraction, split_seed],
+        "duplicates": data.duplicates,
+        "held out": None if data.eval_split else [data.eval_fraction, split_seed, data.group_column],
         "part": part,
         "resolution": data.resolution,
         "channels": data.channels,
@@ -49,8 +50,9 @@ def _commit(data: DataConfig) -> str | None:
     if not hub_id(data.name):
         return None
     try:
-        return HfApi().dataset_info(data.name, revision=data.revision, timeout=10).sha
-    except (OSError, HTTPError):  # no network; reading the data reports other errors better
+        with from_hub(data.name):
+            return HfApi().dataset_info(data.name, revision=data.revision, timeout=10).sha
+    except Exception:  # no network; reading the data reports other errors better
         return None
 
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from tinyldm.config.schema import DataConfig
 from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.colour import to_8_bits, to_srgb
 from tinyldm.data.prefetch import Stalled, read_ahead
-from tinyldm.data.sources import Source, image_bytes
+from tinyldm.data.sources import Source
 from tinyldm.data.subsets import in_random_order
 from tinyldm.errors import UserError
+from tinyldm.limits import open_image
 from tinyldm.randomness import ALONE, Draw, Rank
 
 TRANSFORM = (
@@ -75,6 +76,16 @@ def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndar
     return np.asarray(square).reshape(resolution, resolution, channels)
 
 
+Fetch = Callable[[], dict[str, Any]]  # reads an example
+
+
+class Unreadable(NamedTuple):
+    """An example that could not be decoded: its file's name, and the error."""
+
+    name: str
+    reason: str
+
+
 class Images:
     """Decodes examples in threads and yields (image, label) in the examples' order.
 
@@ -83,7 +94,8 @@ class Images:
 
     Attributes:
         seen: number of examples so far.
-        corrupt: how many of them could not be decoded.
+        corrupt: how many of them could not be decoded, in all epochs.
+        unreadable: file name -> reason; each file counts once.
 
     Raises:
         UserError: while iterating, if more than 5% of the images are corrupt, or all images of a small data set.
@@ -92,27 +104,27 @@ class Images:
     def __init__(self, source: Source, resolution: int, num_workers: int, channels: int = 3):
         self.source, self.resolution, self.num_workers, self.channels = source, resolution, num_workers, channels
         self.seen = self.corrupt = 0
+        self.unreadable: dict[str, str] = {}
 
     @classmethod
     def of(cls, source: Source, data: DataConfig) -> "Images":
         """The images of a source, as a recipe's data section wants them."""
         return cls(source, data.resolution, data.num_workers, data.channels)
 
-    def decode(self, fetch: Callable[[], dict[str, Any]]) -> tuple[np.ndarray, int | None] | str:
-        """uint8 array (resolution, resolution, channels) and label, or the error as text."""
+    def decode(self, fetch: Fetch) -> tuple[np.ndarray, int | None] | Unreadable:
+        """uint8 array (resolution, resolution, channels) and label, or why there is none."""
+        example: dict[str, Any] = {}
         try:
             example = fetch()
-            with Image.open(io.BytesIO(image_bytes(self.source.cell(example)))) as image:
+            with open_image(io.BytesIO(self.source.content(example)), 2 * self.resolution) as image:
                 return to_square(image, self.resolution, self.channels), self.source.label(example)
         except Exception as error:  # Pillow's readers raise many types: SyntaxError (PNG), RuntimeError (AVIF) ...
-            return f"{type(error).__name__}: {error}"
+            return Unreadable(self.source.file_name(example), f"{type(error).__name__}: {error}")
 
-    def _decode_all(self, group: list[Callable[[], dict[str, Any]]]) -> list[tuple[np.ndarray, int | None] | str]:
+    def _decode_all(self, group: list[Fetch]) -> list[tuple[np.ndarray, int | None] | Unreadable]:
         return [self.decode(fetch) for fetch in group]
 
-    def __call__(
-        self, examples: Iterable[Callable[[], dict[str, Any]]], fill: bool = False
-    ) -> Iterator[tuple[np.ndarray, int | None]]:
+    def __call__(self, examples: Iterable[Fetch], fill: bool = False) -> Iterator[tuple[np.ndarray, int | None]]:
         """Decode `examples` and skip corrupt images.
 
         Args:
@@ -120,28 +132,35 @@ class Images:
                 determines its image.
         """
         waiting = 0  # positions that the next readable image fills
+        for decoded in self._decoded(iter(examples)):
+            self.seen += 1
+            waiting += 1
+            if isinstance(decoded, Unreadable):
+                self._count_corrupt(decoded)
+                continue
+            yield from itertools.repeat(decoded, waiting if fill else 1)
+            waiting = 0
+
+    def _decoded(self, examples: Iterator[Fetch]) -> Iterator[tuple[np.ndarray, int | None] | Unreadable]:
+        """What `decode` returns for each example: from threads, or without `num_workers` from this one."""
+        if not self.num_workers:
+            yield from map(self.decode, examples)
+            return
         with ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode") as pool:
             pending: deque = deque()
-            examples = iter(examples)
             groups = iter(lambda: list(itertools.islice(examples, GROUP)), [])
             while True:
                 for group in itertools.islice(groups, self.num_workers + 1 - len(pending)):
                     pending.append(pool.submit(self._decode_all, group))
                 if not pending:
                     break
-                for decoded in pending.popleft().result():
-                    self.seen += 1
-                    waiting += 1
-                    if isinstance(decoded, str):
-                        self._count_corrupt(decoded)
-                        continue
-                    yield from itertools.repeat(decoded, waiting if fill else 1)
-                    waiting = 0
+                yield from pending.popleft().result()
 
-    def _count_corrupt(self, reason: str) -> None:
+    def _count_corrupt(self, image: Unreadable) -> None:
         self.corrupt += 1
-        if self.corrupt <= 3:
-            print(f"warning: skipped an unreadable image of {self.source.name} ({reason})", file=sys.stderr)
+        if image.name not in self.unreadable and len(self.unreadable) < 3:
+            print(f"warning: skipped {image.name} of {self.source.name}, which is unreadable ({image.reason})", file=sys.stderr)
+        self.unreadable.setdefault(image.name, image.reason)
         if self.seen >= MIN_POSITIONS:
             self.check()
 
@@ -204,7 +223,7 @@ class ImageBatches:
                 return
             yield collate(batch)
 
-    def _examples(self, position: int) -> Iterator[Callable[[], dict[str, Any]]]:
+    def _examples(self, position: int) -> Iterator[Fetch]:
         start, epoch, skip = position, 0, 0
         if position:
             self.length = self.length or self.images.source.length()

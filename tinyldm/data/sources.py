@@ -1,44 +1,40 @@
-"""Any data set becomes a `Source`: undecoded examples in an order that depends on (seed, epoch) alone.
+"""A part of a data set as a `Source`: undecoded examples in an order that depends on (seed, epoch) alone.
 
-`datasets` reads Hub data sets, parquet files, image folders, WebDataset tars and toyfaces. Add new kinds of data sets here;
-images.py makes batches of a source.
+opening.py opens a split of any kind of data set. `open_sources` makes the training part and the held-out part of it, with
+a description of what was understood. images.py makes batches of a source.
 """
 
+import contextlib
 import functools
 import hashlib
-import tarfile
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 from datasets.exceptions import DatasetGenerationError
-from datasets.utils.file_utils import xopen
 from huggingface_hub.errors import HTTPError
-from PIL import Image
+from tqdm.auto import tqdm
 
 from tinyldm.config.schema import DataConfig
-from tinyldm.data import toyfaces
-from tinyldm.errors import UserError
+from tinyldm.data.cells import image_bytes
+from tinyldm.data.description import Class, Description
+from tinyldm.data.layout import natural
+from tinyldm.data.opening import Opened, open_split
+from tinyldm.errors import UserError, why
 
-UNREADABLE = (OSError, ValueError, tarfile.TarError, DatasetGenerationError, HTTPError)  # damaged files, lost network
+MAX_CLASSES = 1000
+COMPARED = (1_000, 20_000)  # images of the held-out part and of the training part that are compared for overlap
+MAX_OVERLAP = 0.01  # of the held-out images: a few copies occur in real data sets
 
 
 def hub_id(name: str) -> str | None:
     """The name of a data set if it is a Hub id, else None."""
     return name if "/" in name and not Path(name).expanduser().exists() else None
-
-
-def image_bytes(value: dict[str, Any] | None) -> bytes:
-    """The encoded file in an undecoded Image cell. Parquet has `bytes`, folders have a `path`, WebDataset has both."""
-    if not value:
-        raise OSError("empty cell")
-    if value.get("bytes") is not None:
-        return value["bytes"]
-    with xopen(value["path"], "rb") as file:
-        return file.read()
 
 
 @dataclass
@@ -50,10 +46,14 @@ class Source:
         image_column: its column of type Image(decode=False).
         name: the data set's name, for messages.
         shuffle_buffer: examples from which a shuffled stream draws the next one.
-        label_column: its column of type ClassLabel, or None.
+        label_column: the column with the classes, or None.
+        class_names: the names of the classes, in the order of their numbers; None without labels.
+        numbers: value of a cell -> class number; None where cells hold class numbers.
+        roots: see `image_bytes`.
         listed_length: a stream's length by the data set's metadata, or None.
         exact_length: its length where that is certain, or None.
         read: number of examples read from a stream so far, skipped ones included.
+        description: of the whole data set; both parts share it.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
@@ -61,14 +61,18 @@ class Source:
     name: str
     shuffle_buffer: int
     label_column: str | None = None
+    class_names: list[str] | None = None
+    numbers: dict[Any, int] | None = None
+    roots: list[str] | None = None
     listed_length: int | None = None
     exact_length: int | None = None
     read: int = 0
+    description: Description | None = field(default=None, repr=False)
 
     @property
     def classes(self) -> int | None:
         """Number of classes, or None without labels."""
-        return self.dataset.features[self.label_column].num_classes if self.label_column else None
+        return len(self.class_names) if self.class_names is not None else None
 
     @property
     def streamed(self) -> bool:
@@ -108,17 +112,26 @@ class Source:
             # One shard at a time: with several, datasets reads in threads and sleeps 5 s after each epoch.
             stream = stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=1)
             stream.set_epoch(epoch)
-        try:
+        with _reading(self.name):
             for position, example in enumerate(stream):
                 self.read += 1
                 if position >= start:  # stream.skip() would change the shuffle
                     yield functools.partial(_unchanged, example)
-        except UNREADABLE as error:
-            raise UserError(_why_not(self.name, error)) from error
 
-    def cell(self, example: dict[str, Any]) -> dict[str, Any]:
-        """The undecoded image of an example."""
-        return example[self.image_column]
+    def content(self, example: dict[str, Any]) -> bytes:
+        """The encoded image of an example.
+
+        Raises:
+            OSError: see `image_bytes`.
+        """
+        return image_bytes(example[self.image_column], self.roots)
+
+    def file_name(self, example: dict[str, Any]) -> str:
+        """The name of an example's file, or what identifies it where there is none."""
+        cell = example.get(self.image_column) or {}
+        if path := cell.get("path"):
+            return Path(str(path).split("::")[0]).name
+        return str(example.get("__key__") or hashlib.blake2b(cell.get("bytes") or b"", digest_size=6).hexdigest())
 
     def label(self, example: dict[str, Any]) -> int | None:
         """The class number of an example; None without labels.
@@ -126,12 +139,27 @@ class Source:
         Raises:
             ValueError: if the example has no valid label.
         """
-        if self.label_column is None:
+        if self.class_names is None or self.label_column is None:
             return None
-        label = example[self.label_column]
-        if label is None or not 0 <= label < self.classes:
-            raise ValueError(f"label {label}")
+        value = example[self.label_column]
+        label = self.number_of(value)
+        if label is None:
+            raise ValueError(f"label {value!r}")
         return label
+
+    def number_of(self, value: Any) -> int | None:
+        """The class number of a cell of the label column; None for a cell that is empty or of no class."""
+        number = value if self.numbers is None else self.numbers.get(value)
+        return number if number is not None and 0 <= number < len(self.class_names or ()) else None
+
+    def column(self, column: str) -> Iterator[Any]:
+        """The cells of another column, in file order; images are not read."""
+        if not self.streamed:
+            yield from self.dataset[column]
+            return
+        with _reading(self.name):
+            for example in self.dataset.select_columns([column]):
+                yield example[column]
 
 
 def _unchanged(example: dict[str, Any]) -> dict[str, Any]:
@@ -143,104 +171,151 @@ def open_sources(data: DataConfig, seed: int) -> tuple[Source, Source]:
 
     With `data.eval_split` they are two splits of the data set. Without, a hash of (seed, encoded image) below
     `data.eval_fraction` holds an image out. So the choice does not depend on shards and order, and copies stay together.
+    With `data.group_column` the hash is that of the group.
 
     Raises:
-        UserError: if the data set, split or column does not exist, or the network is down.
+        UserError: if the data set, split or column does not exist, the parts share images, or the network is down.
     """
-    train = _load(data, data.split)
+    train, opened = open_part(data, data.split)
     if data.eval_split:
-        return train, _load(data, data.eval_split)
-    threshold = int(data.eval_fraction * 2**32)
+        held_out, _ = open_part(data, data.eval_split, train)
+        _check_disjoint(train, held_out, data)
+        how = f"split {data.eval_split}"
+    else:
+        train, held_out = _hold_out(train, data, seed)
+        what, by = ("groups", data.group_column) if data.group_column else ("images", "the image file")
+        how = f"{100 * data.eval_fraction:.3g}% of the {what}, by a hash of {by}"
+    description = _describe(data, opened, train, held_out, how)
+    return replace(train, description=description), replace(held_out, description=description)
 
-    def held_out(cell: dict[str, Any]) -> bool:
+
+def open_part(data: DataConfig, split: str, like: Source | None = None) -> tuple[Source, Opened]:
+    """One split of a data set, and how it was opened.
+
+    Args:
+        like: the other split; a class has the same number in both.
+
+    Raises:
+        UserError: if the data set, split or column does not exist.
+    """
+    with _reading(data.name):
+        opened = open_split(data, split)
+        dataset = opened.dataset
+        if dataset.features is None:  # CSV and JSON lines: the columns are in the data
+            dataset = dataset._resolve_features()
+    column = _image_column(data, dataset.features)
+    source = Source(dataset.cast_column(column, datasets.Image(decode=False)), column, data.name, data.shuffle_buffer)
+    source.roots, source.listed_length = opened.roots, opened.length
+    source.exact_length = opened.length if opened.exact else None
+    for name in filter(None, (data.label_column, data.group_column)):
+        if name not in dataset.features:
+            raise UserError(f"data set {data.name!r} has no column {name!r}; it has: {', '.join(dataset.features)}")
+    if data.label_column:
+        source.label_column = data.label_column
+        names, numbers = (like.class_names, like.numbers) if like else _classes(source, data)
+        source.class_names, source.numbers = names, numbers
+    return source, opened
+
+
+def _hold_out(source: Source, data: DataConfig, seed: int) -> tuple[Source, Source]:
+    """Split a part in two by a hash of each image or group."""
+    threshold = int(data.eval_fraction * 2**32)
+    columns = [data.group_column or source.image_column]
+
+    def held_out(cell: Any) -> bool:
         try:
-            content = image_bytes(cell)
+            content = str(cell).encode() if data.group_column else image_bytes(cell, source.roots)
         except OSError:
             content = b""  # unreadable images stay in the training part, which counts them
         digest = hashlib.blake2b(content, digest_size=4, key=str(seed).encode()).digest()
         return content != b"" and int.from_bytes(digest, "big") < threshold
 
-    column = train.image_column
-    rest = train.dataset.filter(lambda cell: not held_out(cell), input_columns=[column])
-    chosen = train.dataset.filter(held_out, input_columns=[column])
-    train = replace(train, listed_length=None, exact_length=None)
-    return replace(train, dataset=rest), replace(train, dataset=chosen)
+    if isinstance(source.dataset, datasets.Dataset):
+        cells = source.dataset.select_columns(columns)
+        bar = tqdm(cells, "choosing the held-out part", unit="image", leave=False, delay=2)
+        chosen = np.array([held_out(row[columns[0]]) for row in bar], bool)
+        parts = [source.dataset.select(np.flatnonzero(rows)) for rows in (~chosen, chosen)]
+    else:
+        rest = source.dataset.filter(lambda cell: not held_out(cell), input_columns=columns)
+        parts = [rest, source.dataset.filter(held_out, input_columns=columns)]
+    train, other = (replace(source, dataset=part, listed_length=None, exact_length=None) for part in parts)
+    return train, other
 
 
-def _load(data: DataConfig, split: str) -> Source:
-    if data.name == "toyfaces" and not data.streaming:
-        raise UserError("toyfaces is drawn while streaming: set data.streaming to true")
-    try:
-        if data.name == "toyfaces":
-            dataset = toyfaces.load(split, data.resolution)
-        elif data.name == "digits":
-            dataset = _digits(split, data.streaming)
-        else:
-            dataset = datasets.load_dataset(
-                str(Path(data.name).expanduser()) if data.name.startswith("~") else data.name,
-                data_files=data.data_files or _plain_folder(data.name),
-                revision=data.revision,
-                split=split,
-                streaming=data.streaming,
-            )
-        if dataset.features is None:  # CSV and JSON lines: the columns are in the data
-            dataset = dataset._resolve_features()
-    except UNREADABLE as error:
-        raise UserError(_why_not(data.name, error)) from error
-    column = _image_column(data, dataset.features)
-    dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    listed = (dataset.info.splits or {}).get(split)
-    labels = _label_column(data, dataset.features)
-    exact = toyfaces.SPLITS[split][1] if data.name == "toyfaces" else None  # counting them would draw them
-    length = exact or (listed.num_examples if listed else None)
-    return Source(dataset, column, data.name, data.shuffle_buffer, labels, length, exact)
+def _check_disjoint(train: Source, held_out: Source, data: DataConfig) -> None:
+    """Refuse two splits that share images, whatever they are called. Compares the contents of local data sets.
 
-
-def _digits(split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,500 for training, the rest for validation."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    parts = {"train": slice(0, 1500), "validation": slice(1500, None)}
-    if split not in parts:
-        raise ValueError(f"unknown split {split!r}; digits has train and validation")
-    pixels = (digits.images[parts[split]] * (255 / 16)).round().astype(np.uint8)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
-    examples = {"image": [Image.fromarray(image) for image in pixels], "label": digits.target[parts[split]].tolist()}
-    dataset = datasets.Dataset.from_dict(examples, features=features)
-    return dataset.to_iterable_dataset() if streaming else dataset
-
-
-def _plain_folder(name: str) -> str | None:
-    """`**` for a folder of images without a folder per split, so that all images are the split `train`.
-
-    `datasets` would find splits in file names too: with a.png and train-1.png it would silently read only the second.
+    Raises:
+        UserError: if more than MAX_OVERLAP of the held-out images that are compared are in the training part.
     """
-    folder = Path(name).expanduser()
-    inside = [entry.relative_to(folder) for entry in folder.rglob("*")] if folder.is_dir() else []
-    images = any(entry.suffix.lower() in Image.registered_extensions() for entry in inside)
-    tables = any(entry.suffix in (".parquet", ".arrow", ".tar") and entry.stem != "metadata" for entry in inside)
-    parts = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
-    splits = any(folder.lower() in parts for entry in inside for folder in entry.parts[:-1])
-    return "**" if images and not tables and not splits else None
+    if train.streamed and train.roots is not None and any("://" in root for root in train.roots):
+        return  # reading a remote split twice costs too much, and streams of the Hub have no parts of splits
+
+    def digests(source: Source, count: int) -> Iterator[bytes]:
+        for fetch in itertools.islice(source.epoch(None, 0), count):
+            with contextlib.suppress(OSError):
+                yield hashlib.blake2b(source.content(fetch()), digest_size=16).digest()
+
+    if data.name == "toyfaces":
+        return
+    known = set(digests(held_out, COMPARED[0]))
+    shared = known & set(digests(train, COMPARED[1]))
+    if len(shared) > MAX_OVERLAP * len(known):
+        raise UserError(
+            f"{len(shared):,} of {len(known):,} images of the split {data.eval_split!r} are also in {data.split!r}, so "
+            "held-out images would be trained on: set data.eval_split to another split, or to null to hold out a part"
+        )
+
+
+def _describe(data: DataConfig, opened: Opened, train: Source, held_out: Source, how: str) -> Description:
+    lengths = [part.known_length() if part.exact_length is None else part.exact_length for part in (train, held_out)]
+    read = None if lengths[0] is None or lengths[1] is None else lengths[0] + lengths[1]
+    name = data.name if opened.roots and not Path(data.name).exists() else Path(data.name).name
+    found = read if opened.found is None else opened.found
+    description = Description(name, opened.kind, train.image_column, data.split, lengths[1], how, lengths[0], found)
+    for reason, names in opened.ignored.items():
+        description.ignore(reason, names)
+    if opened.listed is not None and read is not None and opened.listed > read:
+        description.ignored["in other splits"] = opened.listed - read
+    description.notes = opened.notes
+    if data.group_column and not held_out.streamed:
+        description.groups = len(set(held_out.column(data.group_column)))
+    if train.class_names is not None:
+        counts = None if train.streamed else Counter(map(train.number_of, train.column(train.label_column or "")))
+        description.classes = [
+            Class(number, name, None if counts is None else counts[number]) for number, name in enumerate(train.class_names)
+        ]
+    return description
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Whatever `datasets` raises inside `with`, for damaged files or a lost network, becomes one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_why_not(name, error)) from error
 
 
 def _why_not(name: str, error: Exception) -> str:
     if isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # its own message gives no reason
-    text = str(error) or type(error).__name__
+    text = why(error)
     if isinstance(error, ConnectionError | HTTPError):
         return f"data set {name!r} cannot be reached ({text}): check the network, or set data.name to a local folder"
     if "bad split" in text.lower() or "unknown split" in text.lower():
         return f"data set {name!r}: {text}; set data.split and data.eval_split (null: hold out a fraction of data.split)"
-    if "save_to_disk" in text:
-        return f"data set {name!r} was saved by save_to_disk: set data.name to arrow and data.data_files to {name}/**/*.arrow"
     return f"data set {name!r} cannot be read ({text}): data.name takes a Hub id, a folder with images, parquet or tars"
 
 
+# ------------------------------------------------------------------------------------------------------------------- columns
+
+
 def _image_column(data: DataConfig, features: datasets.Features) -> str:
+    """The column of images: data.image_column, else `image`, else the only one of type Image."""
     names = ", ".join(features)
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if data.image_column:
         if data.image_column not in features:
             raise UserError(f"data set {data.name!r} has no column {data.image_column!r}; it has: {names}")
@@ -249,21 +324,45 @@ def _image_column(data: DataConfig, features: datasets.Features) -> str:
         if not (isinstance(feature, datasets.Image) or encoded or (isinstance(feature, dict) and "bytes" in feature)):
             raise UserError(f"data.image_column {data.image_column!r} of {data.name!r} holds {feature}, not encoded images")
         return data.image_column
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     if not images:
         raise UserError(
             f"data set {data.name!r} has no column of the type Image; it has: {names}; "
             "set data.image_column to the one with encoded images"
         )
-    return images[0]
+    if len(images) > 1 and "image" not in images:
+        raise UserError(f"data set {data.name!r} has several columns of images: set data.image_column to one of {images}")
+    return "image" if "image" in images else images[0]
 
 
-def _label_column(data: DataConfig, features: datasets.Features) -> str | None:
-    if data.label_column is None:
-        return None
-    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if data.label_column not in classes:
+def _classes(source: Source, data: DataConfig) -> tuple[list[str], dict[Any, int] | None]:
+    """The names of the classes in a label column, and the number of each of its values.
+
+    ClassLabel columns keep their numbers. Integers are numbered in their order, strings in natural order: 2 before 10.
+
+    Raises:
+        UserError: for a column that holds no classes, or too many.
+    """
+    feature = source.dataset.features[data.label_column]
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names), None
+    kind = getattr(feature, "dtype", "")
+    if not (kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint"))):
+        likely = [name for name, f in source.dataset.features.items() if isinstance(f, datasets.ClassLabel)]
         raise UserError(
-            f"data.label_column {data.label_column!r} of {data.name!r} is not a column of class labels; "
-            f"it has: {', '.join(classes) or 'none'}"
+            f"data.label_column {data.label_column!r} of {data.name!r} holds {kind or type(feature).__name__}, not classes "
+            f"(class labels, integers or strings); columns of class labels: {', '.join(likely) or 'none'}"
         )
-    return data.label_column
+    values: set[Any] = set()
+    for value in tqdm(source.column(data.label_column or ""), "reading the labels", unit="image", leave=False, delay=2):
+        values.add(value)
+        if len(values) > MAX_CLASSES + 1:
+            raise UserError(
+                f"data.label_column {data.label_column!r} of {data.name!r} has more than {MAX_CLASSES:,} values, so it does "
+                "not hold classes: choose another column"
+            )
+    values.discard(None)
+    if not values:
+        raise UserError(f"data.label_column {data.label_column!r} of {data.name!r} is empty: choose another column")
+    ordered = sorted(values, key=natural if "string" in kind else None)
+    return [str(value) for value in ordered], {value: number for number, value in enumerate(ordered)}

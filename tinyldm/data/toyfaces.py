@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from tinyldm.data.toyfaces_painter import BACKGROUND_COLORS, EYE_COLORS, HAIR_COLORS, SKINS, paint, pick, unlike
+from tinyldm.errors import UserError, boundary, one_line_errors
 
 HAIR_STYLES = ("bald", "short", "spiky", "afro", "bob", "long", "bun", "pigtails")
 EYES = ("round", "sleepy", "closed")
@@ -106,4 +107,12 @@ def grid(seed: int, rows: int, columns: int, resolution: int) -> Image.Image:
 
 
 if __name__ == "__main__":
-    grid(0, 8, 12, 96).save(sys.argv[1])
+    with one_line_errors():
+        match sys.argv[1:]:
+            case ["-h" | "--help"]:
+                print((__doc__ or "").strip())
+            case [file] if not file.startswith("-"):
+                with boundary(f"{file} cannot be written", "give a picture's name, such as faces.png"):
+                    grid(0, 8, 12, 96).save(file)
+            case _:
+                raise UserError("give one file to draw to: python -m tinyldm.data.toyfaces faces.png")

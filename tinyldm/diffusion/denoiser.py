@@ -4,6 +4,8 @@ All other code calls a `Denoiser`: (x_t, times, condition) -> prediction. Other 
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -12,7 +14,8 @@ from torch import nn
 from tinyldm.config.networks import UNetConfig
 from tinyldm.config.schema import TrainConfig
 from tinyldm.data.batch import UNCONDITIONAL, Condition
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
+from tinyldm.limits import check_parameters
 
 
 class Denoiser:
@@ -59,10 +62,23 @@ def make_denoiser(
     if config.attention_head_dim and config.attention_head_dim > min(attended, default=math.inf):  # it would have no head
         raise UserError(f"unet.attention_head_dim {config.attention_head_dim} is wider than a block with attention")
     derived = {"sample_size": side, "in_channels": channels, "out_channels": out_channels, "num_class_embeds": classes}
-    try:
-        return UNet2DModel(**config.arguments(), **derived)
-    except (ValueError, TypeError, KeyError, NameError) as error:  # what diffusers raises for bad values
-        raise UserError(f"cannot build a UNet2DModel from the section unet: {error}") from error
+    with boundary("cannot build a UNet2DModel from the section unet"):
+        arguments = {**config.arguments(), **derived}
+        try_denoiser(arguments, side, channels, classes)
+        return UNet2DModel(**arguments)
+
+
+def try_denoiser(arguments: Mapping[str, Any], side: int, channels: int, classes: int | None) -> None:
+    """Run a network with these arguments once, without weights: bad values may only show there.
+
+    Raises:
+        Exception: whatever diffusers raises for them.
+    """
+    with torch.device("meta"):
+        network = UNet2DModel.from_config(dict(arguments))
+        check_parameters(network)
+        labels = None if classes is None else torch.zeros(1, dtype=torch.long)
+        Denoiser(network)(torch.zeros(1, channels, side, side), torch.zeros(1), Condition(labels))
 
 
 def switch_on(network: UNet2DModel, train: TrainConfig) -> None:

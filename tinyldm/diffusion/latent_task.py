@@ -11,7 +11,6 @@ from diffusers import LDMPipeline
 from tinyldm.config.schema import TrainLDM
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images
-from tinyldm.data.sources import open_sources
 from tinyldm.data.subsets import random_rows
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.errors import UserError
@@ -19,7 +18,9 @@ from tinyldm.first_stage.autoencoder import load_first_stage
 from tinyldm.first_stage.latent_batches import EncodedBatches, LatentBatches
 from tinyldm.first_stage.latent_store import open_store
 from tinyldm.randomness import Draw
+from tinyldm.training import checkpoint
 from tinyldm.training.accelerator import rank_of
+from tinyldm.training.task import open_data
 
 
 class LatentTask(DiffusionTask):
@@ -34,7 +35,7 @@ class LatentTask(DiffusionTask):
         if stage.in_channels != data.channels:
             raise UserError(f"the first stage takes images with {stage.in_channels} channels: set data.channels to that number")
         stage.model.to(accelerator.device)
-        train, held_out_source = open_sources(data, config.seed)
+        train, held_out_source, self.data = open_data(config, accelerator)
         held_out = open_store(data, held_out_source, "held-out", config.seed, stage, accelerator, False)
         self.images: ImageBatches | None = None
         stream: Callable[[int], Generator[Batch, None, None]]
@@ -48,18 +49,30 @@ class LatentTask(DiffusionTask):
             stream, std = EncodedBatches(self.images, stage, accelerator.device, data.random_flip, config.seed), held_out.std
             # Counting a stream means reading it.
             length = self.images.length = train.length() if config.train.max_steps is None else None
-        if (message := stage.choose_scale(1 / std)) and accelerator.is_main_process:
+        self.kept = checkpoint.kept(config)  # a picture more or less in the data must not change the scale of a run
+        if "latent_scale" in self.kept:
+            stage.scaling_factor = self.kept["latent_scale"]
+        elif (message := stage.choose_scale(1 / std)) and accelerator.is_main_process:
             print(message)
+        self.held_out_unreadable = held_out.unreadable
+        if self.data.held_out is None:
+            self.data.held_out = len(held_out) + held_out.corrupt
         self.scale = stage.scaling_factor
-        self.built_on = f"{stage.fingerprint()} x {self.scale:.6g}"
+        self.kept = {"latent_scale": self.scale}
+        self.built_on = stage.fingerprint()
         evaluated = held_out.batch(random_rows(len(held_out), config.train.num_eval_images))
         scaled = Batch(evaluated.x * self.scale, evaluated.condition)
         super().__init__(config, accelerator, stream, length, scaled, train.classes, stage.model)
 
     @property
-    def corrupt(self) -> int:
-        """See DiffusionTask.corrupt."""
-        return self.images.images.corrupt if self.images else self.store.corrupt
+    def unreadable(self) -> list[str]:
+        """See Task.unreadable."""
+        return [*(self.images.images if self.images else self.store).unreadable, *self.held_out_unreadable]
+
+    @property
+    def train_images(self) -> int | None:
+        """See Task.train_images."""
+        return self.images.length if self.images else len(self.store) + self.store.corrupt
 
     def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
         """Latents (B, C, h, w), scaled."""
@@ -73,6 +86,5 @@ class LatentTask(DiffusionTask):
 
     def facts(self) -> dict[str, Any]:
         """See DiffusionTask.facts."""
-        length = self.images.length if self.images else len(self.store)
         stage = {"first_stage": self.first_stage_path, "scaling_factor": self.scale}
-        return {**super().facts(), "train_images": length, **stage}
+        return {**super().facts(), **stage}

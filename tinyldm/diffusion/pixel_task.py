@@ -10,12 +10,13 @@ from diffusers import DDPMPipeline
 from tinyldm.config.schema import TrainDDPM
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images, first_examples, mirror_half, to_float
-from tinyldm.data.sources import open_sources
 from tinyldm.diffusion.bound import prior_bits, step_bits
+from tinyldm.diffusion.conditioning import save_class_names
 from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.training.accelerator import rank_of
+from tinyldm.training.task import open_data
 
 TIMESTEPS_PER_IMAGE = 8  # to estimate the bound at each evaluation
 
@@ -27,20 +28,26 @@ class PixelTask(DiffusionTask):
 
     def __init__(self, config: TrainDDPM, accelerator: Accelerator):
         data = config.data
-        train, held_out = open_sources(data, config.seed)
-        self.images = Images.of(train, data)
+        train, held_out, self.data = open_data(config, accelerator)
+        self.images, self.kept = Images.of(train, data), {}
         stream = self.image_batches = ImageBatches(self.images, config.seed, config.train.batch_size, rank_of(accelerator))
         # Counting a stream means reading it.
         length = stream.length = train.length() if config.train.max_steps is None else None
-        evaluated = first_examples(Images.of(held_out, data), config.train.num_eval_images)
-        self.classes = train.classes
+        self.held_out_images = Images.of(held_out, data)
+        evaluated = first_examples(self.held_out_images, config.train.num_eval_images)
+        self.classes, self.class_names = train.classes, train.class_names
         scaled = Batch(to_float(evaluated.x), evaluated.condition)
         super().__init__(config, accelerator, stream, length, scaled, self.classes)
 
     @property
-    def corrupt(self) -> int:
-        """See DiffusionTask.corrupt."""
-        return self.images.corrupt
+    def unreadable(self) -> list[str]:
+        """See Task.unreadable."""
+        return [*self.images.unreadable, *self.held_out_images.unreadable]
+
+    @property
+    def train_images(self) -> int | None:
+        """See Task.train_images."""
+        return self.image_batches.length
 
     def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
         """Images (B, C, S, S), half of them mirrored with `data.random_flip`."""
@@ -78,12 +85,14 @@ class PixelTask(DiffusionTask):
     def export(self, folder: Path) -> None:
         """pipeline/, a standard DDPMPipeline folder; its DDPMScheduler supports learned variances."""
         DDPMPipeline(unet=self.model().unet, scheduler=self.process.sampler()).save_pretrained(folder / "pipeline")
+        if self.class_names is not None:
+            save_class_names(folder / "pipeline", self.class_names)
 
     def facts(self) -> dict[str, Any]:
         """See DiffusionTask.facts."""
         return {
             **super().facts(),
-            "train_images": self.image_batches.length,
             "classes": self.classes,
+            "class_names": self.class_names,
             "timesteps_per_image": TIMESTEPS_PER_IMAGE if isinstance(self.process, DiscreteVP) else None,
         }

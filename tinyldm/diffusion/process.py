@@ -19,6 +19,7 @@ So a new process only defines alpha_t and sigma_t, and a new prediction only a a
 `DiscreteVP` is the process of DDPM. What applies only to it is in bound.py; the loss and its weights are in objective.py.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
@@ -167,6 +168,11 @@ class DiscreteVP(Process):
         self.variance: str = config.get("variance_type") or "fixed_small"
         self.clip = config.clip_sample_range if config.get("clip_sample") else None
         self.learns_variance = self.variance == "learned_range"
+        falls = (self.abar.diff() < 0).all() and 0 < self.abar[0] < 1 and self.abar[-1] >= 0  # false for nan too
+        if not falls or self.steps < 2:
+            raise UserError("the scheduler's noise must grow at each of at least two timesteps: each beta lies between 0 and 1")
+        if self.clip is not None and not (isinstance(self.clip, int | float) and 0 < self.clip < math.inf):
+            raise UserError(f"the scheduler's clip_sample_range is {self.clip}; give a number above 0")
 
     def levels(self, times: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
         """See Process.levels."""

@@ -16,6 +16,7 @@ from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.diffusion.conditioning import condition_for, number_of_classes
 from tinyldm.diffusion.model import Model, to_images
+from tinyldm.errors import UserError
 
 
 def generators(seed: int, count: int) -> list[torch.Generator]:
@@ -51,7 +52,7 @@ def denoise(
         x_0 (B, C, S, S), in the units that the network was trained in.
 
     Raises:
-        UserError: see Model.sampler.
+        UserError: see Model.sampler; also if the network's values are not finite.
     """
     sampler, denoiser, condition = model.sampler(settings), model.denoiser, condition.to(model.device)
     accepted = inspect.signature(sampler.step).parameters
@@ -59,6 +60,7 @@ def denoise(
     # Only the ancestral sampler uses a learned variance.
     channels = None if isinstance(sampler, DDPMScheduler) else noise.shape[1]
     x = noise.to(model.device, model.dtype) * getattr(sampler, "init_noise_sigma", 1.0)
+    finite = torch.zeros((), device=x.device)  # number of steps with finite results; read at the end, so no step waits for it
     after = [*sampler.timesteps.tolist()[1:], -1]
     for step, t in enumerate(sampler.timesteps):
         if isinstance(sampler, DDIMScheduler):
@@ -70,6 +72,12 @@ def denoise(
             watch(step, seen)
         predicted = denoiser(seen, t, condition)[:, :channels]
         x = sampler.step(predicted, t, x, **extra).prev_sample
+        finite += x.isfinite().all()
+    if (done := int(finite)) < len(sampler.timesteps):
+        raise UserError(
+            f"step {done + 1} of {len(sampler.timesteps)} gives values that are not finite: the weights are damaged or do not "
+            "fit their precision (--dtype float32)"
+        )
     if watch:
         watch(len(sampler.timesteps), x)
     return x
@@ -86,7 +94,7 @@ def sample(
     for first in range(0, num_images, batch_size):
         random = generators(seed + first, min(batch_size, num_images - first))
         noise = initial_noise(model.unet, random)
-        condition = condition_for(model.unet, seed + first, len(random), settings.class_label, shares)
+        condition = condition_for(model.unet, seed + first, len(random), model.class_label(settings), shares)
         yield to_images(model, denoise(model, noise, settings, random, condition)).cpu()
 
 
@@ -107,7 +115,7 @@ def denoising_frames(
     """Frames of the sampling of these seeds: `frames` uint8 batches (B, 3, H, W), the last one with the finished images."""
     random = generators(seed, num_images)
     states: list[torch.Tensor] = []
-    condition = condition_for(model.unet, seed, num_images, settings.class_label)
+    condition = condition_for(model.unet, seed, num_images, model.class_label(settings))
     denoise(model, initial_noise(model.unet, random), settings, random, condition, lambda step, x: states.append(x))
     kept = torch.linspace(0, len(states) - 1, min(frames, len(states))).round().int().tolist()
     return [to_images(model, states[i]).cpu() for i in kept]
@@ -119,7 +127,7 @@ def interpolate(model: Model, seed_a: int, seed_b: int, settings: SamplerSetting
     The sampler is deterministic, so that similar noises give similar images."""
     a, b = initial_noise(model.unet, [*generators(seed_a, 1), *generators(seed_b, 1)])
     noise = slerp(a, b, torch.linspace(0, 1, frames))
-    label = (settings.class_label or 0) if number_of_classes(model.unet) else settings.class_label
+    label = (model.class_label(settings) or 0) if number_of_classes(model.unet) else None
     condition = condition_for(model.unet, 0, frames, label)
     deterministic = replace(settings, scheduler=model.process.deterministic, eta=0.0)
     return to_images(model, denoise(model, noise, deterministic, condition=condition)).cpu()

@@ -2,12 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from PIL import Image
 
 from tinyldm import pictures
 from tinyldm.config.schema import SamplerSettings, TrainDDPM, TrainLDM
@@ -73,11 +76,6 @@ class DiffusionTask(Task):
     @abstractmethod
     def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
         """The images or latents (B, C, S, S) of a batch, as the network sees them."""
-
-    @property
-    @abstractmethod
-    def corrupt(self) -> int:
-        """Training images that could not be read so far."""
 
     def losses(self, batch: Batch, step: int, draw: Draw) -> Losses:
         """The diffusion loss of a batch, with random times and noise."""
@@ -148,10 +146,18 @@ class DiffusionTask(Task):
 
     def picture(self, path: Path) -> None:
         """Draw images from fixed noise, with separate generators."""
+        self._preview(self.preview).save(path)
+
+    def rehearse(self) -> None:
+        """See Task.rehearse: a picture of one denoising step."""
+        self.model().sampler(self.preview)  # an error where the sampler cannot take so many steps
+        self._preview(replace(self.preview, num_inference_steps=1)).save(BytesIO(), "PNG")
+
+    def _preview(self, settings: SamplerSettings) -> Image.Image:
         model, random = self.model(), generators(0, self.config.diffusion.preview_images)
         condition = preview_condition(model.unet, len(random))
-        x0 = denoise(model, initial_noise(model.unet, random), self.preview, condition=condition)
-        pictures.grid(to_images(model, x0)).save(path)
+        x0 = denoise(model, initial_noise(model.unet, random), settings, condition=condition)
+        return pictures.grid(to_images(model, x0))
 
     def make_images(self, count: int) -> Iterator[torch.Tensor]:
         """Samples of seeds 0, 1, ..., of classes in the shares of the held-out images: this rank's share."""
@@ -168,7 +174,6 @@ class DiffusionTask(Task):
         channels, side = self.held_out.x.shape[1:3]
         return {
             "shape": f"{channels} x {side} x {side}",
-            "corrupt": self.corrupt,
             "process": self.process.describe(),
             "timesteps": self.process.sampler().config.num_train_timesteps,
             "prediction_type": self.process.prediction,

@@ -10,9 +10,8 @@ A first stage is measured as usual: its reconstructions against the same images.
 
 import functools
 import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -22,18 +21,21 @@ from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from tinyldm import pictures
+from tinyldm.config import parsing
 from tinyldm.config.evaluate import Evaluate
+from tinyldm.config.paths import refuse_inputs_inside, refuse_output_inside
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.identity import describe_part, hub_id
 from tinyldm.data.images import to_float, to_uint8
 from tinyldm.data.sources import Source, open_sources
-from tinyldm.diffusion.conditioning import number_of_classes
 from tinyldm.diffusion.model import Model, decoded_at_once
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.evaluation import report
-from tinyldm.evaluation.models import draw, open_model, weights_stamp
+from tinyldm.evaluation.models import codebook_use, draw, open_model, shares_to_draw, weights_stamp
 from tinyldm.files import difference
 from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.limits import read_arrays
+from tinyldm.manifest import Manifest, list_in_run, named
 from tinyldm.metrics import distances, features
 from tinyldm.metrics.chunks import Arrays, Chunks
 from tinyldm.metrics.distances import Estimate
@@ -41,7 +43,6 @@ from tinyldm.metrics.features import FeatureNetwork
 from tinyldm.metrics.image_sets import (
     RANDOM,
     ImageSet,
-    class_shares,
     data_part,
     embed,
     embed_part,
@@ -55,7 +56,9 @@ from tinyldm.training.accelerator import default_device
 NUM_IMAGES = 10_000
 SAMPLES, REAL, RECONSTRUCTIONS = "samples", "real images", "reconstructions"  # the columns of the table
 OTHER = {"train": "held_out", "held_out": "train"}
-IN_OUTPUT = ("drawn", "features")
+REFERENCES = "reference-*.npz"
+FILES = ("evaluation.json", "samples.png", "reconstructions.png", "neighbours-*.png", REFERENCES)  # written to output_dir
+FOLDERS = ("drawn", "features")
 START_OVER = "choose another output_dir, or use --overwrite true"
 
 
@@ -73,29 +76,50 @@ class Evaluation:
 
     def __init__(self, config: Evaluate):
         self.config, self.output = config, Path(config.output_dir)
+        self.manifest = Manifest(self.output)
         self.device = default_device(config.device)
         self.notes: list[str] = []
 
     def run(self) -> str:
         """Measure the model or images that the config names."""
         config = self.config
+        self.check_output()
         model = open_model(config, self.device) if config.model else None
-        self.open_output()
         images, result = self.first_stage(model) if isinstance(model, FirstStage) else self.samples(model)
         result["features"] = {"name": self.network.name, **self.network.recipe}
         result["notes"] = self.notes
         return report.publish(config, self.output, images, result)
 
-    def open_output(self) -> None:
-        """Create output_dir. With `overwrite`, delete an older evaluation in it."""
+    def check_output(self) -> None:
+        """Refuse an output_dir with files of others that would be replaced, and one that contains or lies in the inputs."""
+        config, values = self.config, parsing.to_dict(self.config)
+        refuse_output_inside(self.output, config.images, config.data.name, config.data.data_files)
+        if config.overwrite:
+            refuse_inputs_inside(values, *(self.output / name for name in FOLDERS))
+        # Without `overwrite` nothing in the folders is replaced: see Chunks.
+        names = [*FILES, *(FOLDERS if config.overwrite else ())]
+        if foreign := [file for file in self.manifest.foreign() if self.is_of(file, names)]:
+            raise UserError(
+                f"{self.output} holds {named(foreign, self.output)}, not written by evaluate.py: nothing in it is replaced; "
+                "choose another output_dir, or move these files away"
+            )
+
+    def is_of(self, file: Path, names: Iterable[str]) -> bool:
+        """Whether a file in output_dir is one of these files, or in one of these folders."""
+        return any(PurePath(file.relative_to(self.output).parts[0]).match(name) for name in names)
+
+    @functools.cached_property
+    def started(self) -> bool:
+        """Create output_dir. With `overwrite`, delete an older evaluation in it. Ask for it when all inputs are open."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             if self.config.overwrite:
-                for name in IN_OUTPUT:
-                    shutil.rmtree(self.output / name, ignore_errors=True)
-                (self.output / "evaluation.json").unlink(missing_ok=True)
+                old = [name for name in (*FILES, *FOLDERS) if name != REFERENCES]  # which may be the reference now
+                self.manifest.remove(file for file in self.manifest.files() if self.is_of(file, old))
+            list_in_run(self.output)
         except OSError as error:
             raise UserError(f"output_dir {self.output} cannot be written ({error.strerror}): choose another") from error
+        return True
 
     @functools.cached_property
     def network(self) -> FeatureNetwork:
@@ -112,7 +136,10 @@ class Evaluation:
     @functools.cached_property
     def sources(self) -> dict[str, Source]:
         """The training part and the held-out part, undecoded."""
-        return dict(zip(("train", "held_out"), open_sources(self.config.data, self.config.split_seed), strict=True))
+        train, held_out = open_sources(self.config.data, self.config.split_seed)
+        if train.description:
+            print("\n".join(train.description.lines()))
+        return {"train": train, "held_out": held_out}
 
     def of_part(self, part: str) -> tuple[DataConfig, str, int, int]:
         """What data_part and random_part need to know besides the source."""
@@ -130,6 +157,8 @@ class Evaluation:
         """The reference: its part, the features (M, D) of `limit` random images of it (None: all), and its description."""
         config = self.config
         file = Path(config.reference).expanduser()
+        if config.anchors or "memorisation" in config.chosen:
+            _ = self.parts  # opened before anything is deleted
         if config.reference in OTHER:
             part, values = config.reference, self.part_features(config.reference, limit)["features"]
             order = None if limit is None else RANDOM
@@ -140,8 +169,8 @@ class Evaluation:
             self.notes.append("data.revision is not set: set it to a commit to make these numbers repeatable")
         key = json.dumps({"images": description, "features": self.network.recipe})
         copy = self.output / f"reference-{self.network.name}-{part}.npz"
-        if copy.resolve() != file.resolve():
-            np.savez(copy, features=values, made_of=np.array(key))
+        if self.started and copy.resolve() != file.resolve():
+            np.savez(self.manifest.own(copy), features=values, made_of=np.array(key))
         return part, values, description
 
     def read_reference(self, file: Path, limit: int | None) -> tuple[str, np.ndarray, str | None]:
@@ -153,13 +182,11 @@ class Evaluation:
         config = self.config
         if not file.is_file():
             raise UserError(f"reference is {config.reference!r}; it must be held_out, train, or a reference-*.npz")
-        try:
-            with np.load(file) as arrays:
-                key, values = json.loads(str(arrays["made_of"])), arrays["features"]
+        with boundary(f"{file} is not a reference that evaluate.py has written"):
+            arrays = read_arrays(file, ("made_of", "features"))
+            key, values = json.loads(str(arrays["made_of"])), arrays["features"]
             part, order = key["images"]["part"], key["images"]["order"]
             expected = {**describe_part(config.data, part, config.split_seed), "images": limit or len(values), "order": order}
-        except Exception as error:  # NumPy's reader raises many types
-            raise UserError(f"{file} is not a reference that evaluate.py has written ({error!r})") from error
         if other := difference(key, {"images": expected, "features": self.network.recipe}):
             raise UserError(f"the reference {file} is not that of this evaluation ({other}): remove --reference")
         return part, values, order
@@ -170,7 +197,7 @@ class Evaluation:
         self, name: str, images: ImageSet, limit: int, make: Callable[[torch.Tensor], Arrays], **settings: Any
     ) -> Arrays:
         """Features that depend on the model, saved in output_dir. See `embed`."""
-        folder = self.output / "features" / f"{self.network.name}-{name}"
+        folder = self.manifest.own_folder(self.output / "features" / f"{self.network.name}-{name}")
         key = {"images": images.key, "features": self.network.recipe, **settings}
         return embed(images, limit, Chunks(folder, key, START_OVER), make, f"features of the {name.partition('-')[0]}")
 
@@ -206,7 +233,9 @@ class Evaluation:
         else:
             assert model is not None  # Evaluate.check: either a model or images
             count = config.num_images or NUM_IMAGES
-            images = draw(config, model, count, self.output / "drawn", START_OVER, self.class_shares(model, part))
+            shares, notes = shares_to_draw(config, model, self.sources[part], part)
+            self.notes += notes
+            images = draw(config, model, count, self.manifest.own_folder(self.output / "drawn"), START_OVER, shares)
         columns = {SAMPLES: self.own_features("samples", images, count, self.network.embed)}
         if config.anchors:
             columns |= self.anchors(model, OTHER[part], count)
@@ -219,20 +248,8 @@ class Evaluation:
         self.add_notes(images, samples, columns.get(REAL))
         if "memorisation" in config.chosen:
             result["memorisation"] = self.memorisation(samples, images)
-        pictures.grid(pick(images, np.arange(min(64, len(samples))))).save(self.output / "samples.png")
+        pictures.grid(pick(images, np.arange(min(64, len(samples))))).save(self.manifest.own(self.output / "samples.png"))
         return {**images.key, "count": len(samples)}, result
-
-    def class_shares(self, model: Model, part: str) -> list[float] | None:
-        """The probabilities of the classes to draw: their shares in a part. None: one class, or evenly."""
-        classes = number_of_classes(model.unet)
-        if classes is None or self.config.class_label is not None:
-            return None
-        shares, name = class_shares(self.sources[part]), part.replace("_", "-")
-        if shares is None or len(shares) != classes:
-            self.notes.append(f"the {classes} classes are drawn evenly: the {name} part has no such labels (data.label_column)")
-            return None
-        self.notes.append(f"the classes are drawn by their shares in the {name} part")
-        return shares
 
     def anchors(self, model: Model | None, part: str, count: int) -> dict[str, Arrays]:
         """Features of real images of a part, and of their reconstructions if the model has a first stage."""
@@ -296,7 +313,9 @@ class Evaluation:
         neighbours, places = np.unique(indices[rows], return_inverse=True)
         near = pick(self.parts["train"], neighbours)[places.reshape(-1)].unflatten(0, (len(rows), -1))
         tiles = torch.cat([pick(images, rows)[:, None], near], 1)
-        pictures.grid(tiles.flatten(0, 1), 2 * tiles.shape[1]).save(self.output / f"neighbours-{self.network.name}.png")
+        pictures.grid(tiles.flatten(0, 1), 2 * tiles.shape[1]).save(
+            self.manifest.own(self.output / f"neighbours-{self.network.name}.png")
+        )
 
     # ----------------------------------------------------------------------------------------------------------- first stage
 
@@ -368,14 +387,7 @@ class Evaluation:
         originals = pick(self.part("held_out", count), np.arange(count))
         decoded = self.reconstruct(first_stage, originals)[1].cpu()
         rows = [half for pair in zip(originals.split(8), decoded.split(8), strict=True) for half in pair]
-        pictures.grid(torch.cat(rows), min(8, count)).save(self.output / "reconstructions.png")
-
-
-def codebook_use(codes: np.ndarray, model: VQModel) -> dict[str, float]:
-    """How many codes a VQModel has, the share that occurs, and the perplexity of their distribution."""
-    uses = np.bincount(codes.ravel(), minlength=model.config.num_vq_embeddings)
-    perplexity = float(torch.special.entr(torch.from_numpy(uses / uses.sum())).sum().exp())
-    return {"codes": len(uses), "used": float((uses > 0).mean()), "perplexity": perplexity}
+        pictures.grid(torch.cat(rows), min(8, count)).save(self.manifest.own(self.output / "reconstructions.png"))
 
 
 def entry(estimate: Estimate, images: int) -> dict[str, float]:

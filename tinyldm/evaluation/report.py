@@ -11,8 +11,10 @@ from huggingface_hub import EvalResult
 from tinyldm import __version__
 from tinyldm.config import parsing
 from tinyldm.config.evaluate import Evaluate, run_folder
+from tinyldm.config.paths import shareable
 from tinyldm.data.identity import hub_id
 from tinyldm.files import replace_text
+from tinyldm.manifest import Manifest
 from tinyldm.training import model_card
 from tinyldm.training.run_folder import read_metrics, write_metrics
 
@@ -43,16 +45,16 @@ def publish(config: Evaluate, output: Path, images: dict[str, Any], result: dict
         old = json.loads(file.read_text())
         same = {**old["images"], "count": 0} == json.loads(json.dumps({**images, "count": 0}, default=str))
         kept = [other for other in old["results"] if same and _key(other) != _key(result)]
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:  # whatever else stands there is replaced
         kept = []
     results = [*kept, result]
     text = json.dumps({"tinyldm": __version__, "images": images, "results": results}, indent=1, default=str)
-    replace_text(file, text)
+    replace_text(Manifest(output).own(file), text)
     where = str(file)
     if run := run_folder(config.model):
         try:
             with FileLock(run / ".lock", timeout=0):
-                replace_text(run / "evaluation.json", text)
+                replace_text(Manifest(run).own(run / "evaluation.json"), text)
                 add_to_metrics(run, results)
                 add_to_report(run, images, results)
             where += f"; the table is also in {run / 'README.md'}"
@@ -71,8 +73,8 @@ def _key(result: dict[str, Any]) -> tuple[str, str]:
 
 
 def headline(images: dict[str, Any], result: dict[str, Any]) -> str:
-    """A sentence that names the images and the reference."""
-    reference, features = result["reference"], result["features"]
+    """A sentence that names the images and the reference, of paths the last part."""
+    images, reference, features = shareable(images), shareable(result["reference"]), result["features"]
     if "sampler" in images:
         last = images["seed"] + images["count"] - 1
         eta = f", eta {images['eta']:g}" if images["eta"] else ""

@@ -11,10 +11,12 @@ from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
-from huggingface_hub.errors import EntryNotFoundError, HTTPError
+from huggingface_hub.errors import EntryNotFoundError
 
 from tinyldm.config.schema import FirstStageConfig
-from tinyldm.errors import UserError, why
+from tinyldm.errors import UserError, boundary
+from tinyldm.limits import check_finite
+from tinyldm.remote import from_hub, may_be_hub_id
 
 SUBFOLDERS = ("vqvae", "vae")  # of a run of train_vq.py and of a pipeline
 AutoencoderModel: TypeAlias = VQModel | AutoencoderKL | AutoencoderTiny
@@ -168,23 +170,33 @@ def load_first_stage(config: FirstStageConfig) -> FirstStage:
         folder = local / subfolder if subfolder else local
         if not (folder / "config.json").exists():
             raise UserError(f"first_stage.path {folder} is not a model folder: it has no config.json")
-        path = str(local)
-    try:
-        if not local.is_dir() and subfolder is None:
-            subfolder = _subfolder_on_hub(path, config.revision)
-        loaded = VQModel.load_config(path, subfolder=subfolder, revision=config.revision)
-        kind = KINDS.get(loaded.get("_class_name"))
-        if kind is None:
-            raise UserError(
-                f"first_stage.path {config.path} holds a {loaded.get('_class_name')}; it must be one of {', '.join(KINDS)}"
-            )
-        model, info = kind.from_pretrained(path, subfolder=subfolder, revision=config.revision, output_loading_info=True)
-        if missing := info["missing_keys"]:  # diffusers would use random ones
-            raise ValueError(f"{len(missing)} weights are missing, {missing[0]} for one")
-    except (OSError, HTTPError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:  # or nonsense in it
-        where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded: check the name and the network"
-        raise UserError(f"first_stage.path {config.path} {where} ({why(error)})") from error
+        with boundary(f"first_stage.path {path} is damaged or incomplete"):
+            return _load(str(local), subfolder, None)
+    if local.exists() or not may_be_hub_id(path):
+        train = f"python train_vq.py --config configs/demo-vq.yaml --output_dir {path}"
+        raise UserError(f"first_stage.path {path} is not a folder; train it first: {train}")
+    with boundary(f"first_stage.path {path} cannot be loaded", "check the name and the network"), from_hub(path):
+        return _load(path, subfolder or _subfolder_on_hub(path, config.revision), config.revision)
+
+
+def _load(path: str, subfolder: str | None, revision: str | None) -> FirstStage:
+    loaded = VQModel.load_config(path, subfolder=subfolder, revision=revision)
+    kind = KINDS.get(loaded.get("_class_name"))
+    if kind is None:
+        raise UserError(f"first_stage.path {path} holds a {loaded.get('_class_name')}; it must be one of {', '.join(KINDS)}")
+    model, info = kind.from_pretrained(path, subfolder=subfolder, revision=revision, output_loading_info=True)
+    if missing := info["missing_keys"]:  # diffusers would use random ones
+        raise ValueError(f"{len(missing)} weights are missing, {missing[0]} for one")
+    check_autoencoder(model)
     return FirstStage(model.eval().requires_grad_(False))
+
+
+def check_autoencoder(model: AutoencoderModel) -> None:
+    """Raise ValueError for weights that are not finite, or a scaling_factor that is not a finite number above 0."""
+    check_finite(model.state_dict())
+    factor = model.config.scaling_factor
+    if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+        raise ValueError(f"its scaling_factor is {factor}; it must be a number above 0")
 
 
 def _subfolder_on_hub(repo_id: str, revision: str | None) -> str | None:

@@ -19,7 +19,7 @@ import math
 import os
 import sys
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ from tinyldm.data.identity import cache_key, hub_id
 from tinyldm.data.images import Images, collate, to_float
 from tinyldm.data.prefetch import read_ahead
 from tinyldm.data.sources import Source
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.files import difference, digest, one_at_a_time, replace_text
 from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.limits import read_npy_header
 from tinyldm.training.accelerator import rank_of
 
 VERSION = 3
@@ -54,6 +55,7 @@ class LatentStore:
         shards: float16 (n, V, C, h, w) each, unscaled.
         std: standard deviation over all values.
         corrupt: number of unreadable images, which were skipped.
+        unreadable: the names of their files.
         labels: class numbers (N,) int64; None for data without a label column.
     """
 
@@ -61,6 +63,7 @@ class LatentStore:
     std: float
     corrupt: int
     labels: np.ndarray | None = None
+    unreadable: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         self.ends = np.cumsum([len(shard) for shard in self.shards])
@@ -208,7 +211,7 @@ class _Builder:
                     self._write(number, latents, labels, batch)
                     latents, labels = [], []
 
-    def _batches(self) -> Generator[tuple[int, Batch | dict[str, int]], None, None]:
+    def _batches(self) -> Generator[tuple[int, Batch | dict[str, Any]], None, None]:
         """Yield (shard, uint8 images (B, C, H, W)) for each missing shard, then (shard, its numbers of positions and of corrupt
         images)."""
         rank = rank_of(self.accelerator)
@@ -219,11 +222,12 @@ class _Builder:
                 break
             if number % rank.count != rank.index or _about(self.folder, number):
                 continue
-            corrupt_before = self.images.corrupt
+            corrupt_before, known = self.images.corrupt, set(self.images.unreadable)
             decoded = self.images(shard)
             while batch := list(itertools.islice(decoded, ENCODED_AT_ONCE)):
                 yield number, collate(batch)
-            yield number, {"positions": len(shard), "corrupt": self.images.corrupt - corrupt_before}
+            names = [name for name in self.images.unreadable if name not in known]
+            yield number, {"positions": len(shard), "corrupt": self.images.corrupt - corrupt_before, "unreadable": names}
 
     def _encode(self, batch: torch.Tensor) -> np.ndarray:
         pixels = to_float(batch.to(self.accelerator.device))
@@ -232,7 +236,7 @@ class _Builder:
             torch.stack([self.first_stage.to_half(self.first_stage.encode(view)) for view in views], 1).cpu().numpy()
         )  # (B, V, C, h, w)
 
-    def _write(self, number: int, parts: list[np.ndarray], labels: list[int], counts: dict[str, int]) -> None:
+    def _write(self, number: int, parts: list[np.ndarray], labels: list[int], counts: dict[str, Any]) -> None:
         latents = np.concatenate(parts) if parts else np.empty(0, np.float16)  # no image of this shard was readable
         values = latents.astype(np.float64)
         aside = self.folder / f".shard-{number:05d}.npy"
@@ -264,9 +268,9 @@ def _about(folder: Path, number: int) -> dict[str, Any] | None:
         return None
 
 
-def _labels(folder: Path, number: int) -> list[int]:
-    """The class numbers of a shard's images; empty without a label column."""
-    return json.loads(_shard(folder, number).with_suffix(".json").read_text()).get("labels", [])
+def _listed(folder: Path, number: int, key: str) -> list[Any]:
+    """A list of a shard: `labels` of its images, empty without a label column, or names of `unreadable` files."""
+    return json.loads(_shard(folder, number).with_suffix(".json").read_text()).get(key, [])
 
 
 def _finish(folder: Path, part: str, images: Images) -> None:
@@ -289,7 +293,7 @@ def _finish(folder: Path, part: str, images: Images) -> None:
 
 
 def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
-    try:
+    with boundary(f"latent store {folder} is damaged", "delete that folder and run again"):
         if other := difference(json.loads((folder / "made_of.json").read_text()), json.loads(json.dumps(made_of))):
             raise ValueError(f"it belongs to other data: {other}")
         about = json.loads((folder / "store.json").read_text())
@@ -297,22 +301,22 @@ def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
         shards = [shard for shard in shards if len(shard)]
         if not 0 < about["std"] < float("inf") or any(shard.dtype != np.float16 for shard in shards):
             raise ValueError(f"store.json says standard deviation {about['std']}, and the shards must be float16")
-        labels = [label for number in range(about["shards"]) for label in _labels(folder, number)]
+        numbers = range(about["shards"])
+        labels = [label for number in numbers for label in _listed(folder, number, "labels")]
+        unreadable = [name for number in numbers for name in _listed(folder, number, "unreadable")]
         if len(labels) not in (0, sum(map(len, shards))):
             raise ValueError(f"{len(labels)} labels for {sum(map(len, shards))} images")
-        return LatentStore(shards, about["std"], about["corrupt"], np.array(labels, np.int64) if labels else None)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"latent store {folder} is damaged ({error}); delete that folder and run again") from error
+        classes = np.array(labels, np.int64) if labels else None
+        return LatentStore(shards, about["std"], about["corrupt"], classes, list(dict.fromkeys(unreadable)))
 
 
 def mapped(file: Path) -> np.ndarray:
     """The array of a .npy file, memory-mapped. Unlike numpy's memmap it keeps no file open: a large store has more shards than
     the 1,024 files that a program may usually open."""
     with file.open("rb") as opened:
-        np.lib.format.read_magic(opened)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
-        begin = opened.tell()
-    if dtype.hasobject:
-        raise ValueError("objects")
-    content = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8).numpy()
+        shape, _, dtype = read_npy_header(opened)
+        begin, size = opened.tell(), os.fstat(opened.fileno()).st_size
+    if size != begin + dtype.itemsize * math.prod(shape):  # reading past the end of a map kills the program
+        raise ValueError(f"{file.name} is not as large as its header says")
+    content = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()
     return content[begin:].view(dtype).reshape(shape)

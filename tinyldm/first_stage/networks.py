@@ -8,7 +8,8 @@ from diffusers import VQModel
 from torch import nn
 
 from tinyldm.config.schema import TrainVQ
-from tinyldm.errors import UserError
+from tinyldm.errors import boundary
+from tinyldm.limits import check_parameters
 
 
 class Autoencoder(nn.Module):
@@ -62,12 +63,28 @@ def make_vq(config: TrainVQ) -> VQModel:
     Raises:
         UserError: for arguments that diffusers refuses.
     """
-    try:
-        side, channels = config.data.resolution, config.data.channels
-        vq = VQModel(**config.vq.arguments(), sample_size=side, in_channels=channels, out_channels=channels)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"cannot build a VQModel from the section vq: {error}") from error
+    side, channels = config.data.resolution, config.data.channels
+    arguments = {**config.vq.arguments(), "sample_size": side, "in_channels": channels, "out_channels": channels}
+    with boundary("cannot build a VQModel from the section vq"):
+        with torch.device("meta"):  # bad values may only show in a forward pass; here it costs nothing
+            trial = Autoencoder(VQModel(**arguments))
+            check_parameters(trial)
+            trial(torch.zeros(1, channels, side, side))
+        vq = VQModel(**arguments)
     if config.train.gradient_checkpointing:
         vq._supports_gradient_checkpointing = True  # its encoder and decoder support it, the class does not declare it
         vq.enable_gradient_checkpointing()
     return vq
+
+
+def make_discriminator(config: TrainVQ) -> Discriminator:
+    """A discriminator with random weights, run once on an image of the config's size.
+
+    Raises:
+        UserError: if it has too many layers for that size.
+    """
+    side, channels, layers = config.data.resolution, config.data.channels, config.loss.discriminator_layers
+    discriminator = Discriminator(config.loss.discriminator_channels, layers, channels)
+    with boundary(f"loss.discriminator_layers {layers} are too many for images of {side} px", "use fewer"), torch.no_grad():
+        discriminator(torch.zeros(1, channels, side, side))
+    return discriminator

@@ -15,12 +15,11 @@ from tinyldm import pictures
 from tinyldm.config.schema import TrainVQ
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images, first_images, mirror_half, to_float, to_uint8
-from tinyldm.data.sources import open_sources
-from tinyldm.first_stage.networks import Autoencoder, Discriminator, make_vq
+from tinyldm.first_stage.networks import Autoencoder, make_discriminator, make_vq
 from tinyldm.metrics.lpips import load_lpips
 from tinyldm.randomness import Draw
 from tinyldm.training.accelerator import rank_of
-from tinyldm.training.task import Losses, Task
+from tinyldm.training.task import Losses, Task, open_data
 
 PICTURE_IMAGES = 8
 
@@ -43,21 +42,31 @@ class VQTask(Task):
         self.networks = {"autoencoder": Autoencoder(vq)}
         self.learning_rates = {"autoencoder": config.train.learning_rate}
         if self.loss.adversarial_weight > 0:
-            shape = self.loss.discriminator_channels, self.loss.discriminator_layers, config.data.channels
-            self.networks["discriminator"] = Discriminator(*shape)
+            self.networks["discriminator"] = make_discriminator(config)
             if config.train.compile:
                 # A compiled backward pass may free its buffers, and this one runs more than once.
                 torch._functorch.config.donated_buffer = False
             self.learning_rates["discriminator"] = self.loss.discriminator_learning_rate
-        self.buffers = {}
+        self.buffers, self.kept = {}, {}
         self.lpips = load_lpips().to(accelerator.device) if self.loss.perceptual == "lpips" else None
 
-        train, held_out = open_sources(config.data, config.seed)
+        train, held_out, self.data = open_data(config, accelerator)
         self.images = Images.of(train, config.data)
         self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, self.rank)
         # Counting a stream means reading it.
         self.examples_per_epoch = self.stream.length = train.length() if config.train.max_steps is None else None
-        self.held_out = first_images(Images.of(held_out, config.data), config.train.num_eval_images)
+        self.held_out_images = Images.of(held_out, config.data)
+        self.held_out = first_images(self.held_out_images, config.train.num_eval_images)
+
+    @property
+    def unreadable(self) -> list[str]:
+        """See Task.unreadable."""
+        return [*self.images.unreadable, *self.held_out_images.unreadable]
+
+    @property
+    def train_images(self) -> int | None:
+        """See Task.train_images."""
+        return self.stream.length
 
     def batches(self, position: int) -> Generator[Batch, None, None]:
         """See Task.batches."""
@@ -225,7 +234,6 @@ class VQTask(Task):
         return {
             "latent_shape": f"{vq.latent_channels} x {side} x {side}, {vq.num_vq_embeddings} codes",
             "losses": ", ".join(parts),
-            "corrupt": self.images.corrupt,
             "scaling_factor": self.accelerator.unwrap_model(self.networks["autoencoder"]).vq.config.scaling_factor,
             "eval_images": len(self.held_out),
         }

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.files import difference, one_at_a_time, replace_text
+from tinyldm.limits import read_arrays
+from tinyldm.manifest import Manifest
 
 SECONDS = 30.0  # of work per chunk
 NUMBERS = ("rows", "position", "complete")  # saved in a chunk beside its arrays
@@ -43,25 +44,24 @@ class Chunks:
     """
 
     def __init__(self, folder: Path, key: dict[str, Any], advice: str):
-        self.folder, key = folder, json.loads(json.dumps(key, default=str))
-        try:
+        self.folder, self.manifest, key = folder, Manifest(folder), json.loads(json.dumps(key, default=str))
+        with boundary(f"{folder} cannot be used", "choose another, or delete it"):
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / "made_of.json").exists():
                 if other := difference(json.loads((folder / "made_of.json").read_text()), key):
                     raise UserError(f"{folder} was made with other settings ({other}): {advice}")
             else:
-                replace_text(folder / "made_of.json", json.dumps(key, indent=1))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} cannot be used ({error}): choose another, or delete it") from error
+                replace_text(self.manifest.own(folder / "made_of.json"), json.dumps(key, indent=1))
         self._scan()
 
     def _scan(self) -> None:
         self.rows, self.position, self.complete = 0, 0, False
         self.files = sorted(self.folder.glob("[0-9]*.npz"))
         for file in self.files:
-            chunk = _read(file, *NUMBERS)
-            self.rows += int(chunk["rows"])
-            self.position, self.complete = int(chunk["position"]), bool(chunk["complete"])
+            with boundary(f"{file} is damaged", f"delete the folder {file.parent}"):
+                chunk = read_arrays(file, NUMBERS)
+                self.rows += int(chunk["rows"])
+                self.position, self.complete = int(chunk["position"]), bool(chunk["complete"])
 
     def enough(self, limit: int | None) -> bool:
         """Whether the folder holds the first `limit` rows (None: all of the source)."""
@@ -78,7 +78,7 @@ class Chunks:
         """Save a chunk: arrays with the same number of rows. Without arrays it only records the end of the source."""
         rows = len(next(iter(arrays.values()))) if arrays else 0
         numbers = {"rows": np.array(rows), "position": np.array(position), "complete": np.array(complete)}
-        file = self.folder / f"{len(self.files):08d}.npz"
+        file = self.manifest.own(self.folder / f"{len(self.files):08d}.npz")
         aside = file.with_name(f".{file.name}")
         with aside.open("wb") as opened:
             np.savez(opened, allow_pickle=False, **numbers, **arrays)
@@ -155,8 +155,5 @@ def _concatenate(parts: list[Arrays]) -> Arrays:
 
 def _read(file: Path, *names: str) -> Arrays:
     """The arrays of a chunk with these names, or all."""
-    try:
-        with np.load(file) as arrays:
-            return {name: arrays[name] for name in names or arrays.files if name in arrays}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is damaged ({error}): delete the folder {file.parent}") from error
+    with boundary(f"{file} is damaged", f"delete the folder {file.parent}"):
+        return read_arrays(file, names, optional=True)

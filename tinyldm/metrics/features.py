@@ -8,17 +8,23 @@ import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.error import URLError
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HTTPError
 from PIL import Image
 
-from tinyldm.errors import UserError, why
+from tinyldm.errors import UserError, boundary
+from tinyldm.metrics.weights import pinned_weights
+from tinyldm.remote import from_hub
 
 DINOV2 = "facebook/dinov2-large"
+INCEPTION = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+)
+ELSE = "check the network, or use --features efficientnet-lite0"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The layers of torch-fidelity's forward pass, in order. That pass takes uint8 only, but clean-fid's resizing gives fractions.
 INCEPTION_LAYERS = (
@@ -71,15 +77,15 @@ def inception(device: str) -> FeatureNetwork:
     score.
     """
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        import torch_fidelity.feature_extractor_inceptionv3 as fidelity
     except ImportError as error:
         raise UserError(f"--features inception needs a package ({error}): pip install torch-fidelity") from error
-    try:
-        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"]).to(device)
-    except (URLError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"Inception's weights cannot be loaded ({error}): check the network, or use --features efficientnet-lite0"
-        ) from error
+    with boundary("Inception's weights cannot be loaded", ELSE):
+        weights = pinned_weights(*INCEPTION)
+        # torch-fidelity would load them without a hash, and unpickle them.
+        with patch.object(fidelity, "load_state_dict_from_url", lambda *args, **options: weights):
+            net = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"])
+    net.to(device)
 
     def embed(images: torch.Tensor) -> dict[str, np.ndarray]:
         x = (clean_resize(images, 299).to(device) - 128) / 128
@@ -104,13 +110,9 @@ def dinov2(device: str) -> FeatureNetwork:
     """
     from transformers import Dinov2Model
 
-    try:
-        net = Dinov2Model.from_pretrained(DINOV2).eval().requires_grad_(False)
-        net.to(device)  # type: ignore[arg-type]  # transformers wraps `to` in a way that loses its types
-    except (OSError, HTTPError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"the weights of {DINOV2} cannot be loaded ({why(error)}): check the network, or use --features efficientnet-lite0"
-        ) from error
+    with boundary(f"the weights of {DINOV2} cannot be loaded", ELSE), from_hub(DINOV2) as on_disk:
+        net = Dinov2Model.from_pretrained(DINOV2, use_safetensors=True, local_files_only=on_disk)
+    net.eval().requires_grad_(False).to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` loses its types
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
     def embed(images: torch.Tensor) -> dict[str, np.ndarray]:
@@ -170,10 +172,8 @@ def load(name: str, device: str = "cpu") -> FeatureNetwork:
     Raises:
         UserError: if a package or the weights are missing, or the device cannot be used.
     """
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} cannot be used: {error}") from error
+    with boundary(f"device {device!r} cannot be used"):
+        torch.zeros(1, device=device).item()
     network = NETWORKS[name](device)
     embed = network.embed
 

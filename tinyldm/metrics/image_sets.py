@@ -7,7 +7,6 @@ import collections
 import contextlib
 import hashlib
 import itertools
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,9 @@ from tinyldm.data.identity import cache_key
 from tinyldm.data.images import Images, collate
 from tinyldm.data.sources import Source
 from tinyldm.data.subsets import in_random_order, random_rows
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.files import digest
+from tinyldm.limits import open_image, read_arrays
 from tinyldm.metrics.chunks import Arrays, Batches, Chunks, fill
 from tinyldm.metrics.features import FeatureNetwork
 
@@ -115,14 +115,11 @@ def open_images(path: str, data: DataConfig, batch_size: int, at_random: bool = 
         return _folder(local, data, batch_size, at_random)
     if local.suffix != ".npz" or not local.is_file():
         raise UserError(f"images {path} is neither a folder nor an npz file")
-    try:
-        with np.load(local) as arrays:
-            names = arrays.files
-            array = arrays[names[0]] if len(names) == 1 else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"images {path} cannot be read ({error}): use an npz written by sample.py") from error
+    with boundary(f"images {path} cannot be read", "use an npz written by sample.py"):
+        arrays = read_arrays(local)
+    array = next(iter(arrays.values())) if len(arrays) == 1 else None
     if array is None or array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not len(array):
-        holds = f"{array.dtype} {array.shape}" if array is not None else f"the arrays {', '.join(names) or '(none)'}"
+        holds = f"{array.dtype} {array.shape}" if array is not None else f"the arrays {', '.join(arrays) or '(none)'}"
         raise UserError(f"images {path} holds {holds}; it must be one uint8 array (N, H, W, 3), N above 0")
     _check_size(array.shape[2], array.shape[1], data.resolution, path)
     order = random_rows(len(array)) if at_random else np.arange(len(array))
@@ -146,12 +143,9 @@ def _folder(folder: Path, data: DataConfig, batch_size: int, at_random: bool) ->
     formats: collections.Counter = collections.Counter()
     stats = []
     for file in files:
-        try:
-            with Image.open(file) as image:
-                this = image.size
-                formats[image.format] += 1
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"image {file} cannot be read ({error}): delete it or fix it") from error
+        with boundary(f"image {file} cannot be read", "delete it or fix it"), open_image(file) as image:
+            this = image.size
+            formats[image.format] += 1
         if file is first:
             size = this
         if this != size:

@@ -27,6 +27,8 @@ class Quality:
     def __init__(self, config: Training, accelerator: Accelerator):
         self.device = accelerator.device
         self.network = features.load(config.train.metrics_features, str(self.device))
+        side = config.data.resolution
+        self.network.embed(torch.zeros(1, 3, side, side, dtype=torch.uint8))  # once now: the reference may be kept features
         with accelerator.main_process_first():  # the other ranks read the features that it saved
             held_out = open_sources(config.data, config.seed)[1]
             images = data_part(held_out, config.data, "held_out", config.seed, config.train.batch_size)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 
 from tinyldm.config.schema import TrainConfig
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.randomness import Rank
 
 PATIENCE = timedelta(hours=12)  # how long ranks wait for one that waits for another run to encode the same images
@@ -41,6 +41,8 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
             raise UserError(f"train.log_with {train.log_with} needs the package: pip install {train.log_with}") from error
     if train.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.mixed_precision fp16 needs a GPU; on a CPU set it to no")
+    if train.mixed_precision == "bf16" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        raise UserError("train.mixed_precision bf16 needs an Ampere GPU or newer, this one would emulate it; set it to fp16")
     if train.compile and not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang", "cl"))):
         raise UserError(
             "train.compile needs a C compiler and Python's headers (Debian, Ubuntu: apt install build-essential python3-dev); "
@@ -88,8 +90,15 @@ def rank_of(accelerator: Accelerator) -> Rank:
 
 
 def default_device(named: str | None = None) -> str:
-    """The named device, else the GPU if there is one."""
-    return named or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The named device, else the GPU if there is one.
+
+    Raises:
+        UserError: if the device is not there or cannot compute.
+    """
+    device = named or ("cuda" if torch.cuda.is_available() else "cpu")
+    with boundary(f"device {device!r} cannot be used", "give cpu, or cuda if there is a GPU"):
+        torch.zeros(1, device=device).item()
+    return device
 
 
 def hardware(device: torch.device, ranks: int = 1) -> str:

@@ -11,17 +11,21 @@ checkpoints/step-1000/
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from tinyldm.errors import UserError
+from tinyldm.config.schema import Training
+from tinyldm.errors import UserError, boundary
+from tinyldm.files import open_to_others, refuse_links
+from tinyldm.limits import check_finite
+from tinyldm.manifest import Manifest
 
 CHECKSUMS = "checksums.json"
 NEEDED = {"optimizers.pt", "state.json"}  # beside the networks
@@ -34,6 +38,7 @@ class Damaged(UserError):
 def save(run: Path, step: int, networks: dict[str, dict[str, torch.Tensor]], optimizers: Any, state: dict) -> Path:
     """Write checkpoints/step-N of a run; a kill at any moment leaves either the whole folder or none."""
     final = run / "checkpoints" / f"step-{step}"
+    refuse_links(final.parent, final)
     aside = final.with_name(f".saving-{step}")
     for leftover in final.parent.glob(".saving-*"):  # from a run that was killed
         shutil.rmtree(leftover, ignore_errors=True)
@@ -41,12 +46,15 @@ def save(run: Path, step: int, networks: dict[str, dict[str, torch.Tensor]], opt
     try:
         for name, tensors in networks.items():
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside / f"{name}.safetensors")
-        torch.save(optimizers, aside / "optimizers.pt")
+        with (aside / "optimizers.pt").open("wb") as file:  # opened here, so that a full disk is an OSError
+            torch.save(optimizers, file)
         (aside / "state.json").write_text(json.dumps(state, indent=1))
         sums = {file.name: _sha256(file) for file in sorted(aside.iterdir())}
         (aside / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-        for file in [*aside.iterdir(), aside]:
-            _sync(file)
+        open_to_others(aside)
+        for path in [*aside.iterdir(), aside]:
+            _sync(path)
+        Manifest(run).own_all(final / file.name for file in aside.iterdir())
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         _sync(final.parent)
@@ -60,19 +68,30 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Any, dict]:
     """(networks, optimizers, state) of a checkpoint, on the CPU.
 
     Raises:
-        Damaged: when a file is missing, differs from its checksum, or has other contents.
+        Damaged: when a file is missing or differs from its checksum.
+        UserError: when it has other contents, or weights that are not finite.
     """
     verify(folder)
-    networks = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
-    try:
+    with boundary(f"the weights of checkpoint {folder} are damaged"):
+        networks = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+        for name, tensors in networks.items():
+            check_finite(tensors, f" in {name}.safetensors")
+    with boundary(f"{folder / 'optimizers.pt'} has more than tensors and numbers in it, or is not a torch file"):
         optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise Damaged(f"{folder / 'optimizers.pt'} has more than tensors and numbers in it, or is not a torch file") from error
-    try:
+    return networks, optimizers, load_state(folder)
+
+
+def load_state(folder: Path) -> dict:
+    """The state.json of a checkpoint.
+
+    Raises:
+        Damaged: when it cannot be read.
+    """
+    with boundary(f"{folder / 'state.json'} cannot be read"):
         state = json.loads((folder / "state.json").read_text())
-    except ValueError as error:
-        raise Damaged(f"{folder / 'state.json'} is not JSON ({error})") from error
-    return networks, optimizers, state
+        if not isinstance(state, dict):
+            raise ValueError("not a mapping")
+    return state
 
 
 def verify(folder: Path) -> None:
@@ -81,7 +100,7 @@ def verify(folder: Path) -> None:
         sums = json.loads((folder / CHECKSUMS).read_text())
         if not isinstance(sums, dict) or not sums.keys() >= NEEDED:
             raise ValueError(f"it does not list {' and '.join(sorted(NEEDED))}")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # JSON that is nested too deeply raises a RecursionError
         raise Damaged(f"checkpoint {folder} is incomplete: {CHECKSUMS} cannot be used ({error})") from error
     try:
         wrong = [name for name, digest in sums.items() if _sha256(folder / name) != digest]
@@ -109,9 +128,7 @@ def find(run: Path, resume: str) -> Path | None:
         UserError: when all checkpoints are damaged.
     """
     if resume != "latest":
-        folder = Path(resume)
-        if not folder.is_dir():
-            raise UserError(f"checkpoint {resume} does not exist; {run} has steps {steps(run)}")
+        folder = named(run, resume)
         verify(folder)
         return folder
     found = steps(run)
@@ -125,6 +142,34 @@ def find(run: Path, resume: str) -> Path | None:
     if found:
         raise UserError(f"{run} has no undamaged checkpoint to resume from; start again with --overwrite true")
     return None
+
+
+def kept(config: Training) -> dict[str, float]:
+    """The numbers that the run which `config` resumes has measured at its start; empty for a new run. See Task.kept.
+
+    Raises:
+        UserError: as `find`, or for a damaged checkpoint.
+    """
+    folder = find(Path(config.output_dir), config.resume) if config.resume else None
+    numbers = load_state(folder).get("kept", {}) if folder else {}
+    with boundary(f"{folder}/state.json holds no sound numbers"):
+        if not all(0 < value < math.inf for value in numbers.values()):
+            raise ValueError(numbers)
+    return numbers
+
+
+def named(run: Path, resume: str) -> Path:
+    """The folder of a checkpoint that is given by its path.
+
+    Raises:
+        UserError: when it is missing, or belongs to another run, whose steps are not those of this one.
+    """
+    folder = Path(resume).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"checkpoint {resume} does not exist; {run} has steps {steps(run)}")
+    if folder.resolve().parent != (run / "checkpoints").resolve():
+        raise UserError(f"checkpoint {resume} is not one of {run}: set output_dir to its own run, or resume from latest")
+    return folder
 
 
 def prune(run: Path, keep: int, best: int | None) -> None:

@@ -5,22 +5,27 @@
 A push is one commit, so nobody ever sees half of it. Its files are copied aside first, since a training changes them.
 """
 
+import json
 import os
 import shlex
 import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_session
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
 from tqdm.auto import tqdm
 
-from tinyldm.config.parsing import read_yaml
+from tinyldm.config.parsing import dump, read_yaml
+from tinyldm.config.paths import shareable
 from tinyldm.config.schema import HubConfig
-from tinyldm.errors import UserError, one_line_errors, root_cause, why
+from tinyldm.errors import UserError, one_line_errors, root_cause, why, without_secrets
+from tinyldm.files import refuse_links
 from tinyldm.training import model_card
 
 # Folder of the model in a run -> its place in the repository: what diffusers loads goes to the root.
@@ -48,7 +53,7 @@ def check_token(hub: HubConfig) -> None:
     Raises:
         UserError: for an invalid repo_id, without a valid token or a network, or with a token that cannot write there.
     """
-    repo_id = hub.repo_id or ""
+    repo_id = without_secrets(hub.repo_id or "")
     try:
         validate_repo_id(repo_id)
         namespace, _ = repo_id.split("/")
@@ -63,7 +68,7 @@ def check_token(hub: HubConfig) -> None:
         raise UserError(f"hub.push: the Hub does not accept this token or cannot be reached ({why(error)})") from error
     mine = [me["name"], *(org["name"] for org in me.get("orgs", []))]
     if namespace not in mine:
-        raise UserError(f"hub.repo_id is {hub.repo_id}, but this token is {me['name']}'s and writes to {', '.join(mine)} only")
+        raise UserError(f"hub.repo_id is {repo_id}, but this token is {me['name']}'s and writes to {', '.join(mine)} only")
     token = me.get("auth", {}).get("accessToken", {})
     rights = [right for scope in token.get("fineGrained", {}).get("scoped", []) for right in scope["permissions"]]
     if token.get("role") == "read" or (token.get("role") == "fineGrained" and "repo.write" not in rights):
@@ -90,7 +95,7 @@ class BackgroundPush:
     def __init__(self, run: Path, hub: HubConfig):
         self.run, self.hub = run, hub
         self.thread: threading.Thread | None = None
-        for leftover in run.glob(f"{ASIDE}*"):  # from a run that was killed
+        for leftover in run.glob(f"{ASIDE}[0-9]*"):  # from a run that was killed
             shutil.rmtree(leftover, ignore_errors=True)
 
     def start(self, message: str) -> None:
@@ -141,30 +146,59 @@ def _repo_id(hub: HubConfig) -> str:
 def _copy_aside(run: Path, repo_id: str) -> Path:
     """A new folder inside the run with the files to push, laid out as in the repository.
 
+    Symbolic links are left out. Paths of this machine lose all but their last part.
+
     Raises:
         UserError: for a folder that is not a run or has no model, or that cannot be written.
     """
     config = read_yaml(run / "config.yaml")
+    refuse_links(*(run / name for name in PLACES))
     model = next((name for name in PLACES if (run / name).is_dir()), None)
     if not ({"output_dir", "data", "train", "hub"} <= config.keys() and model):
         raise UserError(f"{run} is not a run, or has no model yet: there is no {'/ and no '.join(PLACES)}/")
     aside = run / f"{ASIDE}{os.getpid()}-{time.time_ns()}"
+    samples = [] if (run / "samples").is_symlink() else sorted((run / "samples").glob("step-*.png"))
     try:
-        shutil.copytree(run / model, aside / PLACES[model], copy_function=_link, dirs_exist_ok=True)
-        for file in (file for pattern in BESIDE for file in run.glob(pattern)):
-            shutil.copy2(file, aside)
-        for picture in sorted((run / "samples").glob("step-*.png"))[-1:]:
-            (aside / "samples").mkdir()
-            shutil.copy2(picture, aside / "samples")
+        aside.mkdir()
+        for place, _, names in os.walk(run / model):
+            for file in _regular(Path(place) / name for name in names):
+                _copy(file, aside / PLACES[model] / file.relative_to(run / model), link=True)
+        for file in _regular(file for pattern in BESIDE for file in run.glob(pattern)):
+            _copy(file, aside / file.name)
+        for picture in _regular(samples)[-1:]:
+            _copy(picture, aside / "samples" / picture.name)
         card = model_card.render(run, repo_id)
-        (aside / "README.md").write_text((run / "README.md").read_text() if card is None else card)
-    except OSError as error:
+        if card is not None:
+            (aside / "README.md").write_text(card)
+        elif _regular([run / "README.md"]):
+            _copy(run / "README.md", aside / "README.md")
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: nonsense in a JSON file
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(f"{run} cannot be pushed: {why(error)}") from error
     return aside
 
 
-def _link(source: str, target: str) -> None:
+def _regular(files: Iterable[Path]) -> list[Path]:
+    """The files among these that are no links. A link may lead to anything on this machine."""
+    files = list(files)
+    for link in (file for file in files if file.is_symlink()):
+        _print(f"not pushed: {link} is a symbolic link")
+    return [file for file in files if file.is_file() and not file.is_symlink()]
+
+
+def _copy(source: Path, target: Path, link: bool = False) -> None:
+    """Copy or link a file; JSON and YAML without what says something about this machine."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix in (".json", ".yaml"):
+        text = source.read_text()
+        values = json.loads(text) if source.suffix == ".json" else yaml.safe_load(text)
+        if (cleaned := shareable(values)) != values:
+            target.write_text(json.dumps(cleaned, indent=2) if source.suffix == ".json" else dump(cleaned))
+            return
+    _link(source, target) if link else shutil.copy2(source, target)
+
+
+def _link(source: Path, target: Path) -> None:
     """Links instead of copying: a save replaces the model's folder and never writes into its files."""
     try:
         os.link(source, target)

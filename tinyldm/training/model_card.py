@@ -8,9 +8,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tinyldm.config import parsing
+from tinyldm.config.paths import shareable
 from tinyldm.config.schema import DataConfig, TrainConfig
 from tinyldm.data.identity import hub_id
 from tinyldm.files import replace_text
+from tinyldm.manifest import Manifest
 
 TEMPLATES = Path(__file__).parents[2] / "model_cards"
 LABELS = {
@@ -43,7 +45,7 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     results = [
         {
             "task_type": "unconditional-image-generation",
-            "dataset_type": hub_id(data.name) or Path(data.name).name,
+            "dataset_type": shareable(hub_id(data.name)) or Path(data.name).name,
             "dataset_name": Path(data.name).name,
             "dataset_split": data.eval_split or f"{data.eval_fraction:.0%} of {data.split}, held out by hash",
             "dataset_revision": data.revision,
@@ -55,15 +57,15 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     ]
     samples = sorted((run / "samples").glob("step-*.png"))
     values = {
-        "data": asdict(data),
+        "data": shareable(asdict(data)),
         "figures": [(LABELS[key][0], f"{value:.4g}") for key, value in figures.items()],
         "remarks": remarks(config.train, facts["best_step"]),
         "picture": samples[-1].relative_to(run).as_posix() if samples else None,
         "curve": (run / "loss.png").exists(),
-        "config": parsing.to_yaml(config).strip(),
+        "config": parsing.dump(shareable(parsing.to_dict(config))).strip(),
         "train": asdict(config.train),
         "duration": duration(facts["seconds"]),
-        **facts,
+        **shareable(facts),
     }
     card = {
         "template": template,
@@ -94,8 +96,9 @@ def _load(run: Path) -> dict[str, Any] | None:
 
 
 def _save(run: Path, card: dict[str, Any]) -> None:
-    replace_text(run / "card.json", json.dumps(card, indent=1, default=str))
-    replace_text(run / "README.md", _render(run, json.loads(json.dumps(card, default=str))))
+    manifest = Manifest(run)
+    replace_text(manifest.own(run / "card.json"), json.dumps(card, indent=1, default=str))
+    replace_text(manifest.own(run / "README.md"), _render(run, json.loads(json.dumps(card, default=str))))
 
 
 def _render(run: Path, card: dict[str, Any]) -> str:

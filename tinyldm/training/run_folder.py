@@ -1,5 +1,6 @@
 """A run folder: config.yaml, metrics.csv, loss.png, samples/, checkpoints/, the model and README.md; one run at a time."""
 
+import contextlib
 import csv
 import io
 import shutil
@@ -9,58 +10,116 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tinyldm.config import parsing
+from tinyldm.config.paths import refuse_inputs_inside, refuse_output_inside
 from tinyldm.errors import UserError
-from tinyldm.files import remove_leftovers, replace_text
+from tinyldm.files import refuse_links, remove_leftovers, replace_folder, replace_text
+from tinyldm.manifest import LOCK, NAME, Manifest, named
+from tinyldm.training import checkpoint
 
 Row = dict[str, Any]
-REPLACED = ("config.yaml", "metrics.csv", "README.md", "evaluation.json")  # files that replace_text writes here
+REPLACED = ("config.yaml", "metrics.csv", "README.md", "card.json", "evaluation.json", NAME)  # replace_text writes them here
+FOLDERS = ("checkpoints", "samples", "logs", "pipeline", "vqvae", "model", "jobs")
 
 
 class RunFolder:
-    """The folder of one run, locked against a second one.
+    """The folder of one run, locked against a second one. Nothing in it changes before `start`.
 
     Attributes:
+        manifest: what the run wrote.
         rows: the rows of metrics.csv.
 
     Raises:
-        UserError: when it is not empty and neither `resume` nor `overwrite` is given, when it cannot be written, or when
-            another program trains in it.
+        UserError: when it holds anything that a run did not write; when it is in use and neither `resume` nor `overwrite` is
+            given; when the config reads what would be deleted; when it cannot be written; or when another program trains in it.
     """
 
     def __init__(self, config: Any):
-        self.path = Path(config.output_dir)
+        self.config, self.path = config, Path(config.output_dir)
+        self.manifest = Manifest(self.path)
+        self.rows: list[Row] = []
+        self._columns: list[str] = []
+        self._last_row = 0  # where the last row begins in metrics.csv
+        values = parsing.to_dict(config)
+        refuse_output_inside(self.path, values["data"].get("name"), values["data"].get("data_files"))
+        if config.overwrite:
+            refuse_inputs_inside(values, self.path)
+        if config.resume not in (None, "latest"):
+            checkpoint.named(self.path, config.resume)
+        self._new = [path for path in (self.path / LOCK, self.path) if not path.exists()]  # removed if the run does not start
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock = FileLock(self.path / ".lock")
+            self.lock = FileLock(self.path / LOCK)
             self.lock.acquire(timeout=0)
         except Timeout:
             raise UserError(f"another program trains in {self.path}; choose another output_dir") from None
         except OSError as error:
             raise UserError(f"output_dir {self.path} cannot be written ({error.strerror}); choose another") from error
+        try:
+            self._check()
+        except BaseException:
+            self.release()
+            raise
         remove_leftovers(self.path, REPLACED)
-        entries = [entry for entry in self.path.iterdir() if entry.name != ".lock"]
+        self._identity = self._inode()
+
+    def _check(self) -> None:
+        self.manifest.recover()
+        foreign, ours, is_run = self.manifest.foreign(), self.manifest.files(), self._is_run()
         # A run that failed before its first step leaves only config.yaml and logs; such a folder may be reused.
-        used = any(
-            entry.name not in ("config.yaml", "logs") and (not entry.is_dir() or any(entry.iterdir())) for entry in entries
-        )
-        if used and config.overwrite:
-            if not self._is_run():
-                raise UserError(f"{self.path} is not a run folder, so --overwrite does not delete it; choose another")
-            for entry in entries:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        elif used and not config.resume:
+        begun = any(file.relative_to(self.path).parts[0] not in ("config.yaml", "logs", NAME) for file in ours)
+        if self.config.resume:
+            if (foreign or begun) and not is_run:
+                raise UserError(f"{self.path} holds no run to resume; choose another output_dir")
+            refuse_links(*(self.path / name for name in FOLDERS))
+        elif (begun or (foreign and is_run)) and not self.config.overwrite:
             raise UserError(f"{self.path} is in use; continue with --resume latest, or replace it with --overwrite true")
-        elif used and not self._is_run():
-            raise UserError(f"{self.path} holds no run to resume; choose another output_dir")
-        (self.path / "samples").mkdir(exist_ok=True)
-        self.config = config
-        self.rows: list[Row] = []
-        self._columns: list[str] = []
-        self._last_row = 0  # where the last row begins in metrics.csv
-        if not config.resume:
-            self._write_config()  # a resumed run keeps the old one until its checkpoint fits: see rewind
+        elif foreign:
+            whose = "not written by its run" if is_run else "and is not a run folder"
+            raise UserError(
+                f"{self.path} holds {named(foreign, self.path)}, {whose}: nothing in it is deleted; "
+                "choose another output_dir, or move these files away"
+            )
+
+    def release(self) -> None:
+        """Unlock the folder. A run that has not started leaves it as it was."""
+        for path in self._new:
+            with contextlib.suppress(OSError):
+                path.rmdir() if path == self.path else path.unlink()
+        self.lock.release()
+
+    def start(self) -> None:
+        """Begin the run, in place of an old one. Call it when everything that the run reads is open."""
+        self._new = []
+        if not self.config.resume:  # a resumed run keeps its config until its checkpoint is known to fit: see rewind
+            with self.manifest.replaced():
+                self._write_config()
+
+    def check(self) -> None:
+        """Raise UserError if the folder was deleted or replaced since the run began, or a part of it is a symbolic link."""
+        if self._inode() != self._identity:
+            raise UserError(f"{self.path} was deleted or replaced while the run was training in it: start again")
+        refuse_links(*(self.path / name for name in FOLDERS))
+
+    def replace_model(self, aside: Path) -> None:
+        """Move exported folders from `aside` to their places, with the files that a user put into the old ones."""
+        self.manifest.own_all(self.path / file.relative_to(aside) for file in aside.rglob("*") if file.is_file())
+        parts = [part.name for part in aside.iterdir()]
+        for file in self.manifest.foreign():
+            inside = file.relative_to(self.path)
+            if inside.parts[0] in parts and file.is_file() and not file.is_symlink():
+                (aside / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, aside / inside)
+        for part in parts:
+            replace_folder(aside / part, self.path / part)
+        aside.rmdir()
+
+    def _inode(self) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError):
+            return (found := self.path.stat()).st_dev, found.st_ino
+        return None
 
     def _write_config(self) -> None:
+        self.manifest.own_all([self.path / "config.yaml", self.metrics_file])
         replace_text(self.path / "config.yaml", parsing.to_yaml(self.config))
 
     def _is_run(self) -> bool:
@@ -85,18 +144,20 @@ class RunFolder:
             self.rows[-1].update(values)
         else:
             self.rows.append(values)
-        if not set(values) <= set(self._columns) or not self.metrics_file.exists():
-            self._columns = _columns_of(self.rows)
+        columns, self._columns = self._columns, []  # after an error the next row writes the file anew
+        if set(values) <= set(columns) and self.metrics_file.exists():
+            line = table([self.rows[-1]], columns, header=False).encode()
+            with self.metrics_file.open("r+b") as file:
+                self._last_row = file.seek(self._last_row) if merged else file.seek(0, io.SEEK_END)
+                file.write(line)
+                file.truncate()
+        else:
+            columns = _columns_of(self.rows)
             *before, last = self.rows
-            text = table(before, self._columns)
-            replace_text(self.metrics_file, text + table([last], self._columns, header=False))
+            text = table(before, columns)
+            replace_text(self.metrics_file, text + table([last], columns, header=False))
             self._last_row = len(text.encode())
-            return
-        line = table([self.rows[-1]], self._columns, header=False).encode()
-        with self.metrics_file.open("r+b") as file:
-            self._last_row = file.seek(self._last_row) if merged else file.seek(0, io.SEEK_END)
-            file.write(line)
-            file.truncate()
+        self._columns = columns
 
     def rewind(self, step: int) -> None:
         """Continue the run at `step`: later rows of metrics.csv are dropped, since they will be written again."""

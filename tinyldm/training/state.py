@@ -13,7 +13,8 @@ from diffusers.training_utils import EMAModel
 
 from tinyldm.config import parsing
 from tinyldm.config.schema import Training
-from tinyldm.errors import UserError
+from tinyldm.data.description import compare
+from tinyldm.errors import UserError, boundary
 from tinyldm.training import checkpoint
 from tinyldm.training.task import Task
 
@@ -78,6 +79,8 @@ class State:
             "seconds": self.seconds,
             "images_per_step": images_per_step,
             "built_on": self.task.built_on,
+            "kept": self.task.kept,
+            "data": self.task.data.to_json(),
             "best_figure": self.best_figure,
             "best_step": self.best_step,
             "examples_per_epoch": self.task.examples_per_epoch,
@@ -95,11 +98,13 @@ class State:
             UserError: for a checkpoint of another model or first stage, or with parts missing.
         """
         networks, optimizers, facts = checkpoint.load(folder)
-        try:
+        with boundary(f"checkpoint {folder} does not fit this config"):
+            whole = all(isinstance(facts[key], int) for key in ("step", "images"))
+            sound = whole and all(0 <= facts[key] < 2**53 for key in ("step", "images", "seconds"))
+            if not sound or math.isnan(facts["best_figure"]):
+                raise ValueError("its state.json has no sound numbers")
             self._compare(folder, facts, images_per_step)
             self._restore(networks, optimizers, facts)
-        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"checkpoint {folder} does not fit this config: {error!r}") from error
 
     def _restore(self, networks: dict[str, dict[str, torch.Tensor]], optimizers: dict[str, Any], facts: dict[str, Any]) -> None:
         train = self.config.train
@@ -126,6 +131,7 @@ class State:
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in NOT_COMPARED]
         if facts["built_on"] != self.task.built_on:
             raise UserError(f"the first stage is not the one of {folder}: train over another one in a new folder")
+        data_changes = compare(facts["data"], self.task.data.to_json(), folder.name) if "data" in facts else []
         if model := [key for key in changed if key.split(".")[0] in MODEL_SECTIONS]:
             raise UserError(f"{', '.join(model)} changed since {folder}: that is another model; train it in a new folder")
         if not self.accelerator.is_main_process:
@@ -133,6 +139,10 @@ class State:
         if changed:
             listed = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
             print(f"changed since {folder.name}: {listed}", file=sys.stderr)
+        if data_changes:
+            print(
+                f"the data changed since {folder.name}: {', '.join(data_changes)}; their order is another one", file=sys.stderr
+            )
         if facts["images_per_step"] != images_per_step:
             print(
                 f"images per step {facts['images_per_step']} -> {images_per_step}: data continue at image {facts['images']:,}",

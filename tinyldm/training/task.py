@@ -3,13 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from tinyldm.config.schema import Training
 from tinyldm.data.batch import Batch
+from tinyldm.data.description import Description
+from tinyldm.data.sources import Source, open_sources
 from tinyldm.randomness import Draw
 
 Losses = Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]
@@ -26,6 +31,8 @@ class Task(ABC):
         learning_rates: the peak for each network.
         examples_per_epoch: images in an epoch; None where `max_steps` is given and a stream does not know.
         buffers: tensors beside the networks that a checkpoint holds; restored in place.
+        kept: numbers that were measured at the start of the run. A resumed run takes them over: see checkpoint.kept.
+        data: what was understood of the data.
     """
 
     card: str
@@ -34,6 +41,18 @@ class Task(ABC):
     learning_rates: dict[str, float]
     examples_per_epoch: int | None
     buffers: dict[str, torch.Tensor]
+    kept: dict[str, float]
+    data: Description
+
+    @property
+    @abstractmethod
+    def unreadable(self) -> list[str]:
+        """Names of the images that this rank could not read so far."""
+
+    @property
+    @abstractmethod
+    def train_images(self) -> int | None:
+        """Number of training images; None while a stream does not know."""
 
     @abstractmethod
     def batches(self, position: int) -> Generator[Batch, None, None]:
@@ -64,6 +83,11 @@ class Task(ABC):
     def picture(self, path: Path) -> None:
         """Draw what the network does now, without touching the training's random numbers."""
 
+    def rehearse(self) -> None:
+        """Run once, before the training, what would otherwise first run hours later: a picture."""
+        with TemporaryDirectory() as folder:
+            self.picture(Path(folder) / "picture.png")
+
     @abstractmethod
     def make_images(self, count: int) -> Iterator[torch.Tensor]:
         """This rank's share of `count` images, always of the same seeds, in uint8 batches (B, 3, H, W)."""
@@ -75,3 +99,16 @@ class Task(ABC):
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What its template names beyond what the trainer knows."""
+
+
+def open_data(config: Training, accelerator: Accelerator) -> tuple[Source, Source, Description]:
+    """The training part, the held-out part, and what was understood of the data, which the main rank prints.
+
+    Raises:
+        UserError: see `open_sources`.
+    """
+    train, held_out = open_sources(config.data, config.seed)
+    assert train.description
+    if accelerator.is_main_process:
+        print("\n".join(train.description.lines()))
+    return train, held_out, train.description

@@ -5,18 +5,20 @@ length of a training are functions of images seen (learning_rate.py).
 """
 
 import itertools
+import json
 import math
 import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
@@ -25,11 +27,12 @@ from tinyldm import pictures
 from tinyldm.config.schema import Training
 from tinyldm.data.batch import Batch
 from tinyldm.errors import Stopped, UserError
-from tinyldm.files import replace_folder
+from tinyldm.files import open_to_others, replace_text
 from tinyldm.metrics.while_training import Quality
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.training import checkpoint, hub, model_card
 from tinyldm.training.accelerator import StopRequest, hardware, make_accelerator, rank_of
+from tinyldm.training.failures import last_checkpoint, may_fail, one_line_shortages
 from tinyldm.training.learning_rate import Progress
 from tinyldm.training.run_folder import RunFolder
 from tinyldm.training.state import State
@@ -45,7 +48,8 @@ def run_training(config: Training, make_task: Callable[[Any, Accelerator], Task]
             if config.hub.push:
                 hub.check_token(config.hub)
             run = RunFolder(config)
-            stack.callback(run.lock.release)  # here, since an exception's traceback would keep it in a notebook
+            stack.callback(run.release)  # here, since an exception's traceback would keep it in a notebook
+        stack.enter_context(one_line_shortages(Path(config.output_dir)))
         trainer = Trainer(make_task(config, accelerator), config, accelerator, run)
         trainer.fit()
     return trainer
@@ -79,11 +83,19 @@ class Trainer:
             task.networks[name], optimizers[name] = accelerator.prepare(network, optimizer)
         ema = EMAModel(task.networks[next(iter(task.networks))].parameters(), decay=train.ema_decay, foreach=True)
         ema.to(accelerator.device)
-        accelerator.init_trackers("tinyldm")
-        self.quality = Quality(config, accelerator) if train.metrics_steps else None
-        self.pusher = hub.BackgroundPush(run.path, config.hub) if run and config.hub.push else None
         self.state = State(config, task, accelerator, optimizers, ema)
+        self.quality = Quality(config, accelerator) if train.metrics_steps else None
+        with self.averaged_weights(), torch.compiler.set_stance("force_eager"):  # else it would compile for other shapes first
+            task.rehearse()
+        accelerator.wait_for_everyone()  # all inputs of all ranks are open: an old run can go
+        if run:
+            run.start()
+        accelerator.init_trackers("tinyldm")
+        if run:
+            run.manifest.own_all((run.path / "logs").rglob("events.out.tfevents.*"))
+        self.pusher = hub.BackgroundPush(run.path, config.hub) if run and config.hub.push else None
         self._resume()
+        self._describe_data()
         state = self.state
         self.progress = Progress.plan(train, self.images_per_step, task.examples_per_epoch, state.step, state.images)
         self.max_steps = state.step + self.progress.steps_left(state.images)
@@ -123,7 +135,8 @@ class Trainer:
             self._export()
             if self.run:
                 print(f"all {self.max_steps} steps are done; raise train.max_steps to train longer", file=sys.stderr)
-        self.accelerator.end_training()
+        with self._may_fail(f"train.log_with {self.config.train.log_with}"):
+            self.accelerator.end_training()
         if self.pusher:
             print(f"pushed to {self.pusher.finish(f'Step {state.step}, the last')}")
 
@@ -143,7 +156,7 @@ class Trainer:
         try:
             return list(itertools.islice(batches, self.config.train.gradient_accumulation_steps))
         except UserError as error:
-            if self.rank.count > 1:  # the others wait for this one in the middle of a step
+            if self.rank.count > 1 or not self.state.step:  # other ranks wait in the middle of a step; nothing to save
                 raise
             self._save()
             raise UserError(f"{error} (step {self.state.step} is saved: continue with --resume latest)") from error
@@ -192,25 +205,44 @@ class Trainer:
 
         push = self.config.hub.push and due(self.config.hub.push_steps)
         save = push or due(train.checkpointing_steps)
-        if save or due(train.eval_steps) or due(train.logging_steps):
+        evaluate, draw = due(train.eval_steps), due(train.sample_steps)
+        if self.run and (save or stopped or evaluate or draw or due(train.logging_steps)):
+            self.run.check()
+        if save or evaluate or due(train.logging_steps):
             self._log(speed)
-        figures = self._evaluate() if due(train.eval_steps) else {}
+        figures: dict[str, float] = {}
+        if evaluate:
+            with self._may_fail("the evaluation", all_ranks=True):
+                figures |= self._evaluate()
         if self.quality and due(train.metrics_steps):
-            figures |= self._measure(self.quality)
+            with self._may_fail("eval_fd", all_ranks=True):
+                figures |= self._measure(self.quality)
         if figures:
             self._report(figures)
         if save and figures.get(train.best_by, math.inf) < state.best_figure:
             state.best_figure, state.best_step = figures[train.best_by], state.step
-        if due(train.sample_steps):
-            with self.averaged_weights():
-                if self.run:
-                    self.task.picture(self.run.path / "samples" / f"step-{state.step:07d}.png")
         if save or stopped:
-            self._save()
+            self.state.save(Path(self.config.output_dir), self.images_per_step)
+        # Pictures come after the checkpoint, so that nothing is lost if they fail, and before the card, which shows them.
+        if figures and self.run:
+            with self._may_fail("loss.png"):
+                pictures.curves(self.run.rows, self.run.manifest.own(self.run.path / "loss.png"))
+        if draw and self.run:
+            with self._may_fail("the picture"), self.averaged_weights():
+                picture = self.run.manifest.own(self.run.path / "samples" / f"step-{state.step:07d}.png")
+                picture.parent.mkdir(exist_ok=True)
+                self.task.picture(picture)
+        if save or stopped:
+            self._export()
         if push and self.pusher and not last:
-            self.pusher.start(f"Step {state.step}")
+            with self._may_fail("the push"):
+                self.pusher.start(f"Step {state.step}")
         if stopped and not last:
             raise Stopped(f"stopped by {stopped.name}: step {state.step} is saved, continue with --resume latest", stopped)
+
+    def _may_fail(self, what: str, all_ranks: bool = False) -> AbstractContextManager[None]:
+        """See may_fail. An error of one of several ranks stops all of them where they would wait for it (`all_ranks`)."""
+        return nullcontext() if all_ranks and self.rank.count > 1 else may_fail(what, self.state.step)
 
     @contextmanager
     def _sync_gradients(self, sync: bool) -> Iterator[None]:
@@ -233,9 +265,10 @@ class Trainer:
         values = dict(zip(state.logged, self.accelerator.reduce(means, "mean").tolist(), strict=True))
         state.logged = {}
         if bad := [key for key, value in values.items() if not math.isfinite(value)]:
-            done = checkpoint.steps(Path(self.config.output_dir))
-            good = f"the last checkpoint is step-{done[-1]}" if done else "there is no checkpoint yet"
-            good += f", the best by {self.config.train.best_by} step-{state.best_step}" if state.best_step in done else ""
+            run = Path(self.config.output_dir)
+            good = last_checkpoint(run)
+            if state.best_step in checkpoint.steps(run):
+                good += f", the best by {self.config.train.best_by} step-{state.best_step}"
             raise UserError(
                 f"{bad[-1]} is {values[bad[-1]]} at step {state.step}: {good}; lower train.learning_rate or set "
                 "train.mixed_precision to no, and continue with --resume latest"
@@ -243,8 +276,9 @@ class Trainer:
         self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.1f} images/s")
         if self.run:
             rate = self.task.learning_rates[state.main] * self.progress.learning_rate(state.images)
-            self.run.log(step=state.step, images=state.images, learning_rate=rate, **values)
-        self.accelerator.log({**values, "images_per_second": speed}, step=state.step)
+            with self._may_fail("metrics.csv"):
+                self.run.log(step=state.step, images=state.images, learning_rate=rate, **values)
+        self._track({**values, "images_per_second": speed})
 
     def _evaluate(self) -> dict[str, float]:
         with self.averaged_weights(), torch.no_grad():
@@ -261,15 +295,28 @@ class Trainer:
 
     def _report(self, figures: dict[str, float]) -> None:
         if self.run:
-            self.run.log(step=self.state.step, **figures)
-            pictures.curves(self.run.rows, self.run.path / "loss.png")
+            with self._may_fail("metrics.csv"):
+                self.run.log(step=self.state.step, **figures)
             listed = ", ".join(f"{key.removeprefix('eval_')} {value:.4g}" for key, value in figures.items())
             self.bar.write(f"step {self.state.step}: held-out {listed}", file=sys.stderr)
-        self.accelerator.log(figures, step=self.state.step)
+        self._track(figures)
+
+    def _track(self, values: dict[str, float]) -> None:
+        with self._may_fail(f"train.log_with {self.config.train.log_with}"):
+            self.accelerator.log(values, step=self.state.step)
 
     # --------------------------------------------------------------------------------------------------------- saving
 
+    def _describe_data(self) -> None:
+        """Write data.json; what is known later than the start is filled in at each save."""
+        data = self.task.data
+        data.train = self.task.train_images if data.train is None else data.train
+        data.ignore("unreadable", gather_object(self.task.unreadable))
+        if self.run:
+            replace_text(self.run.manifest.own(self.run.path / "data.json"), json.dumps(data.to_json(), indent=1))
+
     def _save(self) -> None:
+        self._describe_data()
         self.state.save(Path(self.config.output_dir), self.images_per_step)
         self._export()
 
@@ -279,10 +326,10 @@ class Trainer:
                 aside = self.run.path / ".exporting"
                 shutil.rmtree(aside, ignore_errors=True)  # left by a run that was killed
                 self.task.export(aside)
-                for part in aside.iterdir():
-                    replace_folder(part, self.run.path / part.name)
-                aside.rmdir()
-                model_card.write(self.run.path, self.task.card, self._facts(), self.run.rows, self.config)
+                open_to_others(aside)
+                self.run.replace_model(aside)
+                with self._may_fail("README.md"):
+                    model_card.write(self.run.path, self.task.card, self._facts(), self.run.rows, self.config)
         self.accelerator.wait_for_everyone()
 
     def _facts(self) -> dict[str, Any]:
@@ -297,6 +344,8 @@ class Trainer:
             "hardware": hardware(self.accelerator.device, self.rank.count),
             "best_step": state.best_step,
             "parameters": count_parameters(self.accelerator.unwrap_model(self.task.networks[state.main])),
+            "train_images": self.task.train_images,
+            "corrupt": len(self.task.data.unreadable),
             **self.task.facts(),
         }
 

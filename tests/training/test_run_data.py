@@ -1,0 +1,100 @@
+"""What a run says and keeps about its data, and what happens to it when the data change."""
+
+import json
+
+import pytest
+from diffusers import VQModel
+
+import sample
+import train_ddpm
+import train_ldm
+from tests.support.runs import DDPM, EVERY_STEP, LDM, run
+from tests.support.sources import corrupt, folder, picture
+from tinyldm.data.description import Class, Description, compare
+from tinyldm.errors import UserError
+
+pytestmark = pytest.mark.slow
+
+PETS = {f"{name}/{name}{i}.png": picture(30 * i + len(name)) for name in ("cat", "zebra", "ant 10", "ant 9") for i in range(6)}
+
+
+def pets_args(path, *more) -> list:
+    data = ["--data.name", path / "pets", "--data.resolution", 8, "--data.label_column", "label", "--data.eval_fraction", 0.2]
+    return ["--output_dir", path / "run", *data, *DDPM, *EVERY_STEP, *more]
+
+
+def read(path) -> dict:
+    return json.loads((path / "run/data.json").read_text())
+
+
+def test_a_run_says_what_it_read_and_names_its_classes(tmp_path, monkeypatch, capsys):
+    folder(tmp_path / "pets", PETS | {"cat/broken.png": corrupt(3), "cat/x.heic": b"", "notes.txt": b"x"})
+    run(monkeypatch, train_ddpm, *pets_args(tmp_path, "--train.max_steps", 9))
+    out = capsys.readouterr()
+    assert "4 classes: 0 ant 9" in out.out and ".heic" in out.out and "held out: 20% of the images" in out.out
+    data = read(tmp_path)
+    assert (data["found"], data["read"], data["column"], data["split"]) == (26, 25, "image", "train")
+    assert data["ignored"] == {".heic (pip install pillow-heif)": 1, ".txt": 1, "unreadable": 1}
+    assert data["ignored_names"]["unreadable"] == ["broken.png"] and out.err.count("broken.png") == 1  # in three epochs
+    names = [entry["name"] for entry in data["classes"]]
+    assert names == ["ant 9", "ant 10", "cat", "zebra"]
+    assert sum(entry["count"] for entry in data["classes"]) + data["held_out"]["images"] == 25
+    assert json.loads((tmp_path / "run/pipeline/classes.json").read_text()) == names
+    assert "ant 9, ant 10, cat, zebra" in (tmp_path / "run/README.md").read_text()
+    args = ["--model", tmp_path / "run", "--num_images", 2, "--num_inference_steps", 2]
+    run(monkeypatch, sample, *args, "--label", "cat", "--output_dir", tmp_path / "by name")
+    run(monkeypatch, sample, *args, "--class_label", 2, "--output_dir", tmp_path / "by number")
+    grids = [(tmp_path / name / "grid.png").read_bytes() for name in ("by name", "by number")]
+    assert grids[0] == grids[1]
+    for wrong, words in (
+        ("cats", r"'cats' \(did you mean 'cat'\?\); this model has: ant 9, ant 10, cat"),
+        ("2", "this model has"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run(monkeypatch, sample, *args, "--label", wrong, "--output_dir", tmp_path / "none")
+
+
+def test_a_resumed_run_refuses_classes_that_mean_something_else(tmp_path, monkeypatch, capsys):
+    folder(tmp_path / "pets", PETS)
+    run(monkeypatch, train_ddpm, *pets_args(tmp_path, "--train.max_steps", 1))
+    (tmp_path / "pets/cat").rename(tmp_path / "pets/a cat")
+    with pytest.raises(UserError, match="class 0 was 'ant 9' and is 'a cat' now"):
+        run(monkeypatch, train_ddpm, *pets_args(tmp_path, "--train.max_steps", 2, "--resume", "latest"))
+    (tmp_path / "pets/a cat").rename(tmp_path / "pets/cat")
+    folder(tmp_path / "pets", {"cat/more.png": picture(999)})
+    run(monkeypatch, train_ddpm, *pets_args(tmp_path, "--train.max_steps", 2, "--resume", "latest"))
+    assert "the data changed since step-1" in capsys.readouterr().err and read(tmp_path)["read"] == 25
+
+
+def test_the_latent_scale_of_a_resumed_run_is_kept_when_a_picture_is_added(vq_run, tmp_path, monkeypatch):
+    vq = VQModel.from_pretrained(vq_run, subfolder="vqvae")
+    vq.register_to_config(scaling_factor=0.18215)  # VQModel's default, which the data replace
+    vq.save_pretrained(tmp_path / "vq")
+    folder(tmp_path / "faces", {f"{i}.png": picture(31 * i, 16, 16) for i in range(40)})
+    data = ["--data.name", tmp_path / "faces", "--data.resolution", 16, "--data.cache_dir", tmp_path / "cache"]
+    args = ["--output_dir", tmp_path / "run", *data, *LDM, *EVERY_STEP, "--first_stage.path", tmp_path / "vq"]
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 1)
+
+    def scale() -> float:
+        return VQModel.from_pretrained(tmp_path / "run/pipeline", subfolder="vqvae").config.scaling_factor
+
+    before = scale()
+    folder(tmp_path / "faces", {"more.png": picture(65000, 16, 16)})
+    run(monkeypatch, train_ldm, *args, "--train.max_steps", 2, "--resume", "latest")
+    assert scale() == before != 0.18215
+
+
+def test_what_changed_in_the_data_is_named():
+    old = Description(
+        "a", "folder", "image", "train", 5, "5% of the images", 45, 60, classes=[Class(0, "bus"), Class(1, "car")]
+    )
+    new = Description(
+        "a", "folder", "image", "train", 6, "5% of the images", 45, 61, classes=[Class(0, "bus"), Class(1, "car")]
+    )
+    before, now = old.to_json(), new.to_json()
+    assert compare(before, before, "step-1") == []
+    assert compare(before, now, "step-1") == ["read 50 -> 51", "held out 5, 5% of the images -> 6, 5% of the images"]
+    assert compare({**before, "read": None}, now, "step-1") == ["held out 5, 5% of the images -> 6, 5% of the images"]
+    more = new.to_json() | {"classes": [*now["classes"], {"number": 2, "name": "van", "count": 1}]}
+    with pytest.raises(UserError, match="there were 2 classes and are 3 now"):
+        compare(before, more, "step-1")
