@@ -1,5 +1,6 @@
 """pyproject.toml and requirements.txt agree, and the installed packages find their files."""
 
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -25,3 +26,8 @@ def test_every_package_of_ours_is_installed():
     packages = set(find_namespace_packages(str(ROOT), include=include))
     folders = {file.parent.relative_to(ROOT) for name in ("tinyldm", "zsl") for file in (ROOT / name).rglob("*.py")}
     assert packages == {".".join(folder.parts) for folder in folders} | {"model_cards"}
+
+
+def test_make_clean_deletes_build_products_only():
+    done = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "__pycache__" in done.stdout and not {"runs", "runs/", ".venv", "samples"} & set(done.stdout.split())

@@ -24,6 +24,7 @@ YAML_NODES = 100_000  # after its aliases are replaced by what they stand for
 IMAGE_BYTES = 5 * 2**28  # that decoding and converting one image takes
 FREE_BYTES = 2**28  # any compressed file may grow to this
 EXPANSION = 50  # above FREE_BYTES, by at most this factor; pictures and features shrink by less than 10
+STEP_BYTES = 2**31  # of the images of an optimizer step on one GPU
 PARAMETERS = 2**30  # of a network
 LARGEST_NUMBER = 2**20  # in a model's config
 LAYERS = 64  # in a block

@@ -127,6 +127,7 @@ class OutputFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        (self.path / LOCK).unlink(missing_ok=True)
         self._lock.release()
 
     def _find_old(self) -> list[Path]:

@@ -186,7 +186,7 @@ class Train:
     resume: Literal["latest"] | None = None
     """`latest` resumes an interrupted run exactly."""
     overwrite: bool = False
-    """Delete the run that is already in `output_dir`."""
+    """Replace the run in `output_dir`, once its data are open. Refused if the folder holds files that the run did not write."""
     device: str | None = None
     """cuda, cpu, ... null: the GPU if there is one. On a CPU, runs are repeatable bit for bit."""
     text: TextConfig = field(default_factory=TextConfig)

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from tinyldm.errors import UserError
+from tinyldm.errors import UserError, boundary
 from tinyldm.files import open_to_others, replace_text
+from tinyldm.limits import check_finite
 from tinyldm.manifest import Manifest
 from tinyldm.randomness import derive_seed
 from tinyldm.training import checkpoint
@@ -191,10 +192,11 @@ def load_generator(file: Path, train: Train) -> tuple[Generator, Scaling]:
     Raises:
         UserError: if the file cannot be read or does not match the config.
     """
-    try:
+    with boundary(f"{file} is not a generator of this run", "train the run again"):
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is not a dict)
             rows = opened.metadata()["rows"] == "True"
+        check_finite(tensors)
         scaling = Scaling(tensors.pop("scaling.shift").numpy(), tensors.pop("scaling.scale").numpy(), rows)
         model = train.model
         text_dim = tensors["text.weight" if model.text_size else "hidden.weight"].shape[1]
@@ -202,6 +204,4 @@ def load_generator(file: Path, train: Train) -> tuple[Generator, Scaling]:
         size = tensors["out.weight"].shape[0]
         generator = Generator(text_dim, model.text_size, model.noise_size, model.hidden_size, size, train.faithful)
         generator.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{file} is not a generator of this run ({error}); train the run again") from error
     return generator.eval(), scaling

@@ -229,6 +229,9 @@ RANGES = [
     ],
     *[(TrainLDM, "data.num_workers", value, "from 0 to 256") for value in ("-1", "5000", "nan")],
     *[(TrainDDPM, "scheduler.num_train_timesteps", value, "from 2 to 100,000") for value in ("1", "0", "1000000000", "nan")],
+    *[(TrainVQ, "vq.layers_per_block", value, "from 1 to 64") for value in ("0", "1000000000")],
+    (TrainVQ, "loss.discriminator_layers", "1000000", "from 0 to 12"),
+    (TrainDDPM, "diffusion.preview_images", "1000000", "from 1 to 1,000"),
     (TrainLDM, "scheduler.beta_end", "1.5", "between 0 and 1"),
     (TrainVQ, "vq.norm_num_groups", "0", "above 0"),
     (TrainVQ, "loss.adversarial_weight", "nan", "at least 0"),
@@ -246,6 +249,9 @@ def test_values_outside_their_range(schema, key, value, words):
 
 
 CONTRADICTIONS = [
+    (TrainLDM, "train.batch_size 1000000000", "a step of 1,000,000,000 images .* train.batch_size"),
+    (TrainDDPM, "train.gradient_accumulation_steps 100000 data.resolution 512", "train.gradient_accumulation_steps"),
+    (TrainVQ, "data.resolution 100000", "px takes too much memory"),
     (TrainLDM, "train.max_steps null", "set train.max_steps or train.num_epochs"),
     (TrainLDM, "train.lr_scheduler piecewise_constant", "train.lr_step_rules"),
     (TrainLDM, "train.lr_step_rules 1:10,0.1", "piecewise_constant"),
@@ -291,3 +297,22 @@ def test_a_damaged_run_config(tmp_path):
         (tmp_path / "config.yaml").write_bytes(content)
         with pytest.raises(UserError, match=words):
             read_yaml(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("--train.batchsize 4", "did you mean train.batch_size?"),
+        ("--data.resolutoin 4", "did you mean data.resolution?"),
+        ("--train.lr 1", "there is no key train.lr; --help all"),
+    ],
+)
+def test_misspelt_keys(args, words):
+    with pytest.raises(UserError) as caught:
+        parsed(*args.split())
+    assert words in str(caught.value)
+
+
+def test_an_unknown_sampler_lists_the_samplers():
+    with pytest.raises(UserError, match=r"scheduler is pndm; give one of ddim, ddpm, .*, unipc, or null"):
+        parsed("--scheduler", "pndm", schema=Sample)

@@ -235,3 +235,20 @@ def test_a_stream_that_breaks_off(tmp_path):
     damaged.write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
         in_order(whole(path))
+
+
+@pytest.mark.parametrize("num_workers", [1, 5])
+def test_no_thread_gives_the_images_of_threads(num_workers, tmp_path):
+    """num_workers 0 means "in this thread", as PyTorch's users know it."""
+    source = whole(folder(tmp_path, {f"{number:02}.png": picture(number) for number in range(40)}))
+    alone, threaded = (list(Images(source, 8, count)(source.epoch(1, 0))) for count in (0, num_workers))
+    assert len(alone) == 40 and all((a[0] == b[0]).all() for a, b in zip(alone, threaded, strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_that_claims_to_be_huge_is_unreadable(num_workers, tmp_path, capsys):
+    Image.new("1", (11_000, 11_000)).save(tmp_path / "bomb.png", compress_level=1)
+    source = whole(folder(tmp_path, {f"{number:02}.png": picture(number) for number in range(40)}))
+    images = Images(source, 8, num_workers)
+    assert len(list(images(source.epoch(None, 0)))) == 40
+    assert images.corrupt == 1 and "bomb.png" in capsys.readouterr().err

@@ -2,6 +2,8 @@ import collections
 import functools
 import hashlib
 import operator
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -139,3 +141,18 @@ def test_splits_have_their_lengths_and_no_face_in_common():
 def test_unknown_split():
     with pytest.raises(ValueError, match=r"'test'.*train.*validation"):
         toyfaces.load("test", 32)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["--help"], 0, "toyfaces faces.png"),
+        ([], 2, "give one file"),
+        (["--grid"], 2, "give one file"),
+        (["a.xyz"], 2, "a.xyz cannot be written"),
+    ],
+)
+def test_the_command_line(args, code, words):
+    done = subprocess.run([sys.executable, "-m", "tinyldm.data.toyfaces", *args], capture_output=True, text=True)
+    assert done.returncode == code and words in (done.stdout if code == 0 else done.stderr)
+    assert code == 0 or done.stderr.count("\n") == 1

@@ -392,3 +392,17 @@ def test_encoding_at_each_step_gives_the_latents_of_the_images(source, stage, mi
         assert min(errors) < 1e-5
         flipped += errors[1] < errors[0]
     assert 3 <= flipped <= 13 if mirrored else not flipped
+
+
+@pytest.mark.parametrize("left", [-2, 100, 90, 5, 0])
+def test_a_shard_of_another_size_than_its_header_says(left, tmp_path):
+    """Reading past the end of a memory map would kill the program."""
+    file = tmp_path / "shard-00000.npy"
+    np.save(file, np.ones((8, 1, 3, 4, 4), np.float16))
+    assert (latents.mapped(file) == 1).all()
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(ValueError):
+        latents.mapped(file)
+    np.save(file, np.array([{}], object))
+    with pytest.raises(ValueError, match="pickled objects"):
+        latents.mapped(file)

@@ -31,10 +31,10 @@ class FakeNetwork:
         raise UserError("no network")
 
 
-def pictures(folder: Path, count: int = 24, side: int = 16, ending: str = "png") -> Path:
+def pictures(folder: Path, count: int = 24, side: int = 16, ending: str = "png", seed: int = 0) -> Path:
     """A folder of noise."""
     folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     for i in range(count):
         Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"{i:03d}.{ending}")
     return folder

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -6,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tinyldm.errors import UserError
 from tinyldm.training import checkpoint
-from tinyldm.training.checkpoint import Damaged
+from tinyldm.training.checkpoint import CHECKSUMS, Damaged
 
 FILES = ["checksums.json", "ema.safetensors", "optimizers.pt", "state.json", "unet.safetensors"]
 
@@ -164,3 +166,32 @@ def test_the_next_save_removes_the_remains_of_a_kill(tmp_path):
     write(tmp_path, 10)
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-10"]
     assert checkpoint.steps(tmp_path) == [10]
+
+
+def resummed(folder: Path) -> None:
+    """Give the files of a checkpoint right checksums."""
+    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir() if file.name != CHECKSUMS}
+    (folder / CHECKSUMS).write_text(json.dumps(sums))
+
+
+@pytest.mark.parametrize("file", ["optimizers.pt", "state.json", "unet.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"[" * 5000, bytes(200)], ids=len)
+def test_damaged_files_with_right_checksums(tmp_path, file, content):
+    folder = write(tmp_path)
+    (folder / file).write_bytes(content)
+    resummed(folder)
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_not_resumed(tmp_path, value):
+    folder = write(tmp_path)
+    file = next(folder.glob("*.safetensors"))
+    weights = load_file(file)
+    weights["weight"][0, 0, 0, 0] = value
+    save_file(weights, file)
+    resummed(folder)
+    with pytest.raises(UserError, match=rf"is not finite in {file.name}"):
+        checkpoint.load(folder)

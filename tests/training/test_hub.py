@@ -252,3 +252,12 @@ def test_a_missing_token_or_hub_is_reported_before_training(server, monkeypatch)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(UserError, match="hf auth login"):
         hub.check_token(HUB)
+
+
+@pytest.mark.parametrize("token", ["tökén", "hf_\u20ac", "a\nb"])
+def test_a_token_that_no_header_can_hold(token, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UserError, match=r"hub.push: the Hub does not accept this token") as caught:
+        hub.check_token(HubConfig(True, "me/faces"))
+    assert "\n" not in str(caught.value) and token not in str(caught.value)

@@ -279,3 +279,31 @@ def test_features_and_texts_are_joined_by_name(folders, texts, tmp_path):
 def test_names_that_do_not_match_are_refused(folders, texts, words, tmp_path):
     with pytest.raises(UserError, match=words):
         load_npz(features_of(tmp_path, folders), texts_of(*texts))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seen_test": np.array([-1])},
+        {"seen_test": np.array([-1000])},
+        {"features": np.zeros((120, 0))},
+        {"features": np.full((120, 6), 1e300)},
+        {"labels": np.array(3)},
+        {"unseen_classes": np.array([[10]])},
+    ],
+    ids=str,
+)
+def test_arrays_of_other_values_than_they_should_have(tmp_path, changes):
+    with pytest.raises(UserError) as caught, np.errstate(over="ignore"):
+        load(str(support.folder(tmp_path / "birds", **changes)))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_whose_header_claims_more(tmp_path):
+    folder = support.folder(tmp_path / "birds")
+    content = (folder / "features.npz").read_bytes()
+    header = b"'shape': (120, 6), "
+    assert header in content
+    (folder / "features.npz").write_bytes(content.replace(header, b"'shape': (999999999, 6), "[: len(header)]))
+    with pytest.raises(UserError, match=r"not a \.npz of plain arrays"):
+        load(str(folder))

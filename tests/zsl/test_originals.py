@@ -2,10 +2,12 @@
 
 import os
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 
 from tests.support import zsl as support
 from tinyldm.errors import UserError
@@ -105,6 +107,9 @@ def test_a_pickle_that_contains_anything_else_is_refused_and_never_executed(
     [
         (pickle.dumps(["a", "b"]), "refused: it holds a list, not integers"),
         (pickle.dumps(np.ones(3)), "refused: it holds f8, not integers"),
+        (pickle.dumps(np.array([None])), "refused: it holds O8"),
+        (pickle.dumps([True, False]), "refused: it holds a list"),
+        (pickle.dumps([2**80]), "not a pickle of labels"),
         (b"", "not a pickle of labels"),
         (b"\x80\x02](K", "not a pickle of labels"),
     ],
@@ -172,3 +177,60 @@ def test_the_real_splits_and_labels(name, split, counts):
         assert np.array_equal(np.unique(own), np.arange(ids.size))
         assert name == "NABird" or (np.diff(own) >= 0).all()  # CUB's are sorted, NABird's are not
     assert not set(train.ravel()) & set(test.ravel())
+
+
+def nested(levels: int) -> bytes:
+    """A pickle of lists in lists, which stands for 10^levels numbers."""
+    rest = b"".join(b"]q" + bytes([level]) + b"(" + (b"h" + bytes([level - 1])) * 10 + b"e" for level in range(1, levels))
+    return b"\x80\x02]q\x00(K\x01K\x02e" + rest + b"."
+
+
+NUMPY = b"\x80\x02cnumpy.core.multiarray\n"
+BOMBS = {
+    "a memo of 2^31 objects": b"\x80\x02]r\xff\xff\xff\x7fa.",
+    "a text of 1 TiB": b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x.",
+    "lists in lists": nested(12),
+    "a scalar of 9 GB": NUMPY + b"scalar\ncnumpy\ndtype\nU\x0bV9000000000K\x00K\x01\x87R\x85R.",
+    "an array of 4 GB": b"\x80\x02cnumpy\nndarray\n\x8a\x05\x00\x00\x00\x00\x01\x85\x85R.",
+    "an array to be of 8 GB": NUMPY + b"_reconstruct\ncnumpy\nndarray\n\x8a\x05\x00\x00\x00\x00\x02\x85U\x01b\x87R.",
+}
+
+
+@pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
+def test_pickles_that_claim_to_be_huge(tmp_path, content):
+    (tmp_path / "l.pkl").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(UserError):
+        originals.read_labels(tmp_path / "l.pkl")
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
+
+
+def test_a_mat_that_grows_like_no_real_one(tmp_path):
+    scipy.io.savemat(tmp_path / "a.mat", {"x": np.zeros((100, 400_000), np.float32), "y": np.ones(3)}, do_compression=True)
+    with pytest.raises(UserError, match=r"a\.mat cannot be read as a \.mat \(it would grow from"):
+        originals.read_mat(tmp_path / "a.mat", "x")
+    assert originals.read_mat(tmp_path / "a.mat", "y")[0].tolist() == [[1, 1, 1]]
+
+
+@pytest.mark.parametrize("missing", [["train_loc"], ["val_loc"], ["train_loc", "val_loc", "trainval_loc"]])
+def test_lists_that_the_data_set_does_not_need_may_be_missing(tmp_path, missing):
+    folder = support.gbu(tmp_path / "AWA")
+    whole = load(str(folder))
+    parts = scipy.io.loadmat(folder / "att_splits.mat")
+    kept = {key: value for key, value in parts.items() if not key.startswith("__") and key not in missing}
+    scipy.io.savemat(folder / "att_splits.mat", kept)
+    data = load(str(folder))
+    assert data.validation_classes is None and whole.validation_classes is not None
+    assert (data.seen_test == whole.seen_test).all() and (data.unseen == whole.unseen).all()
+
+
+@pytest.mark.parametrize("content", ["abc", np.zeros((3, 3, 3)), scipy.sparse.eye(60).tocsc()], ids=["text", "cube", "sparse"])
+def test_variables_of_another_kind(tmp_path, content):
+    folder = support.original_cub(tmp_path / "CUB2011")
+    for name, key in (("pfc_feat_train.mat", "pfc_feat"), ("train_test_split_easy.mat", "train_cid")):
+        before = (folder / name).read_bytes()
+        scipy.io.savemat(folder / name, {"test_cid": np.ones((1, 1)), key: content})
+        with pytest.raises(UserError):
+            load(str(folder))
+        (folder / name).write_bytes(before)

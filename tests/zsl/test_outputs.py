@@ -12,6 +12,7 @@ from tinyldm.errors import UserError
 from tinyldm.files import refuse_existing
 from tinyldm.manifest import Manifest
 from zsl.__main__ import main
+from zsl.simulate import simulate
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -122,3 +123,12 @@ def test_an_evaluation_does_not_replace_files_of_others(name, finished, tmp_path
     with pytest.raises(UserError, match=f"{name} was not written by this program"):
         main(["evaluate", "--run", str(finished[0]), "--output_dir", str(tmp_path)])
     assert contents(tmp_path) == {name: b"mine"}
+
+
+@pytest.mark.slow
+@support.needs_cub_wiki
+def test_simulated_features_do_not_replace_real_ones(tmp_path):
+    (tmp_path / "pfc_feat_train.mat").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"pfc_feat_train.mat was not written by this program"):
+        simulate(str(support.CUB_WIKI), str(tmp_path))
+    assert contents(tmp_path) == {"pfc_feat_train.mat": b"mine"}

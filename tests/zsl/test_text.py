@@ -131,6 +131,12 @@ def test_a_class_without_common_terms():
     [
         ("not json", "line 2: write"),
         ('{"class_id": 3}', "line 2: .*KeyError: 'text'"),
+        ('{"class_id": 1e400, "text": "a"}', "line 2: .*infinity"),
+        ('{"class_id": NaN, "text": "a"}', "line 2: .*NaN"),
+        ('{"class_id": 3.5, "text": "a"}', "line 2: .*not a whole number"),
+        ('{"class_id": 99999999999999999999, "text": "a"}', "line 2: .*not a whole number"),
+        ('{"class_id": 3, "text": null}', "line 2: .*the text is no text"),
+        ("[" * 5000, "line 2: .*recursion"),
         ('{"class_id": "x", "text": "a"}', "line 2: "),
         ("[1]", "line 2: "),
         ('{"class_id": 1, "text": "again"}', "class 1 has two articles"),

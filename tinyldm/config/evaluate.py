@@ -58,7 +58,7 @@ class Evaluate(SamplerSettings):
     """Folder for evaluation.json, the samples, all features and the pictures. An interrupted evaluation resumes when the same
     command is run again."""
     overwrite: bool = False
-    """Delete an earlier evaluation in `output_dir` first."""
+    """Replace an earlier evaluation in `output_dir`. Other files stay."""
     device: str | None = None
     """cuda, mps, cpu and so on. null: the GPU if there is one."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"

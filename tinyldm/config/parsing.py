@@ -142,6 +142,8 @@ def _does_not_fit(key: str, kind: Any, message: str) -> str:
 def _plain(config: Any) -> Any:
     for item in fields(config):
         value = getattr(config, item.name)
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"{item.name} is {value!r}; a path or name cannot hold the character 0")
         setattr(config, item.name, _plain(value) if is_dataclass(value) else plain(value))
     return config
 

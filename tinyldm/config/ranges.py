@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # type checkers see plain numbers, so that code can pass plai
     Threads = int
     Timesteps = int
     Layers = int
+    DiscriminatorLayers = int
+    Pictures = int
     PositiveFloat = float
     NonNegativeFloat = float
     UnitInterval = float
@@ -29,6 +31,8 @@ else:  # jsonargparse's own float ranges include infinity; these do not
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**63)])  # the seeds after it also fit torch's 64 bits
     Threads = restricted_number_type("Threads", int, [(">=", 0), ("<=", 256)])
     Layers = restricted_number_type("Layers", int, [(">", 0), ("<=", LAYERS)])
+    DiscriminatorLayers = restricted_number_type("DiscriminatorLayers", int, [(">=", 0), ("<=", 12)])
+    Pictures = restricted_number_type("Pictures", int, [(">", 0), ("<=", 1000)])
     Timesteps = restricted_number_type("Timesteps", int, [(">=", 2), ("<=", 100_000)])
     PositiveFloat = restricted_number_type("FinitePositiveFloat", float, [(">", 0), ("<", INFINITY)])
     NonNegativeFloat = restricted_number_type("FiniteNonNegativeFloat", float, [(">=", 0), ("<", INFINITY)])
@@ -43,6 +47,8 @@ WORDS: dict[Any, tuple[str, str]] = {  # one of them, several of them
     Threads: ("a whole number from 0 to 256", "whole numbers from 0 to 256"),
     Timesteps: ("a whole number from 2 to 100,000", "whole numbers from 2 to 100,000"),
     Layers: (f"a whole number from 1 to {LAYERS}", f"whole numbers from 1 to {LAYERS}"),
+    DiscriminatorLayers: ("a whole number from 0 to 12", "whole numbers from 0 to 12"),
+    Pictures: ("a whole number from 1 to 1,000", "whole numbers from 1 to 1,000"),
     AtLeast20: ("a whole number of at least 20", "whole numbers of at least 20"),
     PositiveFloat: ("a number above 0", "numbers above 0"),
     NonNegativeFloat: ("a number of at least 0", "numbers of at least 0"),

@@ -19,6 +19,7 @@ from tinyldm.config.sections import (
     VQLossConfig,
 )
 from tinyldm.errors import UserError
+from tinyldm.limits import STEP_BYTES
 
 __all__ = [
     "TRAININGS",
@@ -61,7 +62,7 @@ class Training:
     resume: str | None = None
     """Continue an interrupted run: `latest` (skips damaged checkpoints with a warning) or the path of a checkpoint."""
     overwrite: bool = False
-    """Delete an earlier run in `output_dir` first."""
+    """Replace the run in `output_dir`, once all data are open. Refused if the folder holds files that the run did not write."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     hub: HubConfig = field(default_factory=HubConfig)
@@ -77,6 +78,12 @@ class Training:
         self.hub.check()
         if self.resume and self.overwrite:
             raise UserError("resume and overwrite contradict each other; give one of them")
+        images = self.train.batch_size * self.train.gradient_accumulation_steps
+        if images * self.data.channels * self.data.resolution**2 > STEP_BYTES:
+            raise UserError(
+                f"a step of {images:,} images of {self.data.resolution} px takes too much memory; lower train.batch_size, "
+                "train.gradient_accumulation_steps or data.resolution"
+            )
 
 
 @dataclass(kw_only=True)
@@ -191,7 +198,7 @@ class Sample(SamplerSettings):
     output_dir: str = "samples"
     """Folder for images/, grid.png, samples.npz, and what `strip` and `interpolate` add."""
     overwrite: bool = False
-    """Replace images that are already in `output_dir`."""
+    """Replace the pictures that an earlier sample.py wrote to `output_dir`. Other files stay."""
     strip: bool = False
     """Also show how the first images emerge from noise: denoising.png and denoising.gif."""
     interpolate: tuple[Seed, Seed] | None = None

@@ -11,9 +11,11 @@ from tinyldm.config.networks import SchedulerConfig
 from tinyldm.config.ranges import (
     AtLeast20,
     BelowOne,
+    DiscriminatorLayers,
     NonNegativeFloat,
     NonNegativeInt,
     OpenUnitInterval,
+    Pictures,
     PositiveFloat,
     PositiveInt,
     Threads,
@@ -185,7 +187,7 @@ class DiffusionConfig:
     """simple: the squared error (Ho et al. 2020). hybrid: adds 0.001 times the variational bound, to learn the variance. bound:
     the bound alone, at timesteps drawn by importance (Nichol & Dhariwal 2021). The last two need `scheduler.variance_type:
     learned_range` and train_ddpm.py."""
-    preview_images: PositiveInt = 16
+    preview_images: Pictures = 16
     """Images per sample grid drawn during training."""
     preview_steps: PositiveInt = 50
     """DDIM steps per preview image."""
@@ -230,7 +232,7 @@ class VQLossConfig:
     """Steps over which its weight rises from 0. A sudden start ruins reconstructions."""
     discriminator_channels: PositiveInt = 64
     """Channels of its first layer."""
-    discriminator_layers: NonNegativeInt = 3
+    discriminator_layers: DiscriminatorLayers = 3
     """Number of its strided layers. Each doubles the side of the patch that it judges."""
     discriminator_learning_rate: PositiveFloat = 1e-4
     """Its peak learning rate, on the same schedule as the autoencoder's. In our runs a discriminator with half of the

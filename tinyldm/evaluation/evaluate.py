@@ -31,7 +31,7 @@ from tinyldm.data.sources import Source, open_sources
 from tinyldm.diffusion.model import Model, decoded_at_once
 from tinyldm.errors import UserError, boundary
 from tinyldm.evaluation import report
-from tinyldm.evaluation.models import codebook_use, draw, open_model, shares_to_draw, weights_stamp
+from tinyldm.evaluation.models import draw, open_model, shares_to_draw, weights_stamp
 from tinyldm.files import difference
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.limits import read_arrays
@@ -233,8 +233,8 @@ class Evaluation:
         else:
             assert model is not None  # Evaluate.check: either a model or images
             count = config.num_images or NUM_IMAGES
-            shares, notes = shares_to_draw(config, model, self.sources[part], part)
-            self.notes += notes
+            shares, note = shares_to_draw(config, model, self.sources[part], part)
+            self.notes += [note] if note else []
             images = draw(config, model, count, self.manifest.own_folder(self.output / "drawn"), START_OVER, shares)
         columns = {SAMPLES: self.own_features("samples", images, count, self.network.embed)}
         if config.anchors:
@@ -360,7 +360,8 @@ class Evaluation:
             "figures": {name: {RECONSTRUCTIONS: measured} for name, measured in metrics.items()},
         }
         if "codes" in arrays:
-            result["codebook"] = {**codebook_use(arrays["codes"], first_stage.model), "images": count}
+            size = first_stage.model.config.num_vq_embeddings
+            result["codebook"] = {**distances.codebook_use(arrays["codes"], size), "images": count}
         self.save_reconstructions(first_stage, min(16, count))
         return {**key, "count": count}, result
 

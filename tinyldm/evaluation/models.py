@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import VQModel
 
 from tinyldm.config.evaluate import Evaluate, run_folder
 from tinyldm.config.parsing import read_yaml
@@ -70,17 +68,6 @@ def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[st
     return {"model": str(run.resolve()) if run else config.model, "weights": kind, "weights_hash": digest(prints)}
 
 
-def shares_to_draw(config: Evaluate, model: Model, source: Source, part: str) -> tuple[list[float] | None, list[str]]:
-    """The probabilities of the classes to draw, their shares in a part of the data, and a note. None: one class, or evenly."""
-    classes = number_of_classes(model.unet)
-    if classes is None or model.class_label(config) is not None:
-        return None, []
-    shares, name = class_shares(source), part.replace("_", "-")
-    if shares is None or len(shares) != classes:
-        return None, [f"the {classes} classes are drawn evenly: the {name} part has no such labels (data.label_column)"]
-    return shares, [f"the classes are drawn by their shares in the {name} part"]
-
-
 def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str, shares: list[float] | None = None) -> ImageSet:
     """Samples from the seeds config.seed, config.seed + 1, ..., saved in `folder`. Draws only the missing ones.
 
@@ -120,8 +107,12 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str, 
     return ImageSet(key, batches, count)
 
 
-def codebook_use(codes: np.ndarray, model: VQModel) -> dict[str, float]:
-    """How many codes a VQModel has, the share that occurs, and the perplexity of their distribution."""
-    uses = np.bincount(codes.ravel(), minlength=model.config.num_vq_embeddings)
-    perplexity = float(torch.special.entr(torch.from_numpy(uses / uses.sum())).sum().exp())
-    return {"codes": len(uses), "used": float((uses > 0).mean()), "perplexity": perplexity}
+def shares_to_draw(config: Evaluate, model: Model, source: Source, part: str) -> tuple[list[float] | None, str | None]:
+    """The probabilities of the classes to draw, their shares in a part, and a note about it. None: one class, or evenly."""
+    classes, name = number_of_classes(model.unet), part.replace("_", "-")
+    if classes is None or model.class_label(config) is not None:
+        return None, None
+    shares = class_shares(source)
+    if shares is None or len(shares) != classes:
+        return None, f"the {classes} classes are drawn evenly: the {name} part has no such labels (data.label_column)"
+    return shares, f"the classes are drawn by their shares in the {name} part"

@@ -279,3 +279,10 @@ def inception_score(logits: np.ndarray) -> Estimate:
         scores.append(math.exp((p * (part - np.log(p.mean(0)))).sum(1).mean()))
     error = np.std(scores, ddof=1) / math.sqrt(GROUPS)
     return Estimate(float(np.mean(scores)), float(np.mean(scores) - T_95 * error), float(np.mean(scores) + T_95 * error))
+
+
+def codebook_use(codes: np.ndarray, size: int) -> dict[str, float]:
+    """How many codes a codebook has, the share of them in `codes`, and the perplexity of their distribution."""
+    uses = np.bincount(codes.ravel(), minlength=size)
+    shares = uses[uses > 0] / uses.sum()
+    return {"codes": len(uses), "used": float((uses > 0).mean()), "perplexity": float(np.exp(-(shares * np.log(shares)).sum()))}

@@ -76,8 +76,10 @@ def load(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Any, dict]:
         networks = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
         for name, tensors in networks.items():
             check_finite(tensors, f" in {name}.safetensors")
-    with boundary(f"{folder / 'optimizers.pt'} has more than tensors and numbers in it, or is not a torch file"):
+    try:
         optimizers = torch.load(folder / "optimizers.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's message says how to run the code in it
+        raise Damaged(f"{folder / 'optimizers.pt'} has more than tensors and numbers in it, or is not a torch file") from error
     return networks, optimizers, load_state(folder)
 
 

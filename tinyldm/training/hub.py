@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_session
-from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
 from tqdm.auto import tqdm
 
@@ -64,7 +64,7 @@ def check_token(hub: HubConfig) -> None:
         me = HfApi().whoami()
     except LocalTokenNotFoundError as error:
         raise UserError("hub.push needs a token: run `hf auth login`, or set HF_TOKEN") from error
-    except (HTTPError, OSError) as error:
+    except Exception as error:  # of the network, or for a token that no header can hold
         raise UserError(f"hub.push: the Hub does not accept this token or cannot be reached ({why(error)})") from error
     mine = [me["name"], *(org["name"] for org in me.get("orgs", []))]
     if namespace not in mine:
