@@ -57,11 +57,11 @@ def _put_on(chosen: set[int]) -> None:
 
 
 def parquet(folder: Path, files: list[bytes], rows: int, shards: int = 1) -> Path:
-    """Write `rows` images to train-*.parquet, cycling through `files`, and one image to validation.parquet."""
+    """Write `rows` images to train-*.parquet, cycling through all `files` but the last, which goes to validation.parquet."""
 
     def examples(count: int) -> Iterator[dict]:
         for number in range(count):
-            yield {"image": {"bytes": files[number % len(files)], "path": None}}
+            yield {"image": {"bytes": files[number % (len(files) - 1) if count > 1 else -1], "path": None}}
 
     features = datasets.Features({"image": datasets.Image()})
     names = [(f"train-{number:05d}-of-{shards:05d}", rows // shards) for number in range(shards)]

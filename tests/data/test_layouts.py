@@ -389,3 +389,42 @@ def test_archives_that_unpack_to_far_more_than_pictures_are_refused(tmp_path):
 
 def test_layout_of_no_files():
     assert layout([]).splits == layout([]).classes == {}
+
+
+# ------------------------------------------------------------------------------------------------------------- description
+
+
+def test_what_a_stream_cannot_know_is_filled_in_by_a_whole_pass(tmp_path):
+    parquet(tmp_path, [[picture(i) for i in range(30)], [picture(i) for i in range(30, 50)]])
+    train, held_out = open_sources(config(tmp_path, label_column="label", eval_fraction=0.3), 0)
+    before = train.description.to_json()
+    assert (before["found"], before["read"], before["held_out"]["images"]) == (None, None, None)
+    assert [entry["count"] for entry in before["classes"]] == [None, None]
+    next(iter(train.epoch(0, 0)))  # a part of a pass tells nothing
+    assert train.description.to_json() == before
+    numbers = [in_order(part) for part in (train, held_out)]
+    after = train.description.to_json()
+    assert (after["found"], after["read"], after["held_out"]["images"]) == (50, 50, len(numbers[1]))
+    assert [entry["count"] for entry in after["classes"]] == [sum(n % 2 == k for n in numbers[0]) for k in (0, 1)]
+
+
+CARDS = ["configs: !!python/object:os.system {}", "configs: [a: b", "configs:\n- config_name: x\n  data_files: 7"]
+
+
+@pytest.mark.parametrize("header", CARDS)
+def test_a_card_that_cannot_be_read_is_no_traceback(header, tmp_path):
+    folder(tmp_path, pictures("a.png") | {"README.md": f"---\n{header}\n---\n".encode()})
+    try:
+        assert read(tmp_path) == [0]
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+def test_a_loading_script_is_never_run(tmp_path):
+    script = f"open({str(tmp_path / 'ran')!r}, 'w')"
+    folder(tmp_path / "data", pictures("a.png") | {"data.py": script.encode()})
+    assert read(tmp_path / "data") == [0] and not (tmp_path / "ran").exists()
+    folder(tmp_path / "script", {"script.py": script.encode()})
+    with pytest.raises(UserError, match="holds no pictures but 1 .py"):
+        read(tmp_path / "script")
+    assert not (tmp_path / "ran").exists()

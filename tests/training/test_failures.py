@@ -104,8 +104,8 @@ def test_after_a_failed_evaluation_the_best_checkpoint_is_still_right(tmp_path, 
 @pytest.mark.parametrize(
     ("script", "args", "words"),
     [
-        (train_ddpm, ["--diffusion.preview_images", 0], "diffusion.preview_images is 0; give a whole number above 0"),
-        (train_ddpm, ["--diffusion.preview_steps", 0], "diffusion.preview_steps is 0; give a whole number above 0"),
+        (train_ddpm, ["--diffusion.preview_images", 0], "diffusion.preview_images is 0; give a whole number from 1 to"),
+        (train_ddpm, ["--diffusion.preview_steps", 0], "diffusion.preview_steps is 0; give a whole number"),
         (train_vq, ["--loss.discriminator_layers", 3], "loss.discriminator_layers 3 are too many for images of 16 px"),
         (train_vq, ["--loss.discriminator_layers", 6, "--data.resolution", 64], "layers 6 are too many for images of 64 px"),
     ],

@@ -74,7 +74,7 @@ class Description:
         return {
             "name": self.name,
             "kind": self.kind,
-            "found": self.found,
+            "found": self.read if self.found is None else self.found,
             "read": self.read,
             "ignored": counts,
             "ignored_names": named,

@@ -53,7 +53,8 @@ class Source:
         listed_length: a stream's length by the data set's metadata, or None.
         exact_length: its length where that is certain, or None.
         read: number of examples read from a stream so far, skipped ones included.
-        description: of the whole data set; both parts share it.
+        description: of the whole data set; both parts share it. A whole pass over a stream fills in what it counts.
+        held_out: whether this is the held-out part.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
@@ -68,6 +69,7 @@ class Source:
     exact_length: int | None = None
     read: int = 0
     description: Description | None = field(default=None, repr=False)
+    held_out: bool = False
 
     @property
     def classes(self) -> int | None:
@@ -113,10 +115,28 @@ class Source:
             stream = stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=1)
             stream.set_epoch(epoch)
         with _reading(self.name):
+            counts: Counter = Counter()
             for position, example in enumerate(stream):
                 self.read += 1
+                counts[self.number_of(example[self.label_column]) if self.label_column else None] += 1
                 if position >= start:  # stream.skip() would change the shuffle
                     yield functools.partial(_unchanged, example)
+        self._learn(counts)
+
+    def _learn(self, counts: Counter) -> None:
+        """Fill in the description after a whole pass.
+
+        Args:
+            counts: number of examples of each class; None: of no class.
+        """
+        if self.description is None:
+            return
+        if self.held_out:
+            self.description.held_out = counts.total()
+            return
+        self.description.train = counts.total()
+        for entry in self.description.classes or []:
+            entry.count = counts[entry.number]
 
     def content(self, example: dict[str, Any]) -> bytes:
         """The encoded image of an example.
@@ -186,7 +206,7 @@ def open_sources(data: DataConfig, seed: int) -> tuple[Source, Source]:
         what, by = ("groups", data.group_column) if data.group_column else ("images", "the image file")
         how = f"{100 * data.eval_fraction:.3g}% of the {what}, by a hash of {by}"
     description = _describe(data, opened, train, held_out, how)
-    return replace(train, description=description), replace(held_out, description=description)
+    return replace(train, description=description), replace(held_out, description=description, held_out=True)
 
 
 def open_part(data: DataConfig, split: str, like: Source | None = None) -> tuple[Source, Opened]:
@@ -271,8 +291,7 @@ def _describe(data: DataConfig, opened: Opened, train: Source, held_out: Source,
     lengths = [part.known_length() if part.exact_length is None else part.exact_length for part in (train, held_out)]
     read = None if lengths[0] is None or lengths[1] is None else lengths[0] + lengths[1]
     name = data.name if opened.roots and not Path(data.name).exists() else Path(data.name).name
-    found = read if opened.found is None else opened.found
-    description = Description(name, opened.kind, train.image_column, data.split, lengths[1], how, lengths[0], found)
+    description = Description(name, opened.kind, train.image_column, data.split, lengths[1], how, lengths[0], opened.found)
     for reason, names in opened.ignored.items():
         description.ignore(reason, names)
     if opened.listed is not None and read is not None and opened.listed > read:

@@ -222,6 +222,7 @@ class Trainer:
         if save and figures.get(train.best_by, math.inf) < state.best_figure:
             state.best_figure, state.best_step = figures[train.best_by], state.step
         if save or stopped:
+            self._describe_data()
             self.state.save(Path(self.config.output_dir), self.images_per_step)
         # Pictures come after the checkpoint, so that nothing is lost if they fail, and before the card, which shows them.
         if figures and self.run:
