@@ -226,6 +226,19 @@ def processes(r: Result) -> str:
     return table(PAIR, [pair(f"two processes against one, batch {r['batch_size']} in all, images/s", r["two"])])
 
 
+def busy(r: Result) -> str:
+    """Steps alone and beside busy programs, by spin count."""
+    rows = []
+    for name, spin in r["spin_counts"].items():
+        figures = r["neighbours"][name]
+        alone = figures["0"]["steps_a_second"]
+        for count, figure in figures.items():
+            share = f"{figure['steps_a_second'] / alone:.0%}"
+            cells = [f"{figure['steps_a_second']:.2f}", share, f"{figure['median']:.2f}", f"{figure['longest']:.2f}"]
+            rows.append([f"{int(spin):,} ({name})", count, *cells])
+    return table(["spin count", "busy programs", "steps/s", "of alone", "median step, s", "longest step, s"], rows)
+
+
 def costs(r: Result) -> str:
     """What each recipe costs."""
     head = ["recipe", "network", "parameters", "GFLOP per image", "forward and backward", "GiB per step", "images/s"]
@@ -322,6 +335,7 @@ BLOCKS: dict[str, Callable[[Result], str]] = {
             training,
             startup,
             processes,
+            busy,
             costs,
             ema,
         )

@@ -6,11 +6,13 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import (
+    busy,
     costs,
     data,
     decoding,
@@ -322,3 +324,26 @@ def test_the_time_when_a_curve_reaches_a_loss():
     assert page.reaches(curve, 0.7) == pytest.approx(15)
     assert page.reaches(curve, 0.9) == 10.0
     assert page.reaches(curve, 0.4) is None
+
+
+def test_steps_beside_busy_programs_are_shares_of_those_alone():
+    figure = lambda speed: {"steps": 9, "steps_a_second": speed, "median": 1 / speed, "longest": 2 / speed}  # noqa: E731
+    neighbours = {"set": {"0": figure(2.0), "1": figure(1.0)}}
+    text = page.busy({"spin_counts": {"set": "10000"}, "neighbours": neighbours})
+    assert "| 10,000 (set) | 1 | 1.00 | 50% | 1.00 | 2.00 |" in text
+
+
+def test_training_steps_are_timed_one_by_one(monkeypatch):
+    monkeypatch.setattr(busy, "make_denoiser", lambda *args: Tiny())
+    taken = busy.steps(0.05)
+    assert len(taken) >= 3 and all(0 < seconds < 10 for seconds in taken)
+
+
+class Tiny(torch.nn.Conv2d):
+    """A network that is called as a UNet2DModel is."""
+
+    def __init__(self):
+        super().__init__(4, 4, 1)
+
+    def forward(self, x, time_steps):
+        return SimpleNamespace(sample=super().forward(x))

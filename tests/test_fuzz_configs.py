@@ -73,7 +73,7 @@ values = st.sampled_from([*NUMBERS, *WORDS]) | st.text(max_size=8)
 def test_random_values_are_understood_or_refused_in_one_line(schema):
     keys = sorted(read_keys(schema))
 
-    @bounded(80)
+    @bounded(40)
     @given(st.lists(st.tuples(st.sampled_from(keys), values), min_size=1, max_size=3))
     def run_it(chosen) -> None:
         arguments = [f"--{key}={value}" for key, value in chosen]
@@ -90,7 +90,7 @@ def test_random_recipes_are_understood_or_refused_in_one_line(schema):
         max_size=20
     )
 
-    @bounded(30)
+    @bounded(15)
     @given(st.lists(lines, max_size=3).map("\n".join))
     def run_it(text) -> None:
         folder = Path(tempfile.mkdtemp())

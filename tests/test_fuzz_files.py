@@ -190,7 +190,7 @@ def test_damaged_files_are_read_or_refused_in_one_line(kind, capsys):
     write(whole)
     assert read(whole) is not None
 
-    @bounded(25)
+    @bounded(15)
     @given(st.lists(damage, min_size=1, max_size=2))
     def run(changes) -> None:
         path = Path(tempfile.mkdtemp())
@@ -224,7 +224,7 @@ def test_damaged_models_are_loaded_or_refused_in_one_line(file, ldm_run):
         model.sampler(Sample(model=str(path), num_inference_steps=2))
         return load_first_stage(FirstStageConfig(path=str(path / "pipeline")))
 
-    @bounded(12)
+    @bounded(8)
     @given(damage)
     def run(change) -> None:
         path = Path(tempfile.mkdtemp())

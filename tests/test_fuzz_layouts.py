@@ -99,7 +99,7 @@ def plain(drawn: dict, numbers: dict[str, int]) -> tuple[dict[str, set[int]], di
     return {split: members for split, members in splits.items() if members}, named
 
 
-@bounded(150)
+@bounded(100)
 @given(layouts)
 def test_random_folders_are_read_as_by_a_plain_reader(drawn):
     root = Path(tempfile.mkdtemp())

@@ -425,6 +425,6 @@ def test_a_loading_script_is_never_run(tmp_path):
     folder(tmp_path / "data", pictures("a.png") | {"data.py": script.encode()})
     assert read(tmp_path / "data") == [0] and not (tmp_path / "ran").exists()
     folder(tmp_path / "script", {"script.py": script.encode()})
-    with pytest.raises(UserError, match="holds no pictures but 1 .py"):
+    with pytest.raises(UserError, match=r"holds no pictures but 1 \.py"):
         read(tmp_path / "script")
     assert not (tmp_path / "ran").exists()
