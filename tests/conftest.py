@@ -96,6 +96,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_configure(config):
+    os.environ["TINYLDM_FUZZ"] = str(config.getoption("--fuzz"))
+
+
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="how often test_interruption.py kills each kind of training")
     parser.addoption("--fuzz", type=float, default=1.0, help="how many times as many random inputs: see support/fuzz.py")

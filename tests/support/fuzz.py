@@ -3,7 +3,6 @@
 import contextlib
 import os
 import resource
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,17 +12,12 @@ from hypothesis import HealthCheck, settings
 from tinyldm.errors import UserError
 
 GIB = 2**30
-factor = 1.0
-for argument, value in zip(sys.argv, [*sys.argv[1:], ""], strict=True):  # before hypothesis reads its settings
-    if argument == "--fuzz":
-        factor = float(value)
-factor = float(os.environ.setdefault("TINYLDM_FUZZ", str(factor)))  # workers of pytest-xdist get no arguments
 
 
 def bounded(examples: int) -> settings:
     """Hypothesis with a fixed seed and so many examples, times the option --fuzz."""
     checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-    count = max(1, round(examples * factor))
+    count = max(1, round(examples * float(os.environ.get("TINYLDM_FUZZ", "1"))))  # set by conftest.py
     return settings(max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=checks)
 
 
