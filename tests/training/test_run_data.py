@@ -33,7 +33,7 @@ def test_a_run_says_what_it_read_and_names_its_classes(tmp_path, monkeypatch, ca
     out = capsys.readouterr()
     assert "4 classes: 0 ant 9" in out.out and ".heic" in out.out and "held out: 20% of the images" in out.out
     data = read(tmp_path)
-    assert (data["found"], data["read"], data["column"], data["split"]) == (26, 25, "image", "train")
+    assert (data["found"], data["read"], data["column"], data["split"]) == (26, 24, "image", "train")
     assert data["ignored"] == {".heic (pip install pillow-heif)": 1, ".txt": 1, "unreadable": 1}
     assert data["ignored_names"]["unreadable"] == ["broken.png"] and out.err.count("broken.png") == 1  # in three epochs
     names = [entry["name"] for entry in data["classes"]]
@@ -93,8 +93,8 @@ def test_what_changed_in_the_data_is_named():
     )
     before, now = old.to_json(), new.to_json()
     assert compare(before, before, "step-1") == []
-    assert compare(before, now, "step-1") == ["read 50 -> 51", "held out 5, 5% of the images -> 6, 5% of the images"]
-    assert compare({**before, "read": None}, now, "step-1") == ["held out 5, 5% of the images -> 6, 5% of the images"]
+    assert compare(before, now, "step-1") == ["found 60 -> 61", "held out 5, 5% of the images -> 6, 5% of the images"]
+    assert compare({**before, "found": None}, now, "step-1") == ["held out 5, 5% of the images -> 6, 5% of the images"]
     more = new.to_json() | {"classes": [*now["classes"], {"number": 2, "name": "van", "count": 1}]}
     with pytest.raises(UserError, match="there were 2 classes and are 3 now"):
         compare(before, more, "step-1")

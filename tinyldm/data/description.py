@@ -57,9 +57,14 @@ class Description:
             del self.ignored[reason]
 
     @property
-    def read(self) -> int | None:
-        """Pictures of the training part and the held-out part."""
+    def chosen(self) -> int | None:
+        """Pictures of the training part and the held-out part, unreadable ones included."""
         return None if self.train is None or self.held_out is None else self.train + self.held_out
+
+    @property
+    def read(self) -> int | None:
+        """Pictures of both parts that could be read, as far as is known."""
+        return None if self.chosen is None else self.chosen - len(self.unreadable)
 
     @property
     def unreadable(self) -> list[str]:
@@ -74,7 +79,7 @@ class Description:
         return {
             "name": self.name,
             "kind": self.kind,
-            "found": self.read if self.found is None else self.found,
+            "found": self.chosen if self.found is None else self.found,
             "read": self.read,
             "ignored": counts,
             "ignored_names": named,
@@ -123,7 +128,7 @@ def compare(before: dict[str, Any], now: dict[str, Any], folder: str) -> list[st
             else (f"there were {len(old)} classes and are {len(new)} now")
         )
         raise UserError(f"the classes of the data changed since {folder}: {what}; rename them back, or train in a new folder")
-    keys = ("read", "column", "split", "held_out")
+    keys = ("found", "column", "split", "held_out")
     return [
         f"{key.replace('_', ' ')} {_short(before[key])} -> {_short(now[key])}"
         for key in keys

@@ -89,8 +89,11 @@ def read_pictures(
 
 
 def _dataset(table: dict[str, list[Any]], classes: list[str]) -> datasets.Dataset:
-    made = datasets.Dataset.from_dict(table).cast_column("image", datasets.Image(decode=False))
-    return made.cast_column("label", datasets.ClassLabel(names=classes)) if classes else made
+    typed: dict[str, Any] = {"image": datasets.Image(decode=False)}
+    typed |= {"label": datasets.ClassLabel(names=classes)} if classes else {}
+    made = datasets.Dataset.from_dict({key: table[key] for key in typed}, features=datasets.Features(typed))
+    others = {key: cells for key, cells in table.items() if key not in typed}
+    return datasets.concatenate_datasets([made, datasets.Dataset.from_dict(others)], axis=1) if others else made
 
 
 def _caption(root: Path, file: str, captions: set[str]) -> str | None:
