@@ -98,7 +98,7 @@ def _remote_roots(data: DataConfig) -> list[str]:
     lists = [[part] if isinstance(part, str) else part for part in (files.values() if isinstance(files, dict) else [files])]
     patterns = [pattern for part in lists for pattern in part]
     own = [pattern.rsplit("/", 1)[0] if "://" in pattern else str(_fixed_part(pattern)) for pattern in patterns]
-    caches = [str(datasets.config.HF_DATASETS_CACHE), str(datasets.config.HF_CACHE_HOME)]
+    caches = [str(datasets.config.HF_DATASETS_CACHE), str(datasets.config.HF_CACHE_HOME), HF_HUB_CACHE]
     return [*own, f"hf://datasets/{data.name}", *caches]
 
 
