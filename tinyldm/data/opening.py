@@ -17,6 +17,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
 from tinyldm.config.schema import DataConfig
