@@ -61,12 +61,20 @@ class WatchedTrainer(Trainer):
             return super()._evaluate()
 
     def _report(self, *args: Any) -> None:
-        with self._noted("eval_steps, its row and curves"):
+        with self._noted("eval_steps, its row"):
             super()._report(*args)
 
-    def _save(self) -> None:
+    def _draw_curves(self, *args: Any) -> None:
+        with self._noted("eval_steps, its curves"):
+            super()._draw_curves(*args)
+
+    def _checkpoint(self) -> None:
         with self._noted("checkpointing_steps"):
-            super()._save()
+            super()._checkpoint()
+
+    def _export(self) -> None:
+        with self._noted("checkpointing_steps, its model"):
+            super()._export()
 
 
 def main(pairs: int = 8, steps: int = 8, small: bool = False, output: str = str(RESULTS)) -> None:

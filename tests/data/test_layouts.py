@@ -241,6 +241,14 @@ def test_pictures_beside_many_tables_are_refused_or_named(tmp_path):
     assert read(tmp_path, data_files="*.png") == [0, 0, 1, 2] and read(tmp_path, data_files="*.parquet") == [4]
 
 
+def test_tables_in_json(tmp_path):
+    rows = [{"file": f"{i}.png", "y": i} for i in range(3)]
+    folder(tmp_path, pictures("0.png", "1.png", "2.png"))
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    assert read(tmp_path, image_column="file", data_files="*.json") == [0, 1, 2]
+    assert read(tmp_path) == [0, 1, 2]  # the pictures themselves
+
+
 def test_an_existing_folder_goes_before_a_built_in_data_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder(tmp_path / "digits", pictures("a.png"))
@@ -368,6 +376,24 @@ def test_a_fifo_in_a_folder_is_not_opened(tmp_path):
     assert len(source.content(cells[0])) > 10
     with pytest.raises(OSError, match="no regular file"):
         source.content(cells[2])
+
+
+@pytest.mark.parametrize("name", ["saved", "arrow", "folder"])
+def test_a_damaged_arrow_file_does_not_end_the_interpreter(name, tmp_path):
+    table([picture(i) for i in range(9)]).save_to_disk(tmp_path / "x")
+    file = next((tmp_path / "x").glob("*.arrow"))
+    content = bytearray(file.read_bytes())
+    for at in range(len(content) // 2, len(content), 7):
+        content[at] ^= 0x5A
+    file.write_bytes(content)
+    if name != "saved":
+        for other in (tmp_path / "x").glob("*.json"):
+            other.unlink()
+    with pytest.raises(UserError, match="damaged|cannot be read"):
+        if name == "arrow":
+            in_order(open_part(config("arrow", data_files=str(file)), "train")[0])
+        else:
+            read(tmp_path / "x")
 
 
 def test_archives_that_unpack_to_far_more_than_pictures_are_refused(tmp_path):

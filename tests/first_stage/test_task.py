@@ -340,9 +340,9 @@ def test_lpips_without_its_weights_gives_a_one_line_error(monkeypatch):
 @pytest.mark.slow
 def test_lpips_is_a_differentiable_distance(monkeypatch):
     """With random weights for VGG16 (the trained ones are a download): 0 for equal images, and a gradient that reduces it."""
-    original = torchvision.models.vgg16
-    monkeypatch.setattr(torchvision.models, "vgg16", lambda **_: original(weights=None))
     torch.manual_seed(0)
+    weights = torchvision.models.vgg16(weights=None).state_dict()
+    monkeypatch.setattr("tinyldm.metrics.lpips.pinned_weights", lambda *_: weights)
     lpips = load_lpips()
     assert not any(weight.requires_grad for weight in lpips.parameters())
     image = torch.rand(2, 3, 32, 32) * 2 - 1

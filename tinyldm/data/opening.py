@@ -17,6 +17,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
@@ -80,6 +82,9 @@ def open_split(data: DataConfig, split: str) -> Opened:
         return _digits(split, data.streaming)
     if data.name.startswith((".", "/", "~")) or Path(data.name).suffix.lower() in (*TABLES, ".zip"):
         raise UserError(f"data set {data.name} does not exist; data.name takes a Hub id, a folder, or an archive or table file")
+    if data.name == "arrow":
+        for file in {name for pattern in _patterns(data) for name in glob.glob(os.path.expanduser(pattern), recursive=True)}:
+            check_arrow(Path(file))
     with contextlib.nullcontext() if data.name in BUILDERS else from_hub(data.name):
         dataset = datasets.load_dataset(
             data.name, data_files=data.data_files, revision=data.revision, split=split, streaming=data.streaming
@@ -93,12 +98,16 @@ def _listed(dataset: Any, split: str) -> int | None:
     return listed.num_examples if listed else None
 
 
-def _remote_roots(data: DataConfig) -> list[str]:
-    """Where the cells of a Hub data set may point: into the data set itself, and into the caches that hold its files."""
+def _patterns(data: DataConfig) -> list[str]:
+    """The patterns in data.data_files."""
     files = data.data_files or []
     lists = [[part] if isinstance(part, str) else part for part in (files.values() if isinstance(files, dict) else [files])]
-    patterns = [pattern for part in lists for pattern in part]
-    own = [pattern.rsplit("/", 1)[0] if "://" in pattern else str(_fixed_part(pattern)) for pattern in patterns]
+    return [pattern for part in lists for pattern in part]
+
+
+def _remote_roots(data: DataConfig) -> list[str]:
+    """Where the cells of a Hub data set may point: into the data set itself, and into the caches that hold its files."""
+    own = [pattern.rsplit("/", 1)[0] if "://" in pattern else str(_fixed_part(pattern)) for pattern in _patterns(data)]
     caches = [str(datasets.config.HF_DATASETS_CACHE), str(datasets.config.HF_CACHE_HOME), HF_HUB_CACHE]
     return [*own, f"hf://datasets/{data.name}", *caches]
 
@@ -178,6 +187,8 @@ def _open_local(data: DataConfig, local: Path, split: str) -> Opened:
             )
         return _open_tables(data, local.parent, [local.name], {local.name: "train"}, {}, split)
     if any((local / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+        for file in local.rglob("*.arrow"):
+            check_arrow(file)
         saved = datasets.load_from_disk(str(local))
         tables = dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
         return Opened(choose_split(tables, split, data.name), "saved data set", [str(local)])
@@ -189,7 +200,7 @@ def _open_folder(data: DataConfig, root: Path, split: str) -> Opened:
     chosen = select(root, files, data.data_files) if data.data_files else None
     candidates = files if chosen is None else list(chosen)
     pictures = [file for file in candidates if ending(file) in READABLE]
-    tables = [file for file in candidates if ending(file) in (*TABLES, *TARS) and not _belongs_to_pictures(file)]
+    tables = [file for file in candidates if ending(file) in (*TABLES, *TARS) and not (pictures and _belongs_to_pictures(file))]
     zips = [file for file in candidates if ending(file) == ".zip"]
     if chosen is None and not data.image_column and _configures(root):
         dataset = datasets.load_dataset(str(root), split=split, streaming=data.streaming)
@@ -246,9 +257,9 @@ def _open_tables(
     for file, name in splits.items():
         by_split.setdefault(name, []).append(glob.escape(str((root / file).resolve())))
     builder = next(iter(kinds))
-    if builder == "webdataset":
-        for file in files:
-            check_tar(root / file)
+    for file in files:
+        if check := {"webdataset": check_tar, "arrow": check_arrow}.get(builder):
+            check(root / file)
     base = re.sub(r"\[.*", "", split)
     wanted = split if base in by_split else canonical(base) + split[len(base) :]
     if re.sub(r"\[.*", "", wanted) not in by_split and "+" not in wanted:
@@ -259,6 +270,16 @@ def _open_tables(
 
 
 # ------------------------------------------------------------------------------------------------------------------ archives
+
+
+def check_arrow(file: Path) -> None:
+    """Raise UserError for a damaged Arrow file. Reading one would end the interpreter: its offsets are not checked then."""
+    with boundary(f"{file} is damaged"), pa.memory_map(str(file)) as opened:
+        try:
+            table = pa.ipc.open_stream(opened).read_all()
+        except pa.ArrowInvalid:
+            table = pa.ipc.open_file(opened).read_all()
+        table.validate(full=True)
 
 
 def check_tar(file: Path) -> None:

@@ -158,7 +158,8 @@ class Trainer:
         except UserError as error:
             if self.rank.count > 1 or not self.state.step:  # other ranks wait in the middle of a step; nothing to save
                 raise
-            self._save()
+            self._checkpoint()
+            self._export()
             raise UserError(f"{error} (step {self.state.step} is saved: continue with --resume latest)") from error
 
     def _step(self, micro_batches: list[Batch]) -> None:
@@ -222,12 +223,10 @@ class Trainer:
         if save and figures.get(train.best_by, math.inf) < state.best_figure:
             state.best_figure, state.best_step = figures[train.best_by], state.step
         if save or stopped:
-            self._describe_data()
-            self.state.save(Path(self.config.output_dir), self.images_per_step)
+            self._checkpoint()
         # Pictures come after the checkpoint, so that nothing is lost if they fail, and before the card, which shows them.
         if figures and self.run:
-            with self._may_fail("loss.png"):
-                pictures.curves(self.run.rows, self.run.manifest.own(self.run.path / "loss.png"))
+            self._draw_curves(self.run)
         if draw and self.run:
             with self._may_fail("the picture"), self.averaged_weights():
                 picture = self.run.manifest.own(self.run.path / "samples" / f"step-{state.step:07d}.png")
@@ -302,6 +301,10 @@ class Trainer:
             self.bar.write(f"step {self.state.step}: held-out {listed}", file=sys.stderr)
         self._track(figures)
 
+    def _draw_curves(self, run: RunFolder) -> None:
+        with self._may_fail("loss.png"):
+            pictures.curves(run.rows, run.manifest.own(run.path / "loss.png"))
+
     def _track(self, values: dict[str, float]) -> None:
         with self._may_fail(f"train.log_with {self.config.train.log_with}"):
             self.accelerator.log(values, step=self.state.step)
@@ -316,10 +319,9 @@ class Trainer:
         if self.run:
             replace_text(self.run.manifest.own(self.run.path / "data.json"), json.dumps(data.to_json(), indent=1))
 
-    def _save(self) -> None:
+    def _checkpoint(self) -> None:
         self._describe_data()
         self.state.save(Path(self.config.output_dir), self.images_per_step)
-        self._export()
 
     def _export(self) -> None:
         with self.averaged_weights():
