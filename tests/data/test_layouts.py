@@ -389,7 +389,7 @@ def test_a_damaged_arrow_file_does_not_end_the_interpreter(name, tmp_path):
     if name != "saved":
         for other in (tmp_path / "x").glob("*.json"):
             other.unlink()
-    with pytest.raises(UserError, match="damaged|cannot be read"):
+    with pytest.raises(UserError, match=r"damaged|cannot be read"):
         if name == "arrow":
             in_order(open_part(config("arrow", data_files=str(file)), "train")[0])
         else:
