@@ -98,3 +98,12 @@ def test_what_changed_in_the_data_is_named():
     more = new.to_json() | {"classes": [*now["classes"], {"number": 2, "name": "van", "count": 1}]}
     with pytest.raises(UserError, match="there were 2 classes and are 3 now"):
         compare(before, more, "step-1")
+
+
+def test_a_training_part_of_a_few_images_has_a_card(tmp_path, monkeypatch):
+    """Nearly all held out: an epoch takes no measurable time, and a batch is larger than the part."""
+    folder(tmp_path / "pets", {f"{i}.png": picture(i) for i in range(200)})
+    args = ["--output_dir", tmp_path / "run", "--data.name", tmp_path / "pets", "--data.resolution", 8, *DDPM, *EVERY_STEP]
+    run(monkeypatch, train_ddpm, *args, "--data.eval_fraction", 0.98, "--train.max_steps", 1)
+    data = read(tmp_path)
+    assert 0 < data["read"] - data["held_out"]["images"] < 15 and "8 images seen" in (tmp_path / "run/README.md").read_text()
