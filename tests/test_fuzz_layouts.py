@@ -75,11 +75,13 @@ def plain(drawn: dict, numbers: dict[str, int]) -> tuple[dict[str, set[int]], di
     for depth in (0, 1):
         names = {folders[depth] for folders in parts.values() if len(folders) > depth}
         everyone = all(len(folders) > depth for folders in parts.values())
-        if names and names <= set(SPLITS) and (everyone or depth == 0):
+        several = len({SPLITS.get(name) for name in names}) > 1
+        if names and names <= set(SPLITS) and (everyone or depth == 0 or several):
             level = depth
             break
     splits: dict[str, set[int]] = {}
-    train_folder = level == 0 and any(SPLITS[folders[0]] == "train" for folders in parts.values() if folders)
+    split_names = [folders[level] for folders in parts.values() if level is not None and len(folders) > level]
+    train_folder = any(SPLITS[name] == "train" for name in split_names)
     classes = {}
     for number, folders in parts.items():
         if level is None:

@@ -61,7 +61,7 @@ def test_a_class_named_like_a_split_is_a_class(names, tmp_path):
     assert read(tmp_path) == list(range(3 * len(names)))
     found = describe(tmp_path, label_column="label")
     assert [entry["name"] for entry in found["classes"]] == sorted(names) and found["found"] == found["read"] == 3 * len(names)
-    assert [entry["count"] for entry in found["classes"]] == [3] * len(names)
+    assert sum(entry["count"] for entry in found["classes"]) == 3 * len(names) - found["held_out"]["images"]
 
 
 def test_a_class_named_like_a_split_is_mentioned(tmp_path):
@@ -80,6 +80,12 @@ def test_pictures_beside_a_test_folder_are_the_training_split(tmp_path):
     assert (read(tmp_path), read(tmp_path, "test")) == ([0, 1], [2])
     folder(tmp_path, pictures("x.png", "y.png", "z.png", "train/a.png"))
     assert read(tmp_path) == [3] and describe(tmp_path)["ignored"]["beside the folders of the splits"] == 5
+
+
+def test_stray_pictures_do_not_hide_the_splits_below_the_classes(tmp_path):
+    folder(tmp_path, pictures("stray.png", "cats/train/1.png", "cats/val/2.png", "dogs/train/3.png"))
+    assert (read(tmp_path), read(tmp_path, "validation")) == ([1, 3], [2])
+    assert describe(tmp_path)["ignored_names"]["beside the folders of the splits"] == ["stray.png"]
 
 
 def test_a_missing_split_lists_the_splits_there_are(tmp_path):
@@ -201,6 +207,14 @@ def test_metadata_of_each_split_folder(kind, tmp_path):
         assert [entry["name"] for entry in describe(tmp_path, label_column=column)["classes"]] == names
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_metadata_as_spreadsheets_write_them(separator, tmp_path):
+    lines = [separator.join(row) for row in [("file_name", "kind"), ("a\\1.png", "x"), ("a/2.png", "y")]]
+    folder(tmp_path, pictures("a/1.png", "a/2.png") | {"metadata.csv": ("\ufeff" + "\r\n".join(lines)).encode()})
+    assert read(tmp_path) == [0, 1]
+    assert [entry["name"] for entry in describe(tmp_path, label_column="kind")["classes"]] == ["x", "y"]
+
+
 def test_metadata_without_file_names_is_refused(tmp_path):
     folder(tmp_path, pictures("0.png") | {"metadata.csv": metadata([("0.png", "x")], ("name", "text"))})
     with pytest.raises(UserError, match=r"metadata.csv.*file_name"):
@@ -297,7 +311,8 @@ def test_integers_strings_and_booleans_are_classes(streaming, values, names, tmp
     source = open_part(config(tmp_path, streaming=streaming, label_column="kind"), "train")[0]
     assert source.class_names == names
     numbers = [source.number_of(fetch()["kind"]) for fetch in source.epoch(None, 0)]
-    assert numbers == [None if value is None else names.index(str(value)) for value in values]
+    known = [None if value is None else names.index(str(value)) for value in values]
+    assert numbers == (known if streaming else [number for number in known if number is not None])
 
 
 def test_numbered_class_folders_are_in_natural_order(tmp_path):
@@ -341,6 +356,28 @@ def test_groups_are_held_out_whole(streaming, tmp_path):
     assert len(in_order(held_out)) == 4 * len(people[1])
     if not streaming:
         assert train.description.to_json()["held_out"]["groups"] == len(people[1])
+
+
+def test_pictures_without_a_label_are_counted_and_left_out(tmp_path):
+    folder(tmp_path, pictures("stray.png", "cat/1.png", "dog/2.png"))
+    assert read(tmp_path) == [0, 1, 2] and read(tmp_path, label_column="label") == [1, 2]
+    found = describe(tmp_path, label_column="label")
+    assert (found["found"], found["read"], found["ignored_names"]) == (3, 2, {"without a label": ["stray.png"]})
+
+
+def test_a_small_data_set_holds_out_at_least_one(tmp_path):
+    folder(tmp_path, pictures(*(f"{i}.png" for i in range(6))))
+    numbers = [in_order(part) for part in open_sources(config(tmp_path, eval_fraction=1e-6), 0)]
+    assert len(numbers[1]) == 1 and sorted(numbers[0] + numbers[1]) == list(range(6))
+    renamed = folder(tmp_path / "renamed", {f"{9 - i}.png": picture(i) for i in range(6)})
+    assert in_order(open_sources(config(renamed, eval_fraction=1e-6), 0)[1]) == numbers[1]
+
+
+def test_images_as_bytes_and_path_without_a_type_are_a_column(tmp_path):
+    pyarrow.parquet.write_table(
+        pyarrow.table({"photo": [{"bytes": picture(4), "path": "x"}], "y": [1]}), tmp_path / "x.parquet"
+    )
+    assert read(tmp_path) == [4]
 
 
 # ------------------------------------------------------------------------------------------------------------------- trust

@@ -120,7 +120,8 @@ def _metadata(
     for table, below in governed.items():
         base = PurePosixPath(table).parent
         for row in read_metadata(root / table):
-            file = os.path.normpath(base / str(row.pop("file_name"))).replace(os.sep, "/")
+            name = str(row.pop("file_name")).replace("\\", "/")
+            file = os.path.normpath(base / name).replace(os.sep, "/")
             if file not in below:
                 ignored.setdefault(f"listed in {table}, but not there", []).append(file)
             elif duplicates or file not in cells:
@@ -149,7 +150,12 @@ def read_metadata(file: Path) -> list[dict[str, Any]]:
             rows = pyarrow.parquet.read_table(file).to_pylist()
         elif file.suffix == ".csv":
             with file.open(newline="", encoding="utf-8-sig") as opened:
-                rows = [{key: _number(cell) for key, cell in row.items()} for row in csv.DictReader(opened)]
+                header = opened.readline()
+                opened.seek(0)
+                separator = max(",;\t", key=header.count)  # spreadsheets write the one of their language
+                rows = [
+                    {key: _number(cell) for key, cell in row.items()} for row in csv.DictReader(opened, delimiter=separator)
+                ]
         else:
             rows = [json.loads(line) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         if any(not isinstance(row, dict) or not row.get("file_name") for row in rows):

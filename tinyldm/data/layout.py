@@ -119,8 +119,9 @@ class Layout:
 def layout(files: list[str]) -> Layout:
     """Read splits and classes from the folders of these files (relative paths).
 
-    A level of folders names splits only if all its folders do. Files beside such folders are the training split, unless one
-    of the folders is. The first other level with several folders names the classes.
+    A level of folders names splits only if all its folders do. Files that are in none of them are the training split, unless
+    one of the folders is. Below the top, one such name alone beside other files is no split. The first other level with
+    several folders names the classes.
     """
     parts = {file: PurePosixPath(file).parts[:-1] for file in files}
     result = Layout(dict.fromkeys(files, "train"))
@@ -129,7 +130,7 @@ def layout(files: list[str]) -> Layout:
         deep = {file: names[depth] for file, names in parts.items() if len(names) > depth}
         splits = split_of(dict.fromkeys(deep.values()))
         loose = [file for file in files if file not in deep]
-        if splits and (not loose or depth == 0):
+        if splits and (not loose or depth == 0 or len(set(splits.values())) > 1):
             level = depth
             result.splits = {file: splits[name] for file, name in deep.items()}
             if "train" in splits.values():

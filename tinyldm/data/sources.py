@@ -22,12 +22,11 @@ from tqdm.auto import tqdm
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.cells import image_bytes
+from tinyldm.data.columns import classes, image_column
 from tinyldm.data.description import Class, Description
-from tinyldm.data.layout import natural
 from tinyldm.data.opening import Opened, open_split
 from tinyldm.errors import UserError, why
 
-MAX_CLASSES = 1000
 COMPARED = (1_000, 20_000)  # images of the held-out part and of the training part that are compared for overlap
 MAX_OVERLAP = 0.01  # of the held-out images: a few copies occur in real data sets
 
@@ -223,18 +222,33 @@ def open_part(data: DataConfig, split: str, like: Source | None = None) -> tuple
         dataset = opened.dataset
         if dataset.features is None:  # CSV and JSON lines: the columns are in the data
             dataset = dataset._resolve_features()
-    column = _image_column(data, dataset.features)
+    column = image_column(data, dataset.features)
     source = Source(dataset.cast_column(column, datasets.Image(decode=False)), column, data.name, data.shuffle_buffer)
     source.roots, source.listed_length = opened.roots, opened.length
     source.exact_length = opened.length if opened.exact else None
     for name in filter(None, (data.label_column, data.group_column)):
         if name not in dataset.features:
-            raise UserError(f"data set {data.name!r} has no column {name!r}; it has: {', '.join(dataset.features)}")
+            advice = f"set data.{'label' if name == data.label_column else 'group'}_column to one of them, or to null"
+            raise UserError(f"data set {data.name!r} has no column {name!r}; it has: {', '.join(dataset.features)}; {advice}")
     if data.label_column:
         source.label_column = data.label_column
-        names, numbers = (like.class_names, like.numbers) if like else _classes(source, data)
+        cells = source.column(data.label_column)
+        names, numbers = (like.class_names, like.numbers) if like else classes(data, dataset.features, cells)
         source.class_names, source.numbers = names, numbers
+        _drop_unlabelled(source, opened)
     return source, opened
+
+
+def _drop_unlabelled(source: Source, opened: Opened) -> None:
+    """Leave out the examples that are of no class, and count them. In a stream they turn out later."""
+    if not isinstance(source.dataset, datasets.Dataset):
+        return
+    labelled = np.array([source.number_of(value) is not None for value in source.column(source.label_column or "")], bool)
+    if not labelled.all():
+        others = source.dataset.select(np.flatnonzero(~labelled)).select_columns([source.image_column])
+        opened.ignored["without a label"] = [source.file_name(example) for example in others]
+        source.dataset = source.dataset.select(np.flatnonzero(labelled))
+        opened.listed = None if opened.listed is None else opened.listed - int((~labelled).sum())
 
 
 def _hold_out(source: Source, data: DataConfig, seed: int) -> tuple[Source, Source]:
@@ -242,22 +256,26 @@ def _hold_out(source: Source, data: DataConfig, seed: int) -> tuple[Source, Sour
     threshold = int(data.eval_fraction * 2**32)
     columns = [data.group_column or source.image_column]
 
-    def held_out(cell: Any) -> bool:
+    def place(cell: Any) -> int:
+        """Uniform in 0 .. 2^32 - 1. Unreadable images get 2^32: they stay in the training part, which counts them."""
         try:
             content = str(cell).encode() if data.group_column else image_bytes(cell, source.roots)
         except OSError:
-            content = b""  # unreadable images stay in the training part, which counts them
+            content = b""
         digest = hashlib.blake2b(content, digest_size=4, key=str(seed).encode()).digest()
-        return content != b"" and int.from_bytes(digest, "big") < threshold
+        return int.from_bytes(digest, "big") if content else 2**32
 
     if isinstance(source.dataset, datasets.Dataset):
         cells = source.dataset.select_columns(columns)
         bar = tqdm(cells, "choosing the held-out part", unit="image", leave=False, delay=2)
-        chosen = np.array([held_out(row[columns[0]]) for row in bar], bool)
+        places = np.array([place(row[columns[0]]) for row in bar], np.int64)
+        if len(places):
+            threshold = max(threshold, int(places.min()) + 1)  # at least one image or group
+        chosen = places < min(threshold, 2**32)
         parts = [source.dataset.select(np.flatnonzero(rows)) for rows in (~chosen, chosen)]
     else:
-        rest = source.dataset.filter(lambda cell: not held_out(cell), input_columns=columns)
-        parts = [rest, source.dataset.filter(held_out, input_columns=columns)]
+        rest = source.dataset.filter(lambda cell: place(cell) >= threshold, input_columns=columns)
+        parts = [rest, source.dataset.filter(lambda cell: place(cell) < threshold, input_columns=columns)]
     train, other = (replace(source, dataset=part, listed_length=None, exact_length=None) for part in parts)
     return train, other
 
@@ -327,61 +345,3 @@ def _why_not(name: str, error: Exception) -> str:
     if "bad split" in text.lower() or "unknown split" in text.lower():
         return f"data set {name!r}: {text}; set data.split and data.eval_split (null: hold out a fraction of data.split)"
     return f"data set {name!r} cannot be read ({text}): data.name takes a Hub id, a folder with images, parquet or tars"
-
-
-# ------------------------------------------------------------------------------------------------------------------- columns
-
-
-def _image_column(data: DataConfig, features: datasets.Features) -> str:
-    """The column of images: data.image_column, else `image`, else the only one of type Image."""
-    names = ", ".join(features)
-    if data.image_column:
-        if data.image_column not in features:
-            raise UserError(f"data set {data.name!r} has no column {data.image_column!r}; it has: {names}")
-        feature = features[data.image_column]
-        encoded = getattr(feature, "dtype", None) in ("binary", "large_binary", "string", "large_string")  # files or paths
-        if not (isinstance(feature, datasets.Image) or encoded or (isinstance(feature, dict) and "bytes" in feature)):
-            raise UserError(f"data.image_column {data.image_column!r} of {data.name!r} holds {feature}, not encoded images")
-        return data.image_column
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if not images:
-        raise UserError(
-            f"data set {data.name!r} has no column of the type Image; it has: {names}; "
-            "set data.image_column to the one with encoded images"
-        )
-    if len(images) > 1 and "image" not in images:
-        raise UserError(f"data set {data.name!r} has several columns of images: set data.image_column to one of {images}")
-    return "image" if "image" in images else images[0]
-
-
-def _classes(source: Source, data: DataConfig) -> tuple[list[str], dict[Any, int] | None]:
-    """The names of the classes in a label column, and the number of each of its values.
-
-    ClassLabel columns keep their numbers. Integers are numbered in their order, strings in natural order: 2 before 10.
-
-    Raises:
-        UserError: for a column that holds no classes, or too many.
-    """
-    feature = source.dataset.features[data.label_column]
-    if isinstance(feature, datasets.ClassLabel):
-        return list(feature.names), None
-    kind = getattr(feature, "dtype", "")
-    if not (kind in ("string", "large_string", "bool") or kind.startswith(("int", "uint"))):
-        likely = [name for name, f in source.dataset.features.items() if isinstance(f, datasets.ClassLabel)]
-        raise UserError(
-            f"data.label_column {data.label_column!r} of {data.name!r} holds {kind or type(feature).__name__}, not classes "
-            f"(class labels, integers or strings); columns of class labels: {', '.join(likely) or 'none'}"
-        )
-    values: set[Any] = set()
-    for value in tqdm(source.column(data.label_column or ""), "reading the labels", unit="image", leave=False, delay=2):
-        values.add(value)
-        if len(values) > MAX_CLASSES + 1:
-            raise UserError(
-                f"data.label_column {data.label_column!r} of {data.name!r} has more than {MAX_CLASSES:,} values, so it does "
-                "not hold classes: choose another column"
-            )
-    values.discard(None)
-    if not values:
-        raise UserError(f"data.label_column {data.label_column!r} of {data.name!r} is empty: choose another column")
-    ordered = sorted(values, key=natural if "string" in kind else None)
-    return [str(value) for value in ordered], {value: number for number, value in enumerate(ordered)}
