@@ -13,7 +13,7 @@ from PIL import Image
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.images import Images, collate
-from tinyldm.data.sources import Source, open_part
+from tinyldm.data.sources import Source, open_part, open_sources
 
 LABELS = ("cat", "dog")
 
@@ -106,3 +106,18 @@ def take(batches, count: int) -> list[list[int]]:
     """The numbers in the next batches of a generator, which is closed afterwards."""
     with contextlib.closing(batches):
         return [numbers(batch.x) for batch in itertools.islice(batches, count)]
+
+
+def pictures(*names: str) -> dict[str, bytes]:
+    """Picture i by the i-th name."""
+    return {name: picture(i) for i, name in enumerate(names)}
+
+
+def read(path, split: str = "train", **changes) -> list[int]:
+    """Which pictures a split has, sorted."""
+    return sorted(in_order(open_part(config(path, **changes), split)[0]))
+
+
+def describe(path, **changes) -> dict:
+    """What data.json says of a data set."""
+    return open_sources(config(path, **{"eval_fraction": 1e-9, **changes}), 0)[0].description.to_json()

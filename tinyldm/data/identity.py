@@ -7,8 +7,10 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from tinyldm.config.paths import strings
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.images import TRANSFORM
+from tinyldm.data.layout import walk
 from tinyldm.data.sources import hub_id
 from tinyldm.files import digest
 from tinyldm.remote import from_hub
@@ -58,8 +60,9 @@ def _commit(data: DataConfig) -> str | None:
 
 def _local_files(data: DataConfig) -> list[list[Any]]:
     """Name, size and time of each file of a local data set."""
-    names = data.data_files or []  # may lie outside data.name, e.g. for `data.name: parquet`
-    patterns: list[Any] = [names] if isinstance(names, str) else list(names.values() if isinstance(names, dict) else names)
+    patterns = [text for _, text in strings(data.data_files)]  # may lie outside data.name, e.g. for `data.name: parquet`
     files = {file for pattern in patterns for file in glob.glob(os.path.expanduser(pattern), recursive=True)}
-    files.update(map(str, Path(data.name).expanduser().rglob("*")))
+    place = Path(data.name).expanduser()
+    files.update(str(place / name) for names in walk(place) for name in names)
+    files.add(str(place))
     return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in sorted(files) if os.path.isfile(file)]
