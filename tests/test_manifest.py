@@ -147,7 +147,7 @@ def test_a_replacement_killed_at_any_moment_leaves_one_of_the_two(tmp_path):
     """The process ends before its n-th change of a file; then the folder is opened again."""
 
     def replace(folder: Path, at: int) -> bool:
-        """Whether the process came to its end."""
+        """Whether the process ran to its end."""
         changes = itertools.count()
 
         def count(event: str, details: tuple) -> None:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from tinyldm.config.networks import VQConfig
 from tinyldm.config.parsing import parse, read_recipe
 from tinyldm.config.schema import TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
-from tinyldm.data.sources import open_sources
+from tinyldm.data.sources import open_part, open_sources
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.diffusion.process import make_process
 from tinyldm.errors import UserError
@@ -98,7 +98,7 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         yield Part("first stage, encoding", lambda: _Encoder(copy.deepcopy(stage.model)), (channels, side, side), trained=False)
     elif config.data.label_column:
         try:
-            classes = open_sources(config.data, config.seed)[0].classes
+            classes = open_part(config.data, config.data.split)[0].classes
         except UserError:
             classes = 10
             notes.append(f"the labels of {config.data.name} cannot be read here: {classes} classes are counted")

@@ -50,11 +50,10 @@ class Description:
 
     def ignore(self, reason: str, names: list[str]) -> None:
         """Add files that are not read. Each name counts once."""
-        known = self.ignored.setdefault(reason, [])
-        if isinstance(known, list):
-            known.extend(name for name in dict.fromkeys(names) if name not in known)
-        if not known:
-            del self.ignored[reason]
+        if names:
+            known = self.ignored.get(reason, [])
+            assert isinstance(known, list)  # numbers alone are of other splits
+            self.ignored[reason] = list(dict.fromkeys([*known, *names]))
 
     @property
     def chosen(self) -> int | None:

@@ -59,7 +59,8 @@ def read_pictures(
     stems = {file.removesuffix(PurePosixPath(file).suffix) for file in pictures}
     captions = {file for file in files if ending(file) in CAPTIONS and file.removesuffix(PurePosixPath(file).suffix) in stems}
     tables = [file for file in files if PurePosixPath(file).name in METADATA]
-    others = [] if chosen is not None else [f for f in files if f not in {*pictures, *captions, *tables}]
+    understood = {*pictures, *captions, *tables}
+    others = [] if chosen is not None else [file for file in files if file not in understood]
     unread = [file for file in others if ending(file) in OTHER_PICTURES]
     for file in others:
         kind = ending(file) or "no ending"
@@ -72,15 +73,15 @@ def read_pictures(
     for reason, names in unlisted.items():
         ignored.setdefault(reason, []).extend(names)
     classes = sorted(set(where.classes.values()), key=natural)
-    with_captions = any(file in captions for file in captions)
+    numbers = {name: number for number, name in enumerate(classes)}
     splits: dict[str, dict[str, list[Any]]] = {}
     keys = list(dict.fromkeys(key for _, values in rows for key in values))
     for file, values in rows:
         table = splits.setdefault(where.splits[file], {})
         cells = {"image": str(root / file), **{key: values.get(key) for key in keys}}
         if classes and "label" not in keys:
-            cells["label"] = classes.index(where.classes[file]) if file in where.classes else None
-        if with_captions and "caption" not in keys:
+            cells["label"] = numbers.get(where.classes.get(file, ""))
+        if captions and "caption" not in keys:
             cells["caption"] = _caption(root, file, captions)
         for key, value in cells.items():
             table.setdefault(key, []).append(value)
@@ -118,11 +119,11 @@ def _metadata(
     cells: dict[str, list[dict[str, Any]]] = {}
     ignored: dict[str, list[str]] = {}
     for table, below in governed.items():
-        base = PurePosixPath(table).parent
+        base, there = PurePosixPath(table).parent, set(below)
         for row in read_metadata(root / table):
             name = str(row.pop("file_name")).replace("\\", "/")
             file = os.path.normpath(base / name).replace(os.sep, "/")
-            if file not in below:
+            if file not in there:
                 ignored.setdefault(f"listed in {table}, but not there", []).append(file)
             elif duplicates or file not in cells:
                 cells.setdefault(file, []).append(row)

@@ -11,6 +11,7 @@ import shutil
 import tarfile
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import pyarrow.ipc
 from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
+from tinyldm.config.paths import strings
 from tinyldm.config.schema import DataConfig
 from tinyldm.data import toyfaces
 from tinyldm.data.folders import read_pictures, select
@@ -83,7 +85,9 @@ def open_split(data: DataConfig, split: str) -> Opened:
     if data.name.startswith((".", "/", "~")) or Path(data.name).suffix.lower() in (*TABLES, ".zip"):
         raise UserError(f"data set {data.name} does not exist; data.name takes a Hub id, a folder, or an archive or table file")
     if data.name == "arrow":
-        for file in {name for pattern in _patterns(data) for name in glob.glob(os.path.expanduser(pattern), recursive=True)}:
+        for file in {
+            name for _, pattern in strings(data.data_files) for name in glob.glob(os.path.expanduser(pattern), recursive=True)
+        }:
             check_arrow(Path(file))
     with contextlib.nullcontext() if data.name in BUILDERS else from_hub(data.name):
         dataset = datasets.load_dataset(
@@ -98,16 +102,10 @@ def _listed(dataset: Any, split: str) -> int | None:
     return listed.num_examples if listed else None
 
 
-def _patterns(data: DataConfig) -> list[str]:
-    """The patterns in data.data_files."""
-    files = data.data_files or []
-    lists = [[part] if isinstance(part, str) else part for part in (files.values() if isinstance(files, dict) else [files])]
-    return [pattern for part in lists for pattern in part]
-
-
 def _remote_roots(data: DataConfig) -> list[str]:
     """Where the cells of a Hub data set may point: into the data set itself, and into the caches that hold its files."""
-    own = [pattern.rsplit("/", 1)[0] if "://" in pattern else str(_fixed_part(pattern)) for pattern in _patterns(data)]
+    patterns = [text for _, text in strings(data.data_files)]
+    own = [pattern.rsplit("/", 1)[0] if "://" in pattern else str(_fixed_part(pattern)) for pattern in patterns]
     caches = [str(datasets.config.HF_DATASETS_CACHE), str(datasets.config.HF_CACHE_HOME), HF_HUB_CACHE]
     return [*own, f"hf://datasets/{data.name}", *caches]
 
@@ -157,16 +155,19 @@ def choose_split(tables: dict[str, datasets.Dataset], split: str, name: str) -> 
     Raises:
         UserError: for an unknown split, with the ones there are.
     """
-    wanted = "+".join(
-        re.sub(r"^[^\[]+", lambda found: found[0] if found[0] in tables else canonical(found[0]), part.strip())
-        for part in split.split("+")
-    )
+    wanted = _in_their_spelling(split, tables)
     try:
         rows = datasets.ReadInstruction.from_spec(wanted).to_absolute({key: len(table) for key, table in tables.items()})
     except (ValueError, AssertionError, KeyError) as error:
         raise UserError(_no_split(name, split, list(tables))) from error
     parts = [tables[part.splitname].select(range(part.from_, part.to)) for part in rows]
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def _in_their_spelling(split: str, there: Iterable[str]) -> str:
+    """`Training[:80%]+dev` -> `train[:80%]+validation`, but for names that there are."""
+    parts = (part.strip().partition("[") for part in split.split("+"))
+    return "+".join((name if name in there else canonical(name)) + bracket + rest for name, bracket, rest in parts)
 
 
 def _no_split(name: str, split: str, there: list[str]) -> str:
@@ -257,13 +258,13 @@ def _open_tables(
     for file, name in splits.items():
         by_split.setdefault(name, []).append(glob.escape(str((root / file).resolve())))
     builder = next(iter(kinds))
-    for file in files:
+    wanted = _in_their_spelling(split, by_split)
+    names = {part.partition("[")[0] for part in wanted.split("+")}
+    if names - set(by_split):
+        raise UserError(_no_split(data.name, split, list(by_split)))
+    for file in (file for file, name in splits.items() if name in names):
         if check := {"webdataset": check_tar, "arrow": check_arrow}.get(builder):
             check(root / file)
-    base = re.sub(r"\[.*", "", split)
-    wanted = split if base in by_split else canonical(base) + split[len(base) :]
-    if re.sub(r"\[.*", "", wanted) not in by_split and "+" not in wanted:
-        raise UserError(_no_split(data.name, split, list(by_split)))
     dataset = datasets.load_dataset(builder, data_files=by_split, split=wanted, streaming=data.streaming)
     left = {**ignored, **(where.left_out if where else {})}
     return Opened(dataset, f"{builder} files", [str(root.resolve())], ignored=left, length=_listed(dataset, wanted))

@@ -171,6 +171,10 @@ class Source:
         number = value if self.numbers is None else self.numbers.get(value)
         return number if number is not None and 0 <= number < len(self.class_names or ()) else None
 
+    def class_counts(self) -> Counter:
+        """Number of examples of each class, and under None of those of no class. Reads the labels of all of it."""
+        return Counter(map(self.number_of, self.column(self.label_column or "")))
+
     def column(self, column: str) -> Iterator[Any]:
         """The cells of another column, in file order; images are not read."""
         if not self.streamed:
@@ -286,16 +290,15 @@ def _check_disjoint(train: Source, held_out: Source, data: DataConfig) -> None:
     Raises:
         UserError: if more than MAX_OVERLAP of the held-out images that are compared are in the training part.
     """
-    if train.streamed and train.roots is not None and any("://" in root for root in train.roots):
-        return  # reading a remote split twice costs too much, and streams of the Hub have no parts of splits
+    remote = train.streamed and any("://" in root for root in train.roots or [])
+    if remote or data.name == "toyfaces":  # reading a remote split twice costs too much, and toyfaces' splits are disjoint
+        return
 
     def digests(source: Source, count: int) -> Iterator[bytes]:
         for fetch in itertools.islice(source.epoch(None, 0), count):
             with contextlib.suppress(OSError):
                 yield hashlib.blake2b(source.content(fetch()), digest_size=16).digest()
 
-    if data.name == "toyfaces":
-        return
     known = set(digests(held_out, COMPARED[0]))
     shared = known & set(digests(train, COMPARED[1]))
     if len(shared) > MAX_OVERLAP * len(known):
@@ -318,7 +321,7 @@ def _describe(data: DataConfig, opened: Opened, train: Source, held_out: Source,
     if data.group_column and not held_out.streamed:
         description.groups = len(set(held_out.column(data.group_column)))
     if train.class_names is not None:
-        counts = None if train.streamed else Counter(map(train.number_of, train.column(train.label_column or "")))
+        counts = None if train.streamed else train.class_counts()
         description.classes = [
             Class(number, name, None if counts is None else counts[number]) for number, name in enumerate(train.class_names)
         ]

@@ -54,7 +54,7 @@ class LatentTask(DiffusionTask):
             stage.scaling_factor = self.kept["latent_scale"]
         elif (message := stage.choose_scale(1 / std)) and accelerator.is_main_process:
             print(message)
-        self.held_out_unreadable = held_out.unreadable
+        self.readers = [self.images.images if self.images else self.store, held_out]
         if self.data.held_out is None:
             self.data.held_out = len(held_out) + held_out.corrupt
         self.scale = stage.scaling_factor
@@ -63,11 +63,6 @@ class LatentTask(DiffusionTask):
         evaluated = held_out.batch(random_rows(len(held_out), config.train.num_eval_images))
         scaled = Batch(evaluated.x * self.scale, evaluated.condition)
         super().__init__(config, accelerator, stream, length, scaled, train.classes, stage.model)
-
-    @property
-    def unreadable(self) -> list[str]:
-        """See Task.unreadable."""
-        return [*(self.images.images if self.images else self.store).unreadable, *self.held_out_unreadable]
 
     @property
     def train_images(self) -> int | None:

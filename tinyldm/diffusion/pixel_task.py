@@ -33,16 +33,12 @@ class PixelTask(DiffusionTask):
         stream = self.image_batches = ImageBatches(self.images, config.seed, config.train.batch_size, rank_of(accelerator))
         # Counting a stream means reading it.
         length = stream.length = train.length() if config.train.max_steps is None else None
-        self.held_out_images = Images.of(held_out, data)
-        evaluated = first_examples(self.held_out_images, config.train.num_eval_images)
+        held_out_images = Images.of(held_out, data)
+        self.readers = [self.images, held_out_images]
+        evaluated = first_examples(held_out_images, config.train.num_eval_images)
         self.classes, self.class_names = train.classes, train.class_names
         scaled = Batch(to_float(evaluated.x), evaluated.condition)
         super().__init__(config, accelerator, stream, length, scaled, self.classes)
-
-    @property
-    def unreadable(self) -> list[str]:
-        """See Task.unreadable."""
-        return [*self.images.unreadable, *self.held_out_images.unreadable]
 
     @property
     def train_images(self) -> int | None:

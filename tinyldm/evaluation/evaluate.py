@@ -108,9 +108,8 @@ class Evaluation:
         """Whether a file in output_dir is one of these files, or in one of these folders."""
         return any(PurePath(file.relative_to(self.output).parts[0]).match(name) for name in names)
 
-    @functools.cached_property
-    def started(self) -> bool:
-        """Create output_dir. With `overwrite`, delete an older evaluation in it. Ask for it when all inputs are open."""
+    def start(self) -> None:
+        """Create output_dir. With `overwrite`, delete an older evaluation in it. Call it when all inputs are open."""
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             if self.config.overwrite:
@@ -119,7 +118,6 @@ class Evaluation:
             list_in_run(self.output)
         except OSError as error:
             raise UserError(f"output_dir {self.output} cannot be written ({error.strerror}): choose another") from error
-        return True
 
     @functools.cached_property
     def network(self) -> FeatureNetwork:
@@ -169,7 +167,8 @@ class Evaluation:
             self.notes.append("data.revision is not set: set it to a commit to make these numbers repeatable")
         key = json.dumps({"images": description, "features": self.network.recipe})
         copy = self.output / f"reference-{self.network.name}-{part}.npz"
-        if self.started and copy.resolve() != file.resolve():
+        self.start()
+        if copy.resolve() != file.resolve():
             np.savez(self.manifest.own(copy), features=values, made_of=np.array(key))
         return part, values, description
 

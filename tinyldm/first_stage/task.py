@@ -55,13 +55,9 @@ class VQTask(Task):
         self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, self.rank)
         # Counting a stream means reading it.
         self.examples_per_epoch = self.stream.length = train.length() if config.train.max_steps is None else None
-        self.held_out_images = Images.of(held_out, config.data)
-        self.held_out = first_images(self.held_out_images, config.train.num_eval_images)
-
-    @property
-    def unreadable(self) -> list[str]:
-        """See Task.unreadable."""
-        return [*self.images.unreadable, *self.held_out_images.unreadable]
+        held_out_images = Images.of(held_out, config.data)
+        self.readers = [self.images, held_out_images]
+        self.held_out = first_images(held_out_images, config.train.num_eval_images)
 
     @property
     def train_images(self) -> int | None:

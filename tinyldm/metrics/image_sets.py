@@ -4,7 +4,6 @@ An `ImageSet` yields its images from any position on, so that interrupted work c
 """
 
 import collections
-import contextlib
 import hashlib
 import itertools
 from collections.abc import Callable
@@ -16,7 +15,6 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.identity import cache_key
@@ -81,12 +79,9 @@ def class_shares(source: Source) -> list[float] | None:
     """The share of each class (K,) in a source; None without labels. Reads the labels of all of it."""
     if source.label_column is None or not source.classes:
         return None
-    counts = np.zeros(source.classes)
-    labels = source.dataset.select_columns([source.label_column])
-    for example in tqdm(labels, desc="counting classes", unit="image", total=source.known_length(), dynamic_ncols=True):
-        with contextlib.suppress(ValueError):  # an example without a label
-            counts[source.label(example)] += 1
-    return (counts / max(1, counts.sum())).tolist()
+    found = source.class_counts()
+    counts = [found[number] for number in range(source.classes)]
+    return [count / max(1, sum(counts)) for count in counts]
 
 
 def pick(images: ImageSet, rows: np.ndarray) -> torch.Tensor:

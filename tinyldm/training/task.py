@@ -33,6 +33,7 @@ class Task(ABC):
         buffers: tensors beside the networks that a checkpoint holds; restored in place.
         kept: numbers that were measured at the start of the run. A resumed run takes them over: see checkpoint.kept.
         data: what was understood of the data.
+        readers: what reads or has read the images, each with the names of the `unreadable` ones.
     """
 
     card: str
@@ -43,11 +44,12 @@ class Task(ABC):
     buffers: dict[str, torch.Tensor]
     kept: dict[str, float]
     data: Description
+    readers: list[Any]
 
     @property
-    @abstractmethod
     def unreadable(self) -> list[str]:
         """Names of the images that this rank could not read so far."""
+        return [name for reader in self.readers for name in reader.unreadable]
 
     @property
     @abstractmethod
