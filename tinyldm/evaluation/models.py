@@ -52,7 +52,8 @@ def open_model(config: Evaluate, device: str) -> Model | FirstStage:
             f"{name} draws {side} px images, the reference has {config.data.resolution} (data.resolution): "
             f"set --data.resolution {side}"
         )
-    model.sampler(config)  # refuses what this model does not know
+    for settings in (config, *(settings for _, _, settings in config.swept)):
+        model.sampler(settings)  # refuses what this model does not know
     return model
 
 
@@ -67,11 +68,12 @@ def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[st
     return {"model": str(run.resolve()) if run else config.model, "weights": kind, "weights_hash": digest(prints)}
 
 
-def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str) -> ImageSet:
+def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str, doing: str = "drawing") -> ImageSet:
     """Samples from the seeds config.seed, config.seed + 1, ..., saved in `folder`. Draws only the missing ones.
 
     Args:
         advice: see `Chunks`.
+        doing: the label of the progress bar.
     """
     key = {
         **weights_stamp(config, model.unet, model.labels, model.guide, model.first_stage),
@@ -89,7 +91,7 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str) 
             position += len(batch)
             yield batch.expand(-1, 3, -1, -1), position  # grey images too: feature networks take colours
 
-    fill(chunks, count, drawing, lambda batch: {"images": batch.numpy()}, "drawing")
+    fill(chunks, count, drawing, lambda batch: {"images": batch.numpy()}, doing)
 
     def batches(position: int, limit: int | None) -> Batches:
         end = count if limit is None else min(count, position + limit)
