@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from tinyldm.data.batch import UNKNOWN
 from tinyldm.metrics.distances import GROUPS, groups
 
-INVERSE_L2 = 1e-3  # C of the logistic regression on standardised features
+INVERSE_L2 = 1e-2  # C of the logistic regression on standardised features
 MIN_IMAGES = 10  # of a value, to learn it and to be judged by it
 
 
