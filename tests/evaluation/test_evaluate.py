@@ -22,7 +22,8 @@ from tinyldm.diffusion import model as diffusion_model
 from tinyldm.diffusion import sampling
 from tinyldm.diffusion.loading import load_model
 from tinyldm.errors import UserError
-from tinyldm.evaluation import evaluate as evaluation
+from tinyldm.evaluation import first_stage
+from tinyldm.evaluation.workspace import Workspace
 from tinyldm.metrics import chunks, features
 from tinyldm.metrics.features import FeatureNetwork
 
@@ -34,7 +35,7 @@ def network(monkeypatch):
     torch.set_num_threads(1)  # trainings set it to all cores, but tiny networks are slower with more
     fake = FakeNetwork()
     monkeypatch.setattr(features, "NETWORKS", {"inception": fake.load, "dinov2": fake.load})
-    monkeypatch.setattr(evaluation, "load_lpips", fake.no_lpips)
+    monkeypatch.setattr(first_stage, "load_lpips", fake.no_lpips)
     return fake
 
 
@@ -297,7 +298,7 @@ def test_copies_of_training_images_are_detected(network, data, go, tmp_path):
     np.savez(tmp_path / "black.npz", np.arange(24 * 16 * 16 * 3, dtype=np.uint8).reshape(24, 16, 16, 3) % 8)
     result, printed = go("--images", tmp_path / "black.npz", *data)
     assert result["results"][0]["memorisation"]["nearer"]["value"] < 0.05
-    source = evaluation.Evaluation(evaluate_config.read("", ["--images", "x", *data])).parts["train"]
+    source = Workspace(evaluate_config.read("", ["--images", "x", *data])).parts["train"]
     batches = torch.cat([batch for batch, _ in source.batches(0, None)])
     np.savez(tmp_path / "copies.npz", batches.permute(0, 2, 3, 1).numpy())
     result, printed = go("--images", tmp_path / "copies.npz", *data, output=tmp_path / "copied")

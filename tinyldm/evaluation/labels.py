@@ -71,17 +71,13 @@ class LabelMetrics:
         self.judged: dict[int, np.ndarray] = {}  # for each label the values by which samples and real images are judged
         for i, name in enumerate(tqdm(values, "learning to read labels", unit="label")):
             learned = Probe(train.features, train.labels[:, i])
-            judged = [
-                v
-                for v in learned.values
-                if min((labels[:, i] == v).sum() for labels in (drawn, held_out.labels)) >= probe.MIN_IMAGES
-            ]
-            if judged:
-                self.probes[i], self.judged[i] = learned, np.array(judged)
+            counts = [min((part[:, i] == v).sum() for part in (drawn, held_out.labels)) for v in learned.values]
+            judged = learned.values[np.array(counts, int) >= probe.MIN_IMAGES]
+            if len(judged):
+                self.probes[i], self.judged[i] = learned, judged
             else:
-                self.notes.append(
-                    f"no accuracy of the label {name}: fewer than {probe.MIN_IMAGES} images of each of its values"
-                )
+                few = f"fewer than {probe.MIN_IMAGES} samples or real images of each value"
+                self.notes.append(f"no accuracy of label {name}: {few}")
         self.real = {i: self._shares(i, held_out.features, held_out.labels) for i in self.probes}
 
     def _shares(self, i: int, features: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -136,7 +136,8 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
 
 def _label_rows(labels: dict[str, Any]) -> list[list[str]]:
     table = [["label", "values", "samples ↑", "real images ↑", "ratio", "plain: samples", "plain: real images"]]
-    for name, found in [*labels["columns"].items(), ("mean", labels["mean"])]:
+    lines = [*labels["columns"].items(), ("mean", labels["mean"])]
+    for name, found in lines if len(lines) > 2 else lines[:1]:
         shares = [_cell(found["balanced"][column], ".1%") for column in (SAMPLES, REAL)]
         plain = [f"{found['plain'][column]['value']:.1%}" for column in (SAMPLES, REAL)]
         ratio = "" if found["ratio"] is None else f"{found['ratio']:.1%}"

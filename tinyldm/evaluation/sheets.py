@@ -129,9 +129,11 @@ def captioned(picture: Image.Image, above: list[list[str]], beside: list[list[st
 
 
 def _write(pen: ImageDraw.ImageDraw, lines: list[str], x: float, y: float, width: float) -> None:
-    """Lines of text centred at x, from y on down. A line that is too wide gets a smaller font."""
+    """Lines of text centred at x, from y on down. A line that is too wide gets a smaller font, and then is cut."""
     for number, line in enumerate(lines):
         font = ImageFont.load_default(FONT)
         if (length := pen.textlength(line, font)) > width:
-            font = ImageFont.load_default(max(8.0, FONT * width / length))
+            font = ImageFont.load_default(max(9.0, FONT * width / length))
+        while pen.textlength(line, font) > width:
+            line = line[:-2] + "…"
         pen.text((x, y + LINE * number), line, "black", font, anchor="ma")
