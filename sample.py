@@ -23,7 +23,7 @@ def main() -> None:
 
     with OutputFolder(config.output_dir, config.overwrite) as output:
         device = default_device(config.device)
-        model = load_model(config.model, device, getattr(torch, config.dtype))
+        model = load_model(config.model, device, getattr(torch, config.dtype), config.ema)
         model.sampler(config)  # raises an error for unsupported settings before any file is written
 
         with tqdm(total=config.num_images, unit="image", desc="sampling", dynamic_ncols=True) as bar:

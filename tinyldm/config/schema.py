@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tinyldm.config.networks import SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
-from tinyldm.config.ranges import NonNegativeInt, PositiveInt, Seed, UnitInterval
+from tinyldm.config.ranges import EMAWidth, NonNegativeInt, PositiveInt, Seed, UnitInterval
 from tinyldm.config.sections import (
     DataConfig,
     DiffusionConfig,
@@ -101,6 +101,8 @@ class TrainVQ(Training):
         """See Training.check."""
         super().check()
         self.vq.check()
+        if self.train.ema_snapshot_steps:
+            raise UserError("train.ema_snapshot_steps is for diffusion models: set it to null for a first stage")
         side = self.data.resolution
         if side % self.vq.downscale:
             raise UserError(f"data.resolution {side} is not a multiple of the first stage's factor {self.vq.downscale}")
@@ -174,6 +176,9 @@ class SamplerSettings:
     of classes."""
     label: str | None = None
     """The name of the class to draw, instead of its number."""
+    ema: EMAWidth | None = None
+    """Relative width of the average of the weights, such as 0.05 of the training, for a run with `train.ema_snapshot_steps`.
+    null: the average that the run has saved as its model."""
 
     def check(self) -> None:
         """Raise UserError for values that contradict each other."""

@@ -19,6 +19,7 @@ from tinyldm.errors import UserError, boundary
 from tinyldm.first_stage.autoencoder import AutoencoderModel, check_autoencoder
 from tinyldm.limits import check_finite, check_numbers, read_text
 from tinyldm.remote import from_hub, may_be_hub_id
+from tinyldm.training.power_ema import reconstruct
 
 LARGEST = 2**28  # numbers in x_0
 DECODED_AT_ONCE = 2**14  # latent positions: 64 images of 64 px through an f4, or 4 of 256 px
@@ -113,13 +114,16 @@ def set_steps(sampler: SchedulerMixin, count: int, device: torch.device) -> None
         raise UserError(refusal)
 
 
-def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, ema: float | None = None) -> Model:
     """Load a run of ours, a diffusers pipeline folder, or a Hub id.
+
+    Args:
+        ema: the relative width of another average of a run's weights; see training/power_ema.py.
 
     Raises:
         UserError: if it is not one of these, or its files are damaged.
     """
-    local = Path(path).expanduser()
+    local, averaged = Path(path).expanduser(), None if ema is None else reconstruct(path, ema)
     source: contextlib.AbstractContextManager[bool] = contextlib.nullcontext(True)
     if local.is_dir():
         if (local / "pipeline").is_dir():
@@ -145,6 +149,9 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
                 "scheduler"
             )
         process = process_of(parts["scheduler"])
+        if averaged is not None:
+            with boundary(f"the snapshots of {path} are of another network than its model", "remove --ema"):
+                unet.load_state_dict(averaged)
         _check(unet, first_stage, f" in {str(dtype).removeprefix('torch.')}")
     if isinstance(first_stage, VQModel):
         first_stage.float()  # in half precision some latents would be assigned another code

@@ -17,6 +17,7 @@ from tinyldm.files import digest
 from tinyldm.first_stage.autoencoder import SUBFOLDERS, FirstStage, load_first_stage
 from tinyldm.metrics.chunks import Batches, Chunks, fill
 from tinyldm.metrics.image_sets import ImageSet, class_shares
+from tinyldm.training.power_ema import run_with_snapshots, snapshots
 
 
 def open_model(config: Evaluate, device: str) -> Model | FirstStage:
@@ -29,13 +30,15 @@ def open_model(config: Evaluate, device: str) -> Model | FirstStage:
     if name is None:
         raise UserError("set --model to a run, a pipeline folder, or a Hub id")
     local = Path(name).expanduser()
+    if config.ema is not None:
+        run_with_snapshots(name)
     if local.is_dir() and not any((local / inside).exists() for inside in ("pipeline", "model_index.json")):
         if not any((local / inside).exists() for inside in ("config.json", *SUBFOLDERS)):
             raise UserError(f"{name} is not a model folder: it has neither pipeline/, model_index.json, vqvae/ nor config.json")
         model: Model | FirstStage = load_first_stage(FirstStageConfig(path=name))
     else:
         try:
-            model = load_model(name, device, getattr(torch, config.dtype))
+            model = load_model(name, device, getattr(torch, config.dtype), config.ema)
         except UserError as error:
             if local.exists() or local.is_absolute() or name.startswith("."):
                 raise
@@ -64,6 +67,8 @@ def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[st
     if run:
         decay = read_yaml(run / "config.yaml").get("train", {}).get("ema_decay")
         kind = f"EMA, decay {decay}" if decay else "raw"
+        if config.ema is not None:
+            kind = f"EMA, relative width {config.ema:g} at step {max(snapshots(run))}"
     prints = [FirstStage(module).fingerprint() for module in modules if module is not None]
     return {"model": str(run.resolve()) if run else config.model, "weights": kind, "weights_hash": digest(prints)}
 
