@@ -143,10 +143,10 @@ def test_widths_out_of_range_are_refused(width):
 
 def test_what_is_no_run_or_has_no_snapshots_is_refused(tmp_path):
     for other in (tmp_path, tmp_path / "none", "user/model"):
-        with pytest.raises(UserError, match="needs a run folder"):
+        with pytest.raises(UserError, match="is not a run folder"):
             reconstruct(str(other), 0.05)
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(UserError, match=r"no snapshots in ema/: train it with train\.ema_snapshot_steps"):
+    with pytest.raises(UserError, match=r"no snapshots in ema/: train one with train\.ema_snapshot_steps"):
         reconstruct(str(tmp_path), 0.05)
 
 

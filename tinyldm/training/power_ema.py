@@ -166,9 +166,9 @@ def run_with_snapshots(model: str) -> Path:
     """
     run = Path(model).expanduser()
     if not (run / "config.yaml").is_file():
-        raise UserError(f"ema needs a run folder with snapshots, which {model} is not: give a run, or remove --ema")
+        raise UserError(f"{model} is not a run folder, and only a run has snapshots of its averages: give a run")
     if not snapshots(run):
-        raise UserError(f"{run} has no snapshots in {FOLDER}/: train it with train.ema_snapshot_steps, or remove --ema")
+        raise UserError(f"{run} has no snapshots in {FOLDER}/: train one with train.ema_snapshot_steps")
     return run
 
 
