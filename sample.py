@@ -17,13 +17,13 @@ def main() -> None:
     from tqdm.auto import tqdm
 
     from tinyldm.diffusion import sampling
-    from tinyldm.diffusion.model import load_model
+    from tinyldm.diffusion.loading import load_for
     from tinyldm.pictures import OutputFolder
     from tinyldm.training.accelerator import default_device
 
     with OutputFolder(config.output_dir, config.overwrite) as output:
         device = default_device(config.device)
-        model = load_model(config.model, device, getattr(torch, config.dtype), config.ema)
+        model = load_for(config.model, config, device, getattr(torch, config.dtype))
         model.sampler(config)  # raises an error for unsupported settings before any file is written
 
         with tqdm(total=config.num_images, unit="image", desc="sampling", dynamic_ncols=True) as bar:

@@ -8,9 +8,10 @@ the recipe's batches unless one of them takes longer than 48 s, without data, ev
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -22,6 +23,8 @@ from tqdm.auto import tqdm
 from tinyldm.config.networks import VQConfig
 from tinyldm.config.parsing import parse, read_recipe
 from tinyldm.config.schema import TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
+from tinyldm.data.batch import Condition
+from tinyldm.data.columns import LabelColumn
 from tinyldm.data.sources import open_part, open_sources
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.diffusion.process import make_process
@@ -45,21 +48,25 @@ class Part:
     Attributes:
         make: builds it on the current default device.
         shape: the shape of one input, without the batch.
-        scalars: how many numbers it gets beside an image: the timestep, and perhaps the class.
+        denoises: whether it is a denoiser, which also gets timesteps and a condition.
+        labels: number of label columns.
         trained: whether it is trained; otherwise it only sees each image once.
     """
 
     name: str
     make: Callable[[], nn.Module]
     shape: tuple[int, int, int]
-    scalars: int = 0
+    denoises: bool = False
+    labels: int = 0
     trained: bool = True
 
-    def inputs(self, batch: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    def inputs(self, batch: int, device: torch.device) -> tuple[Any, ...]:
         """Random inputs."""
-        return torch.randn(batch, *self.shape, device=device), *torch.zeros(
-            self.scalars, batch, dtype=torch.long, device=device
-        )
+        images = torch.randn(batch, *self.shape, device=device)
+        if not self.denoises:
+            return (images,)
+        times, labels = (torch.zeros(*shape, dtype=torch.long, device=device) for shape in ((batch,), (batch, self.labels)))
+        return images, times, Condition(labels if self.labels else None)
 
 
 @dataclass
@@ -91,25 +98,25 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
     assert isinstance(config, TrainLDM | TrainDDPM)
     unet = config.unet
     shape: tuple[int, int, int] = (channels, side, side)
-    classes: int | None = None
+    labels: Sequence[LabelColumn] = ()
     if isinstance(config, TrainLDM):
         stage = first_stage(config, notes)
         shape = (stage.channels, stage.check_resolution(side), stage.check_resolution(side))
         yield Part("first stage, encoding", lambda: _Encoder(copy.deepcopy(stage.model)), (channels, side, side), trained=False)
-    elif config.data.label_column:
+    if config.data.labels:
         try:
-            classes = open_part(config.data, config.data.split)[0].classes
+            labels = open_part(config.data, config.data.split)[0].labels
         except UserError:
-            classes = 10
-            notes.append(f"the labels of {config.data.name} cannot be read here: {classes} classes are counted")
+            labels = [LabelColumn(name, [str(number) for number in range(10)]) for name in config.data.labels]
+            notes.append(f"the labels of {config.data.name} cannot be read here: 10 values of each are counted")
     learned = make_process(config.scheduler).learns_variance
 
     def denoiser() -> nn.Module:
-        network = make_denoiser(unet, shape[1], shape[0], classes, learned)
+        network = make_denoiser(unet, shape[1], shape[0], labels, learned)
         switch_on(network, config.train)
         return network
 
-    yield Part("UNet2DModel", denoiser, shape, scalars=2 if classes else 1)
+    yield Part("UNet2DModel", denoiser, shape, denoises=True, labels=len(labels))
 
 
 def first_stage(config: TrainLDM, notes: list[str]) -> FirstStage:
@@ -145,7 +152,7 @@ class _Encoder(nn.Module):
         return latents if latents.is_meta else stage.to_half(latents)
 
 
-def output(network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def output(network: nn.Module, inputs: tuple[Any, ...]) -> torch.Tensor:
     """The output tensor of a network, which may return a tuple or an object with `.sample`."""
     returned = network(*inputs)
     returned = returned[0] if isinstance(returned, tuple) else returned

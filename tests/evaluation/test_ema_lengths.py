@@ -18,7 +18,7 @@ import train_ldm
 from tests.support.evaluations import FakeNetwork
 from tests.support.runs import DDPM, DIGITS, EVERY_STEP, ROOT, rows, run
 from tinyldm.config.ema import read
-from tinyldm.diffusion.model import load_model
+from tinyldm.diffusion.loading import load_model
 from tinyldm.errors import UserError
 from tinyldm.evaluation.ema_lengths import compare
 from tinyldm.manifest import Manifest
@@ -109,7 +109,7 @@ def test_the_best_one_is_exported_as_a_pipeline(model, network):
     found = measured(model, "--export", str(folder))
     best = min(found[1:], key=lambda row: row["value"])["width"]
     exported = DiffusionPipeline.from_pretrained(folder).unet.state_dict()
-    expected = reconstruct(str(model), best)
+    expected = {name.removeprefix("unet."): weight for name, weight in reconstruct(str(model), best).items()}
     assert exported.keys() == expected.keys() and all(torch.equal(exported[name], expected[name]) for name in expected)
     saved = load_file(model / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     assert any(not torch.equal(saved[name], exported[name]) for name in saved)
@@ -121,13 +121,33 @@ def test_the_best_one_is_exported_as_a_pipeline(model, network):
     assert network.seen == before  # refused before anything is drawn
 
 
+def test_labels_are_averaged_too(tmp_path, monkeypatch):
+    args = [
+        *DIGITS,
+        *EVERY_STEP,
+        *DDPM,
+        "--data.label_columns",
+        "label",
+        "--train.ema_snapshot_steps",
+        1,
+        "--train.max_steps",
+        3,
+    ]
+    run(monkeypatch, train_ddpm, "--output_dir", tmp_path / "run", *args)
+    saved, averaged = (load_model(str(tmp_path / "run"), ema=width).labels for width in (None, 0.2))
+    expected = reconstruct(str(tmp_path / "run"), 0.2)["labels.vectors.0"]
+    assert torch.equal(averaged.vectors[0], expected) and not torch.equal(saved.vectors[0], expected)
+    assert torch.equal(averaged.rows, saved.rows)  # a buffer, which is not averaged
+
+
 def test_sample_draws_with_the_average(model, monkeypatch):
     def drawn(name: str, *args: str) -> bytes:
         run(monkeypatch, sample, "--output_dir", model.parent / name, "--num_images", 1, "--num_inference_steps", 2, *args)
         return (model.parent / name / "images" / "seed-000000.png").read_bytes()
 
     average = load_model(str(model), ema=0.05).unet
-    DiffusionPipeline.from_pretrained(model / "pipeline", unet=average).save_pretrained(model.parent / "average")
+    shutil.copytree(model / "pipeline", model.parent / "average")
+    average.save_pretrained(model.parent / "average" / "unet")
     wanted = drawn("expected", "--model", str(model.parent / "average"))
     assert drawn("average-of-run", "--model", str(model), "--ema", "0.05") == wanted
     assert drawn("saved", "--model", str(model)) != wanted
@@ -156,9 +176,7 @@ def test_no_widths_and_images_are_refused(monkeypatch):
 
 
 def test_the_command_explains_itself():
-    command = [sys.executable, "-X", "importtime", "-m", "tinyldm.ema"]
-    done = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-X", "importtime", "-m", "tinyldm.ema", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage: python -m tinyldm.ema" in done.stdout and "--widths" in done.stdout
     assert " torch\n" not in done.stderr
-    done = subprocess.run([*command[:1], *command[3:], "/nowhere"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.endswith("give a run\n")

@@ -198,7 +198,7 @@ def test_a_resumed_training_writes_the_same_snapshots(monkeypatch, tmp_path):
 def test_snapshots_are_those_of_the_weights_names(monkeypatch, tmp_path):
     """At step 1 every average is the weights themselves, and one of another length is too."""
     folder = trained(monkeypatch, tmp_path / "run", 1)
-    weights = load_file(folder / "checkpoints" / "step-1" / "unet.safetensors")
+    weights = load_file(folder / "checkpoints" / "step-1" / "denoiser.safetensors")
     made = reconstruct(str(folder), 0.15)
     assert made.keys() == weights.keys()
     assert all(torch.equal(made[name], weights[name].half().float()) for name in weights)

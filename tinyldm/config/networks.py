@@ -64,6 +64,7 @@ class DiffusersSection:
 
 
 FROM_DATA = "is derived from the data and the first stage: remove it"
+FROM_LABELS = "is derived from data.label_columns: remove it"
 
 
 @dataclass
@@ -76,7 +77,8 @@ class UNetConfig(DiffusersSection):
         "sample_size": FROM_DATA,
         "in_channels": FROM_DATA,
         "out_channels": FROM_DATA,
-        "num_class_embeds": "is derived from the labels in data.label_column: remove it",
+        "num_class_embeds": FROM_LABELS,
+        "class_embed_type": FROM_LABELS,
     }
 
     block_out_channels: tuple[PositiveInt, ...] = (64, 64, 128, 128)

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tinyldm.config.networks import SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
-from tinyldm.config.ranges import EMAWidth, NonNegativeInt, PositiveInt, Seed, UnitInterval
+from tinyldm.config.ranges import EMAWidth, PositiveFloat, PositiveInt, Seed, UnitInterval
 from tinyldm.config.sections import (
+    ConditionConfig,
     DataConfig,
     DiffusionConfig,
     Features,
     FirstStageConfig,
+    GuidanceConfig,
     HubConfig,
     TrainConfig,
     VQLossConfig,
@@ -23,10 +25,12 @@ from tinyldm.limits import STEP_BYTES
 
 __all__ = [
     "TRAININGS",
+    "ConditionConfig",
     "DataConfig",
     "DiffusionConfig",
     "Features",
     "FirstStageConfig",
+    "GuidanceConfig",
     "HubConfig",
     "Sample",
     "Sampler",
@@ -117,7 +121,7 @@ class TrainVQ(Training):
 class TrainLDM(Training):
     """Train a latent diffusion model on the latents of a first stage."""
 
-    first_keys: ClassVar[tuple[str, ...]] = _first("first_stage.path")
+    first_keys: ClassVar[tuple[str, ...]] = _first("first_stage.path", "data.label_columns")
 
     script: Literal["train_ldm"] = "train_ldm"
     """The script that the recipe is for. Another script refuses it."""
@@ -125,6 +129,8 @@ class TrainLDM(Training):
     unet: UNetConfig = field(default_factory=UNetConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
     def check(self) -> None:
         """See Training.check."""
@@ -132,23 +138,25 @@ class TrainLDM(Training):
         self.unet.check()
         self.scheduler.check()
         self.diffusion.check(self.scheduler)
+        self.condition.check(self.data)
+        self.guidance.check(self.train.max_steps)
         if self.diffusion.loss != "simple":
             raise UserError(f"diffusion.loss {self.diffusion.loss} is a bound on pixels: use train_ddpm.py, or the loss simple")
-        if self.data.label_column:
-            raise UserError("data.label_column: diffusers' LDMPipeline takes no labels; set it to null, or use train_ddpm.py")
 
 
 @dataclass(kw_only=True)
 class TrainDDPM(Training):
     """Train a diffusion model on pixels. The defaults of scheduler and loss are those of Ho et al. 2020."""
 
-    first_keys: ClassVar[tuple[str, ...]] = _first("data.label_column")
+    first_keys: ClassVar[tuple[str, ...]] = _first("data.label_columns")
 
     script: Literal["train_ddpm"] = "train_ddpm"
     """The script that the recipe is for. Another script refuses it."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     scheduler: SchedulerConfig = field(default_factory=pixel_scheduler)
     diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(snr_gamma=None))
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
 
     def check(self) -> None:
         """See Training.check."""
@@ -156,6 +164,8 @@ class TrainDDPM(Training):
         self.unet.check()
         self.scheduler.check()
         self.diffusion.check(self.scheduler)
+        self.condition.check(self.data)
+        self.guidance.check(self.train.max_steps)
 
 
 TRAININGS: dict[str, type[Training]] = {"train_vq": TrainVQ, "train_ldm": TrainLDM, "train_ddpm": TrainDDPM}
@@ -171,19 +181,28 @@ class SamplerSettings:
     """Denoising steps. About 20 are enough for dpm-solver++."""
     eta: UnitInterval = 0.0
     """Noise added by DDIM at each step, from 0 (deterministic) to 1 (as much as DDPM)."""
-    class_label: NonNegativeInt | None = None
-    """The number of the class to draw, for a class-conditional model. null: the image of seed s has class s modulo the number
-    of classes."""
-    label: str | None = None
-    """The name of the class to draw, instead of its number."""
+    labels: str | None = None
+    """What to draw, for a model with labels: 'Smiling=true,hat=cap', or 'cat' where there is only one label. Labels not given
+    vary from seed to seed as they do in the data; `unknown` leaves one open to the network."""
+    guidance_scale: PositiveFloat | None = None
+    """How far to go away from the prediction of a weaker model, the guide. 1: no guidance. Larger: fewer flaws, less variety.
+    null: the scale stored with the model."""
+    guidance_model: str | None = None
+    """The guide: a run, a checkpoint of it, or a pipeline over the same latents (autoguidance, Karras et al. 2024). null: the
+    model's own guide, or the model itself without its labels (classifier-free guidance, Ho & Salimans 2022)."""
+    guidance_interval: tuple[UnitInterval, UnitInterval] = (0.0, 1.0)
+    """Guide only in this part of the way from noise to image, e.g. [0.2, 0.8] (Kynkaanniemi et al. 2024)."""
+    guidance_rescale: UnitInterval = 0.0
+    """Bring the guided prediction back to the spread it had before: 0 not at all, 1 fully (Lin et al. 2023, section 3.4)."""
     ema: EMAWidth | None = None
     """Relative width of the average of the weights, such as 0.05 of the training, for a run with `train.ema_snapshot_steps`.
     null: the average that the run has saved as its model."""
 
     def check(self) -> None:
         """Raise UserError for values that contradict each other."""
-        if self.label is not None and self.class_label is not None:
-            raise UserError("label and class_label both name the class to draw: give one of them")
+        start, stop = self.guidance_interval
+        if start >= stop:
+            raise UserError(f"guidance_interval is [{start}, {stop}]: give its start first, such as [0.2, 0.8]")
         if self.eta and self.scheduler not in (None, "ddim"):
             raise UserError(f"eta only applies to DDIM, not {self.scheduler}: remove it or use --scheduler ddim")
 

@@ -4,7 +4,7 @@ The docstring under a field is what `--help` prints for it. Ranges are types; `c
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tinyldm.config.networks import SchedulerConfig
@@ -19,6 +19,7 @@ from tinyldm.config.ranges import (
     PositiveFloat,
     PositiveInt,
     Threads,
+    UnitInterval,
 )
 from tinyldm.errors import UserError
 
@@ -45,9 +46,9 @@ class DataConfig:
     """The fraction of `split` to hold out when there is no `eval_split`."""
     image_column: str | None = None
     """The column with the images. null: `image`, or the only column of type Image."""
-    label_column: str | None = None
-    """The column with the classes (class labels, integers or strings), which makes the model class-conditional. A folder of
-    class folders has `label`. For train_ddpm.py only. null: no labels."""
+    label_columns: str | list[str] | None = None
+    """The columns to condition the model on: one column of classes or several attributes, each of class labels, booleans,
+    integers or strings. A folder of class folders has `label`. An empty cell is an unknown label. null: no labels."""
     group_column: str | None = None
     """The column of the person, patient or scene. Images of one group are all trained on or all held out. null: no groups."""
     duplicates: bool = False
@@ -68,8 +69,15 @@ class DataConfig:
     cache_dir: str = "~/.cache/tinyldm"
     """Folder for encoded latents, so that a second run does not encode the images again."""
 
+    @property
+    def labels(self) -> list[str]:
+        """The names in `label_columns`."""
+        return [self.label_columns] if isinstance(self.label_columns, str) else list(self.label_columns or [])
+
     def check(self) -> None:
         """Raise UserError for values that contradict each other."""
+        if len(set(self.labels)) < len(self.labels):
+            raise UserError(f"data.label_columns names a column twice: {', '.join(self.labels)}")
         if self.eval_split and self.eval_split.lower() == self.split.lower():
             raise UserError(
                 f"data.split and data.eval_split are both {self.split!r}, so the held-out images would be trained on; "
@@ -209,6 +217,49 @@ class DiffusionConfig:
             )
         if self.loss == "bound" and self.snr_gamma is not None:
             raise UserError("diffusion.loss bound has its own weights; set diffusion.snr_gamma to null")
+
+
+@dataclass
+class ConditionConfig:
+    """How a model with labels (`data.label_columns`) learns them."""
+
+    dropout: UnitInterval = 0.1
+    """Probability that an image is trained on without its labels. Classifier-free guidance needs it (Ho & Salimans 2022)."""
+    dropout_each: UnitInterval = 0.1
+    """With several labels: probability that one of them is dropped, each by itself. So single labels can be left unknown."""
+    balanced: str | None = None
+    """A label column whose values are trained on equally often. null: as often as they are in the data."""
+
+    def check(self, data: DataConfig) -> None:
+        """Raise UserError for values that contradict each other."""
+        if self.balanced is not None and self.balanced not in data.labels:
+            raise UserError(
+                f"condition.balanced is {self.balanced!r}; name one of data.label_columns: {', '.join(data.labels) or 'none'}"
+            )
+
+
+@dataclass
+class GuidanceConfig:
+    """The guide: a snapshot of the network early in its training, away from which later samples go (autoguidance, Karras et al.
+    2024). sample.py and the previews use it."""
+
+    guide_steps: NonNegativeInt | None = None
+    """The step at which the averaged weights are kept as the guide. null: after a sixth of the training, or none for a model
+    with labels, which guides itself by drawing without them. 0: no guide."""
+    scale: PositiveFloat | None = None
+    """The guidance scale that is stored with the model: 1 is no guidance. null: the best of `scales` by a Frechet distance on
+    held-out images, measured at the end."""
+    scales: list[PositiveFloat] = field(default_factory=lambda: [1.0, 1.5, 2.0, 2.5, 3.0])
+    """The scales to choose from."""
+    num_images: AtLeast20 = 256
+    """Images drawn for each of them."""
+
+    def check(self, max_steps: int | None) -> None:
+        """Raise UserError for values that contradict each other."""
+        if self.guide_steps and max_steps and self.guide_steps >= max_steps:
+            raise UserError(
+                f"guidance.guide_steps is {self.guide_steps}; the guide must be earlier than train.max_steps, {max_steps}"
+            )
 
 
 @dataclass

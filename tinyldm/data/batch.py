@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+UNKNOWN = -1  # the number of a label that is missing
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -14,7 +16,7 @@ class Condition:
     A new kind of condition is a new field: everything that moves, splits or gathers a condition goes through `map`.
 
     Attributes:
-        labels: class numbers (B,), int64.
+        labels: (B, A), int64: for each of A label columns the number of a value, or UNKNOWN.
     """
 
     labels: torch.Tensor | None = None
@@ -23,6 +25,10 @@ class Condition:
         """The same condition with `function` applied to each of its tensors."""
         present = {name: value for name, value in vars(self).items() if value is not None}
         return replace(self, **{name: function(value) for name, value in present.items()})
+
+    def join(self, other: "Condition") -> "Condition":
+        """The conditions of two batches, one after the other. Both have the same fields."""
+        return replace(self, **{n: torch.cat([v, getattr(other, n)]) for n, v in vars(self).items() if v is not None})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Condition":
         """The same condition on another device."""

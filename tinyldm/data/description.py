@@ -1,20 +1,50 @@
 """What a run understood of its data: printed at the start, kept in data.json and checkpoints, compared on --resume."""
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tinyldm.data.batch import UNKNOWN
 from tinyldm.errors import UserError
 
 NAMED = 5  # names listed for each reason
+LISTED = 12  # values listed of each label
+RARE = 10  # training images of a value
 
 
 @dataclass
-class Class:
-    """A class: its number for the network, its name, and its training images (None: a stream does not know yet)."""
+class Value:
+    """A value of a label: its number for the network, its name, and its training images (None: a stream does not know yet)."""
 
     number: int
     name: str
     count: int | None = None
+
+
+@dataclass
+class Label:
+    """A column of labels: its values, and the number of training images without one of them."""
+
+    values: list[Value]
+    unknown: int | None = None
+
+    @classmethod
+    def of(cls, names: list[str]) -> "Label":
+        """A label with these values, none of them counted yet."""
+        return cls([Value(number, name) for number, name in enumerate(names)])
+
+    def count(self, numbers: Counter) -> None:
+        """Take over how many training images have each number."""
+        for value in self.values:
+            value.count = numbers[value.number]
+        self.unknown = numbers[UNKNOWN]
+
+    def line(self, name: str) -> str:
+        """The line about this label, for the block that is printed before a training."""
+        listed = [value.name + ("" if value.count is None else f" ({value.count:,})") for value in self.values[:LISTED]]
+        more = f", ... {len(self.values) - LISTED} more" if len(self.values) > LISTED else ""
+        unknown = f"; unknown ({self.unknown:,})" if self.unknown else ""
+        return f"  label {name}: {', '.join(listed)}{more}{unknown}"
 
 
 @dataclass
@@ -31,7 +61,7 @@ class Description:
         split: the split of the training part.
         held_out: number of held-out images, and how they were chosen.
         groups: number of groups in the held-out part, with data.group_column.
-        classes: the classes; None without labels.
+        labels: the label columns by name, in the order of data.label_columns.
         notes: sentences about what may be misread.
     """
 
@@ -45,7 +75,7 @@ class Description:
     found: int | None = None
     ignored: dict[str, list[str] | int] = field(default_factory=dict)
     groups: int | None = None
-    classes: list[Class] | None = None
+    labels: dict[str, Label] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def ignore(self, reason: str, names: list[str]) -> None:
@@ -85,7 +115,7 @@ class Description:
             "column": self.column,
             "split": self.split,
             "held_out": {"images": self.held_out, "how": self.how, "groups": self.groups},
-            "classes": None if self.classes is None else [vars(entry) for entry in self.classes],
+            "labels": {name: asdict(label) for name, label in self.labels.items()},
         }
 
     def lines(self) -> list[str]:
@@ -95,17 +125,25 @@ class Description:
         lines = [f"data: {self.name} ({self.kind}): {found}{counts}"]
         groups = "" if self.groups is None else f", {self.groups:,} groups"
         lines.append(f"  column {self.column}, split {self.split}; held out: {self.how}{groups}")
-        if self.classes is not None:
-            listed = [f"{e.number} {e.name}" + ("" if e.count is None else f" ({e.count:,})") for e in self.classes[:12]]
-            more = f", ... {len(self.classes) - 12} more" if len(self.classes) > 12 else ""
-            lines.append(f"  {len(self.classes)} classes: {', '.join(listed)}{more}")
+        lines += [label.line(name) for name, label in self.labels.items()]
         for reason, names in self.ignored.items():
             if isinstance(names, int):
                 lines.append(f"  ignored, {reason}: {names:,}")
             else:
                 dots = ", ..." if len(names) > NAMED else ""
                 lines.append(f"  ignored, {reason}: {len(names):,} ({', '.join(names[:NAMED])}{dots})")
-        return lines + [f"  note: {note}" for note in self.notes]
+        return lines + [f"  note: {note}" for note in [*self.notes, *self._rare()]]
+
+    def _rare(self) -> list[str]:
+        """A note about values that are too rare to learn."""
+        rare = [
+            f"{name}={value.name} ({value.count})"
+            for name, label in self.labels.items()
+            for value in label.values
+            if value.count is not None and value.count < RARE
+        ]
+        more = f", ... {len(rare) - LISTED} more" if len(rare) > LISTED else ""
+        return [f"fewer than {RARE} training images, too few to learn: {', '.join(rare[:LISTED])}{more}"] if rare else []
 
 
 def compare(before: dict[str, Any], now: dict[str, Any], folder: str) -> list[str]:
@@ -116,23 +154,27 @@ def compare(before: dict[str, Any], now: dict[str, Any], folder: str) -> list[st
         folder: the checkpoint, for the message.
 
     Raises:
-        UserError: if a class number now means another class.
+        UserError: if the number of a label now means another value.
     """
-    old, new = ([(e["number"], e["name"]) for e in part["classes"] or []] for part in (before, now))
-    if old != new:
-        changed = next(((a, b) for a, b in zip(old, new, strict=False) if a != b), None)
+    old, new = ({name: [v["name"] for v in e["values"]] for name, e in part["labels"].items()} for part in (before, now))
+    if list(old.items()) != list(new.items()):
+        changed = next((name for name in old if name in new and old[name] != new[name]), None)
         what = (
-            f"class {changed[0][0]} was {changed[0][1]!r} and is {changed[1][1]!r} now"
+            f"label {changed} was {_names(old[changed])} and is {_names(new[changed])} now"
             if changed
-            else (f"there were {len(old)} classes and are {len(new)} now")
+            else (f"they were {_names(list(old))} and are {_names(list(new))} now")
         )
-        raise UserError(f"the classes of the data changed since {folder}: {what}; rename them back, or train in a new folder")
+        raise UserError(f"the labels of the data changed since {folder}: {what}; change them back, or train in a new folder")
     keys = ("found", "column", "split", "held_out")
     return [
         f"{key.replace('_', ' ')} {_short(before[key])} -> {_short(now[key])}"
         for key in keys
         if before[key] != now[key] and None not in (before[key], now[key])
     ]
+
+
+def _names(names: list[str]) -> str:
+    return (", ".join(names[:LISTED]) or "none") + (f", ... ({len(names):,})" if len(names) > LISTED else "")
 
 
 def _short(value: Any) -> str:

@@ -77,6 +77,7 @@ def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndar
 
 
 Fetch = Callable[[], dict[str, Any]]  # reads an example
+Decoded = tuple[np.ndarray, list[int]]  # an image and the numbers of its labels
 
 
 class Unreadable(NamedTuple):
@@ -87,7 +88,7 @@ class Unreadable(NamedTuple):
 
 
 class Images:
-    """Decodes examples in threads and yields (image, label) in the examples' order.
+    """Decodes examples in threads and yields (image, labels) in the examples' order.
 
     Pillow releases the interpreter's lock while it decodes and resizes. So threads are as fast as worker processes, copy
     nothing, and read a stream only once.
@@ -111,8 +112,8 @@ class Images:
         """The images of a source, as a recipe's data section wants them."""
         return cls(source, data.resolution, data.num_workers, data.channels)
 
-    def decode(self, fetch: Fetch) -> tuple[np.ndarray, int | None] | Unreadable:
-        """uint8 array (resolution, resolution, channels) and label, or why there is none."""
+    def decode(self, fetch: Fetch) -> Decoded | Unreadable:
+        """uint8 array (resolution, resolution, channels) and numbers of labels, or why there is none."""
         example: dict[str, Any] = {}
         try:
             example = fetch()
@@ -121,10 +122,10 @@ class Images:
         except Exception as error:  # Pillow's readers raise many types: SyntaxError (PNG), RuntimeError (AVIF) ...
             return Unreadable(self.source.file_name(example), f"{type(error).__name__}: {error}")
 
-    def _decode_all(self, group: list[Fetch]) -> list[tuple[np.ndarray, int | None] | Unreadable]:
+    def _decode_all(self, group: list[Fetch]) -> list[Decoded | Unreadable]:
         return [self.decode(fetch) for fetch in group]
 
-    def __call__(self, examples: Iterable[Fetch], fill: bool = False) -> Iterator[tuple[np.ndarray, int | None]]:
+    def __call__(self, examples: Iterable[Fetch], fill: bool = False) -> Iterator[Decoded]:
         """Decode `examples` and skip corrupt images.
 
         Args:
@@ -141,7 +142,7 @@ class Images:
             yield from itertools.repeat(decoded, waiting if fill else 1)
             waiting = 0
 
-    def _decoded(self, examples: Iterator[Fetch]) -> Iterator[tuple[np.ndarray, int | None] | Unreadable]:
+    def _decoded(self, examples: Iterator[Fetch]) -> Iterator[Decoded | Unreadable]:
         """What `decode` returns for each example: from threads, or without `num_workers` from this one."""
         if not self.num_workers:
             yield from map(self.decode, examples)
@@ -245,10 +246,10 @@ class ImageBatches:
             epoch, skip = epoch + 1, 0
 
 
-def collate(decoded: list[tuple[np.ndarray, int | None]]) -> Batch:
+def collate(decoded: list[Decoded]) -> Batch:
     """Make a batch of what Images yields, channels_last in memory for faster convolutions."""
     images, labels = zip(*decoded, strict=True)
-    condition = Condition() if labels[0] is None else Condition(torch.tensor(labels))
+    condition = Condition(torch.tensor(labels)) if labels[0] else Condition()
     return Batch(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), condition)
 
 

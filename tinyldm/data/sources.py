@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.cells import image_bytes
-from tinyldm.data.columns import classes, image_column
-from tinyldm.data.description import Class, Description
+from tinyldm.data.columns import LabelColumn, image_column, label_columns
+from tinyldm.data.description import Description, Label
 from tinyldm.data.opening import Opened, open_split
 from tinyldm.errors import UserError, why
 
@@ -45,9 +45,8 @@ class Source:
         image_column: its column of type Image(decode=False).
         name: the data set's name, for messages.
         shuffle_buffer: examples from which a shuffled stream draws the next one.
-        label_column: the column with the classes, or None.
-        class_names: the names of the classes, in the order of their numbers; None without labels.
-        numbers: value of a cell -> class number; None where cells hold class numbers.
+        labels: the columns that the model is conditioned on.
+        balance: a label of each example; all its values are equally frequent in a shuffled epoch. None: as in the data.
         roots: see `image_bytes`.
         listed_length: a stream's length by the data set's metadata, or None.
         exact_length: its length where that is certain, or None.
@@ -60,20 +59,14 @@ class Source:
     image_column: str
     name: str
     shuffle_buffer: int
-    label_column: str | None = None
-    class_names: list[str] | None = None
-    numbers: dict[Any, int] | None = None
+    labels: list[LabelColumn] = field(default_factory=list)
+    balance: np.ndarray | None = field(default=None, repr=False)
     roots: list[str] | None = None
     listed_length: int | None = None
     exact_length: int | None = None
     read: int = 0
     description: Description | None = field(default=None, repr=False)
     held_out: bool = False
-
-    @property
-    def classes(self) -> int | None:
-        """Number of classes, or None without labels."""
-        return len(self.class_names) if self.class_names is not None else None
 
     @property
     def streamed(self) -> bool:
@@ -104,7 +97,7 @@ class Source:
         if not self.streamed:
             order = np.arange(len(self.dataset))
             if seed is not None:
-                np.random.default_rng([seed, epoch]).shuffle(order)
+                order = shuffled(len(order), np.random.default_rng([seed, epoch]), self.balance)
             for index in order[start:]:
                 yield functools.partial(self.dataset.__getitem__, int(index))
             return
@@ -114,28 +107,31 @@ class Source:
             stream = stream.shuffle(seed=seed, buffer_size=self.shuffle_buffer, max_buffer_input_shards=1)
             stream.set_epoch(epoch)
         with _reading(self.name):
-            counts: Counter = Counter()
+            total, counts = 0, [Counter[int]() for _ in self.labels]
             for position, example in enumerate(stream):
                 self.read += 1
-                counts[self.number_of(example[self.label_column]) if self.label_column else None] += 1
+                total += 1
+                for number, counter in zip(self.label(example), counts, strict=True):
+                    counter[number] += 1
                 if position >= start:  # stream.skip() would change the shuffle
                     yield functools.partial(_unchanged, example)
-        self._learn(counts)
+        self._learn(total, counts)
 
-    def _learn(self, counts: Counter) -> None:
+    def _learn(self, total: int, counts: list[Counter]) -> None:
         """Fill in the description after a whole pass.
 
         Args:
-            counts: number of examples of each class; None: of no class.
+            total: number of examples.
+            counts: for each label column the number of examples of each value.
         """
         if self.description is None:
             return
         if self.held_out:
-            self.description.held_out = counts.total()
+            self.description.held_out = total
             return
-        self.description.train = counts.total()
-        for entry in self.description.classes or []:
-            entry.count = counts[entry.number]
+        self.description.train = total
+        for label, numbers in zip(self.description.labels.values(), counts, strict=True):
+            label.count(numbers)
 
     def content(self, example: dict[str, Any]) -> bytes:
         """The encoded image of an example.
@@ -152,37 +148,52 @@ class Source:
             return Path(str(path).split("::")[0]).name
         return str(example.get("__key__") or hashlib.blake2b(cell.get("bytes") or b"", digest_size=6).hexdigest())
 
-    def label(self, example: dict[str, Any]) -> int | None:
-        """The class number of an example; None without labels.
+    def label(self, example: dict[str, Any]) -> list[int]:
+        """The numbers of an example's labels, one for each column."""
+        return [column.number_of(example[column.name]) for column in self.labels]
 
-        Raises:
-            ValueError: if the example has no valid label.
-        """
-        if self.class_names is None or self.label_column is None:
-            return None
-        value = example[self.label_column]
-        label = self.number_of(value)
-        if label is None:
-            raise ValueError(f"label {value!r}")
-        return label
+    def label_numbers(self) -> np.ndarray:
+        """The numbers (N, A) of the labels of all examples, in file order. Reads the labels of all of it."""
+        names = [column.name for column in self.labels]
+        rows = [self.label(dict(zip(names, row, strict=True))) for row in self.columns(names)]
+        return np.array(rows, np.int64).reshape(-1, len(names))
 
-    def number_of(self, value: Any) -> int | None:
-        """The class number of a cell of the label column; None for a cell that is empty or of no class."""
-        number = value if self.numbers is None else self.numbers.get(value)
-        return number if number is not None and 0 <= number < len(self.class_names or ()) else None
-
-    def class_counts(self) -> Counter:
-        """Number of examples of each class, and under None of those of no class. Reads the labels of all of it."""
-        return Counter(map(self.number_of, self.column(self.label_column or "")))
-
-    def column(self, column: str) -> Iterator[Any]:
-        """The cells of another column, in file order; images are not read."""
+    def columns(self, names: list[str]) -> Iterator[tuple]:
+        """The cells of other columns, row by row in file order; images are not read."""
         if not self.streamed:
-            yield from self.dataset[column]
+            yield from zip(*(self.dataset[name] for name in names), strict=True)
             return
         with _reading(self.name):
-            for example in self.dataset.select_columns([column]):
-                yield example[column]
+            for example in self.dataset.select_columns(names):
+                yield tuple(example[name] for name in names)
+
+
+def shuffled(count: int, random: np.random.Generator, balance: np.ndarray | None = None) -> np.ndarray:
+    """The numbers 0 .. count - 1 in random order.
+
+    Args:
+        balance: a label (count,) of each. Then each value has the same share: rare ones occur several times, others not
+            always.
+    """
+    order = np.arange(count)
+    if balance is None:
+        random.shuffle(order)
+        return order
+    members = [np.flatnonzero(balance == value) for value in np.unique(balance)]
+    share = -(-count // len(members))
+    repeated = [np.concatenate([random.permutation(own) for _ in range(-(-share // len(own)))])[:share] for own in members]
+    return random.permutation(np.concatenate(repeated))[:count]
+
+
+def balanced_labels(source: Source, name: str) -> np.ndarray:
+    """The labels (N,) of one column, for Source.balance.
+
+    Raises:
+        UserError: for a stream, which has no random access.
+    """
+    if source.streamed:
+        raise UserError("condition.balanced needs random access to the images: set data.streaming to false")
+    return source.label_numbers()[:, [column.name for column in source.labels].index(name)]
 
 
 def _unchanged(example: dict[str, Any]) -> dict[str, Any]:
@@ -216,7 +227,7 @@ def open_part(data: DataConfig, split: str, like: Source | None = None) -> tuple
     """One split of a data set, and how it was opened.
 
     Args:
-        like: the other split; a class has the same number in both.
+        like: the other split; a label has the same number in both.
 
     Raises:
         UserError: if the data set, split or column does not exist.
@@ -230,29 +241,12 @@ def open_part(data: DataConfig, split: str, like: Source | None = None) -> tuple
     source = Source(dataset.cast_column(column, datasets.Image(decode=False)), column, data.name, data.shuffle_buffer)
     source.roots, source.listed_length = opened.roots, opened.length
     source.exact_length = opened.length if opened.exact else None
-    for name in filter(None, (data.label_column, data.group_column)):
+    for name in [*data.labels, *filter(None, [data.group_column])]:
         if name not in dataset.features:
-            advice = f"set data.{'label' if name == data.label_column else 'group'}_column to one of them, or to null"
+            advice = f"set data.{'label_columns' if name in data.labels else 'group_column'} to some of them, or to null"
             raise UserError(f"data set {data.name!r} has no column {name!r}; it has: {', '.join(dataset.features)}; {advice}")
-    if data.label_column:
-        source.label_column = data.label_column
-        cells = source.column(data.label_column)
-        names, numbers = (like.class_names, like.numbers) if like else classes(data, dataset.features, cells)
-        source.class_names, source.numbers = names, numbers
-        _drop_unlabelled(source, opened)
+    source.labels = like.labels if like else label_columns(data, dataset.features, source.columns)
     return source, opened
-
-
-def _drop_unlabelled(source: Source, opened: Opened) -> None:
-    """Leave out the examples that are of no class, and count them. In a stream they turn out later."""
-    if not isinstance(source.dataset, datasets.Dataset):
-        return
-    labelled = np.array([source.number_of(value) is not None for value in source.column(source.label_column or "")], bool)
-    if not labelled.all():
-        others = source.dataset.select(np.flatnonzero(~labelled)).select_columns([source.image_column])
-        opened.ignored["without a label"] = [source.file_name(example) for example in others]
-        source.dataset = source.dataset.select(np.flatnonzero(labelled))
-        opened.listed = None if opened.listed is None else opened.listed - int((~labelled).sum())
 
 
 def _hold_out(source: Source, data: DataConfig, seed: int) -> tuple[Source, Source]:
@@ -319,12 +313,11 @@ def _describe(data: DataConfig, opened: Opened, train: Source, held_out: Source,
         description.ignored["in other splits"] = opened.listed - read
     description.notes = opened.notes
     if data.group_column and not held_out.streamed:
-        description.groups = len(set(held_out.column(data.group_column)))
-    if train.class_names is not None:
-        counts = None if train.streamed else train.class_counts()
-        description.classes = [
-            Class(number, name, None if counts is None else counts[number]) for number, name in enumerate(train.class_names)
-        ]
+        description.groups = len(set(held_out.columns([data.group_column])))
+    description.labels = {column.name: Label.of(column.values) for column in train.labels}
+    if train.labels and not train.streamed:
+        for label, numbers in zip(description.labels.values(), train.label_numbers().T, strict=True):
+            label.count(Counter(numbers.tolist()))
     return description
 
 

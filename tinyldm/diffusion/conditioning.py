@@ -1,110 +1,78 @@
-"""Conditions for sampling. data/batch.py defines a condition, and denoiser.py passes it to the network."""
+"""The labels that a model is conditioned on: read from a command line, dropped out in training, drawn for seeds.
 
-import contextlib
-import difflib
-import json
-from pathlib import Path
+data/batch.py defines a condition, label_embedding.py what the network makes of it.
+"""
 
-import numpy as np
+import re
+from collections.abc import Sequence
+
 import torch
-from diffusers import UNet2DModel
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HTTPError
 
-from tinyldm.data.batch import Condition
-from tinyldm.data.subsets import random_rows
-from tinyldm.errors import UserError, boundary
-from tinyldm.files import replace_text
-from tinyldm.limits import read_text
-from tinyldm.randomness import derive_seed
-from tinyldm.remote import from_hub
+from tinyldm.config.schema import ConditionConfig
+from tinyldm.data.batch import UNCONDITIONAL, UNKNOWN, Condition
+from tinyldm.diffusion.label_embedding import LabelEmbedding
+from tinyldm.errors import UserError
+from tinyldm.randomness import Draw
 
 
-def number_of_classes(network: UNet2DModel) -> int | None:
-    """Number of classes of a UNet2DModel; None if it is unconditional."""
-    return getattr(network.config, "num_class_embeds", None)
-
-
-def check_class_label(network: UNet2DModel, class_label: int | None) -> None:
-    """Raise UserError for a class that this network does not have."""
-    classes = number_of_classes(network)
-    if class_label is not None and not 0 <= class_label < (classes or 0):
-        raise UserError(f"class_label is {class_label}, but this model has {classes or 'no'} classes")
-
-
-def condition_for(
-    network: UNet2DModel, seed: int, count: int, class_label: int | None = None, shares: list[float] | None = None
-) -> Condition:
-    """The condition for seeds `seed`, `seed` + 1, ...: `class_label` for all, or class s mod (number of classes) for seed s.
-
-    Args:
-        shares: the probability of each class. The class of seed s is then drawn, always the same one.
+def parse_labels(embedding: LabelEmbedding | None, text: str | None) -> dict[str, int]:
+    """The numbers of the labels in a text: `Smiling=true,hat=cap`, or for a model with a single label its value alone.
 
     Raises:
-        UserError: for a class that this network does not have.
+        UserError: for a text of another form, and for labels or values that this model does not have.
     """
-    check_class_label(network, class_label)
-    classes = number_of_classes(network)
-    if classes is None:
-        return Condition()
-    if class_label is not None:
-        return Condition(torch.full((count,), class_label))
-    seeds = range(seed, seed + count)
-    if shares is None:
-        return Condition((seed % classes + torch.arange(count)) % classes)
-    places = torch.tensor([derive_seed("class", s) / 2**63 for s in seeds], dtype=torch.float64)
-    ends = torch.tensor(shares, dtype=torch.float64).cumsum(0)
-    return Condition(torch.searchsorted(ends, places, right=True).clamp(max=classes - 1))
+    if text is None:
+        return {}
+    if embedding is None:
+        raise UserError(f"labels is {text!r}, but this model has no labels: remove it")
+    names = list(embedding.values)
+    if len(names) == 1 and (text == "unknown" or text in embedding.values[names[0]]):
+        pairs = [(names[0], text)]
+    else:  # a value may hold a comma, but no name follows it
+        pairs = [(name.strip(), value.strip()) for name, _, value in (part.partition("=") for part in re.split(NEXT, text))]
+    twice = {name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1}
+    if twice:
+        raise UserError(f"labels is {text!r}, which gives {', '.join(sorted(twice))} twice")
+    try:
+        return embedding.numbers(dict(pairs))
+    except ValueError as error:
+        form = "" if "=" in text or len(names) == 1 else f" (write it as {names[0]}={embedding.values[names[0]][0]})"
+        raise UserError(f"labels is {text!r}: {error}{form}") from error
 
 
-def preview_condition(network: UNet2DModel, count: int) -> Condition:
-    """The condition of `count` pictures: all classes in turn, or if there are more, a random choice, always the same one."""
-    classes = number_of_classes(network)
-    if classes is None:
-        return Condition()
-    chosen = torch.from_numpy(np.sort(random_rows(classes, count)))
-    return Condition(chosen[torch.arange(count) % len(chosen)])
+NEXT = re.compile(r",(?=[^,=]*=)")  # the comma before the next name
 
 
-# ------------------------------------------------------------------------------------------------------------ names of classes
-
-CLASSES = "classes.json"  # in a pipeline's folder: the names of its classes, in the order of their numbers
-
-
-def save_class_names(folder: Path, names: list[str]) -> None:
-    """Write the names of the classes into the folder of a pipeline."""
-    replace_text(folder / CLASSES, json.dumps(names, indent=1, ensure_ascii=False))
+def condition_for(embedding: LabelEmbedding | None, seeds: Sequence[int], given: dict[str, int]) -> Condition:
+    """The condition for seeds: see LabelEmbedding.draw. Empty for a model without labels."""
+    return UNCONDITIONAL if embedding is None else Condition(embedding.draw(seeds, given))
 
 
-def load_class_names(path: str) -> list[str] | None:
-    """The names of the classes of a pipeline, in a folder or on the Hub; None for a model that has none.
+def preview_condition(embedding: LabelEmbedding | None, count: int) -> Condition:
+    """The condition of `count` pictures: the classes in turn if there is one label with no more of them, else as for seeds."""
+    if embedding is None:
+        return UNCONDITIONAL
+    values = next(iter(embedding.values.values()))
+    if len(embedding.values) > 1 or len(values) > count:
+        return condition_for(embedding, range(count), {})
+    return Condition((torch.arange(count) % len(values))[:, None])
 
-    Raises:
-        UserError: for a damaged file.
+
+def without_labels(condition: Condition) -> Condition:
+    """The same condition with all labels unknown: what an unconditional model gets."""
+    return condition.map(lambda labels: torch.full_like(labels, UNKNOWN))
+
+
+def drop_labels(condition: Condition, config: ConditionConfig, draw: Draw) -> Condition:
+    """The condition with labels dropped at random, so that the network learns to do without (Ho & Salimans 2022, algorithm 1).
+
+    All labels of an image are dropped together with probability `config.dropout`, and each one of several with probability
+    `config.dropout_each`.
     """
-    file = Path(path) / CLASSES
-    if not Path(path).is_dir():
-        with contextlib.suppress(OSError, HTTPError), from_hub(path):
-            file = Path(hf_hub_download(path, CLASSES))
-    if not file.exists():  # the pipelines of others have no such file
-        return None
-    with boundary(f"{file} is not a list of class names"):
-        names = json.loads(read_text(file))
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("no list of texts")
-    return names
-
-
-def class_number(names: list[str] | None, label: str) -> int:
-    """The number of a class by its name.
-
-    Raises:
-        UserError: for a name that this model does not have, with those it has.
-    """
-    if names is None:
-        raise UserError(f"label is {label!r}, but this model has no names of classes: remove it, or give --class_label NUMBER")
-    if label not in names:
-        near = difflib.get_close_matches(label, names, 1)
-        listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise UserError(f"label is {label!r}{f' (did you mean {near[0]!r}?)' if near else ''}; this model has: {listed}")
-    return names.index(label)
+    if condition.labels is None:
+        return condition
+    count, columns = condition.labels.shape
+    dropped = draw.uniform(count)[:, None] < config.dropout
+    if columns > 1:
+        dropped = dropped | (draw.uniform(count * columns).view(count, columns) < config.dropout_each)
+    return Condition(condition.labels.masked_fill(dropped, UNKNOWN))

@@ -4,7 +4,7 @@ All other code calls a `Denoiser`: (x_t, times, condition) -> prediction. Other 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,38 +14,55 @@ from torch import nn
 from tinyldm.config.networks import UNetConfig
 from tinyldm.config.schema import TrainConfig
 from tinyldm.data.batch import UNCONDITIONAL, Condition
+from tinyldm.data.columns import LabelColumn
+from tinyldm.diffusion.label_embedding import LabelEmbedding
 from tinyldm.errors import UserError, boundary
 from tinyldm.limits import check_parameters
 
+Predictor = Callable[..., torch.Tensor]  # a Denoiser, bare or wrapped for several GPUs
 
-class Denoiser:
-    """Calls a UNet2DModel, bare or wrapped for several GPUs.
+
+class Denoiser(nn.Module):
+    """A UNet2DModel with the embedding of its labels: what is trained, and what samplers and losses call.
 
     Attributes:
-        network: returns an object with `.sample`.
+        unet: returns an object with `.sample`.
+        labels: None for a model without labels.
     """
 
-    def __init__(self, network: nn.Module):
-        self.network = network
+    def __init__(self, unet: Any, labels: LabelEmbedding | None = None):
+        super().__init__()
+        self.unet: Any = unet
+        self.labels = labels
 
-    def __call__(self, x_t: torch.Tensor, times: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
+    def forward(self, x_t: torch.Tensor, times: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         """The prediction (B, C, H, W), or (B, 2 C, H, W) from a network that learns the variance.
 
         Args:
             x_t: (B, C, H, W).
             times: (B,) or (), in the units of Process.network_times.
         """
-        return self.network(x_t, times, class_labels=condition.labels).sample
+        vectors = None
+        if self.labels is not None:
+            assert condition.labels is not None
+            vectors = self.labels(condition.labels)
+        return self.unet(x_t, times, class_labels=vectors).sample
 
 
 def make_denoiser(
-    config: UNetConfig, side: int, channels: int, classes: int | None = None, learns_variance: bool = False
-) -> UNet2DModel:
-    """Make a UNet2DModel for inputs (B, channels, side, side). These values determine what the section unet does not set.
+    config: UNetConfig,
+    side: int,
+    channels: int,
+    labels: Sequence[LabelColumn] = (),
+    learns_variance: bool = False,
+    rows: int = 1,
+) -> Denoiser:
+    """Make a denoiser for inputs (B, channels, side, side). These values determine what the section unet does not set.
 
     Args:
-        classes: number of classes, for a class-conditional network.
+        labels: the columns that it is conditioned on.
         learns_variance: the output has twice the channels, the second half for the variance.
+        rows: see LabelEmbedding.
 
     Raises:
         UserError: for a shape that cannot be built, or arguments that diffusers refuses.
@@ -61,15 +78,26 @@ def make_denoiser(
     attended = [width for kind, width in pairs if "Attn" in kind] + [config.block_out_channels[-1]] * config.add_attention
     if config.attention_head_dim and config.attention_head_dim > min(attended, default=math.inf):  # it would have no head
         raise UserError(f"unet.attention_head_dim {config.attention_head_dim} is wider than a block with attention")
-    derived = {"sample_size": side, "in_channels": channels, "out_channels": out_channels, "num_class_embeds": classes}
+    derived: dict[str, Any] = {"sample_size": side, "in_channels": channels, "out_channels": out_channels}
+    if labels:
+        derived["class_embed_type"] = "identity"  # it adds the vectors of a LabelEmbedding to those of the time
     with boundary("cannot build a UNet2DModel from the section unet"):
         arguments = {**config.arguments(), **derived}
-        try_denoiser(arguments, side, channels, classes)
-        return UNet2DModel(**arguments)
+        try_denoiser(arguments)
+        unet = UNet2DModel(**arguments)
+    if not labels:
+        return Denoiser(unet)
+    columns = [[column.name, column.values] for column in labels]
+    return Denoiser(unet, LabelEmbedding(columns, embedding_width(unet), rows))
 
 
-def try_denoiser(arguments: Mapping[str, Any], side: int, channels: int, classes: int | None) -> None:
-    """Run a network with these arguments once, without weights: bad values may only show there.
+def embedding_width(unet: UNet2DModel) -> int:
+    """Length of the vectors that a UNet2DModel adds up: of the time, and of labels."""
+    return unet.time_embedding.linear_2.out_features
+
+
+def try_denoiser(arguments: Mapping[str, Any]) -> None:
+    """Run a UNet2DModel with these arguments once, without weights: bad values may only show there.
 
     Raises:
         Exception: whatever diffusers raises for them.
@@ -77,24 +105,25 @@ def try_denoiser(arguments: Mapping[str, Any], side: int, channels: int, classes
     with torch.device("meta"):
         network = UNet2DModel.from_config(dict(arguments))
         check_parameters(network)
-        labels = None if classes is None else torch.zeros(1, dtype=torch.long)
-        Denoiser(network)(torch.zeros(1, channels, side, side), torch.zeros(1), Condition(labels))
+        side, channels = network.config.sample_size, network.config.in_channels
+        vectors = torch.zeros(1, embedding_width(network)) if network.config.class_embed_type == "identity" else None
+        network(torch.zeros(1, channels, side, side), torch.zeros(1), class_labels=vectors)
 
 
-def switch_on(network: UNet2DModel, train: TrainConfig) -> None:
+def switch_on(denoiser: Denoiser, train: TrainConfig) -> None:
     """Turn on gradient checkpointing and xformers' attention if the config asks for them.
 
     Raises:
         UserError: for xformers without CUDA or the package.
     """
     if train.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+        denoiser.unet.enable_gradient_checkpointing()
     if not train.xformers:
         return
     if not torch.cuda.is_available():
         raise UserError("train.xformers needs CUDA (and pip install xformers); set it to false to use PyTorch's own attention")
     try:
-        network.enable_xformers_memory_efficient_attention()
+        denoiser.unet.enable_xformers_memory_efficient_attention()
     except (ImportError, ModuleNotFoundError, ValueError, NotImplementedError) as error:
         raise UserError(
             f"train.xformers: {error}; pip install xformers (a build for this torch), or set it to false"

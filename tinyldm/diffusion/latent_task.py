@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import LDMPipeline
 
 from tinyldm.config.schema import TrainLDM
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images
+from tinyldm.data.sources import balanced_labels
 from tinyldm.data.subsets import random_rows
+from tinyldm.diffusion.export import save_pipeline
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import load_first_stage
@@ -41,9 +42,15 @@ class LatentTask(DiffusionTask):
         stream: Callable[[int], Generator[Batch, None, None]]
         if config.first_stage.keep_latents:
             self.store = open_store(data, train, "train", config.seed, stage, accelerator, data.random_flip)
-            stream, std = LatentBatches(self.store, config.seed, config.train.batch_size, rank), self.store.std
+            balance = None
+            if (name := config.condition.balanced) and self.store.labels is not None:
+                balance = self.store.labels[:, data.labels.index(name)]
+            stream = LatentBatches(self.store, config.seed, config.train.batch_size, rank, balance)
+            std = self.store.std
             length: int | None = len(self.store)
         else:
+            if config.condition.balanced:
+                train.balance = balanced_labels(train, config.condition.balanced)
             images = Images.of(train, data)
             self.images = ImageBatches(images, config.seed, config.train.batch_size, rank)
             stream, std = EncodedBatches(self.images, stage, accelerator.device, data.random_flip, config.seed), held_out.std
@@ -62,7 +69,7 @@ class LatentTask(DiffusionTask):
         self.built_on = stage.fingerprint()
         evaluated = held_out.batch(random_rows(len(held_out), config.train.num_eval_images))
         scaled = Batch(evaluated.x * self.scale, evaluated.condition)
-        super().__init__(config, accelerator, stream, length, scaled, train.classes, stage.model)
+        super().__init__(config, accelerator, stream, length, scaled, train.labels, stage.model)
 
     @property
     def train_images(self) -> int | None:
@@ -74,10 +81,8 @@ class LatentTask(DiffusionTask):
         return batch.x * self.scale
 
     def export(self, folder: Path) -> None:
-        """pipeline/, a standard LDMPipeline folder."""
-        model = self.model()
-        sampler = self.process.sampler(self.process.deterministic)
-        LDMPipeline(vqvae=model.first_stage, unet=model.unet, scheduler=sampler).save_pretrained(folder / "pipeline")
+        """pipeline/, without labels a standard LDMPipeline folder."""
+        save_pipeline(folder / "pipeline", "LDMPipeline", self.model(), self.process.sampler(self.process.deterministic))
 
     def facts(self) -> dict[str, Any]:
         """See DiffusionTask.facts."""

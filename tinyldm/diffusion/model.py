@@ -1,38 +1,49 @@
-"""A trained model: loading it, its sampler, and turning x_0 into images."""
+"""A trained model: its sampler, its guidance, and turning x_0 into images. loading.py reads one."""
 
-import contextlib
 import inspect
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel, VQModel
+from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion.conditioning import check_class_label, class_number, load_class_names, number_of_classes
-from tinyldm.diffusion.denoiser import Denoiser, try_denoiser
-from tinyldm.diffusion.process import Process, process_of
+from tinyldm.diffusion.conditioning import parse_labels
+from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.guidance import Guidance
+from tinyldm.diffusion.label_embedding import LabelEmbedding
+from tinyldm.diffusion.process import Process
 from tinyldm.errors import UserError, boundary
-from tinyldm.first_stage.autoencoder import AutoencoderModel, check_autoencoder
-from tinyldm.limits import check_finite, check_numbers, read_text
-from tinyldm.remote import from_hub, may_be_hub_id
-from tinyldm.training.power_ema import reconstruct
+from tinyldm.first_stage.autoencoder import AutoencoderModel
 
-LARGEST = 2**28  # numbers in x_0
 DECODED_AT_ONCE = 2**14  # latent positions: 64 images of 64 px through an f4, or 4 of 256 px
 
 
 @dataclass
 class Model:
-    """A network with its process and, for latent diffusion, its first stage."""
+    """A network with its process and, for latent diffusion, its first stage.
 
-    unet: UNet2DModel
+    Attributes:
+        guide: a weaker network for guidance. None: a network with labels is its own guide.
+        scale: the guidance scale to use where none is given.
+    """
+
+    denoiser: Denoiser
     process: Process
     first_stage: AutoencoderModel | None
-    class_names: list[str] | None = None
+    guide: Denoiser | None = None
+    scale: float = 1.0
+
+    @property
+    def unet(self) -> UNet2DModel:
+        """The network without the embedding of labels."""
+        return self.denoiser.unet
+
+    @property
+    def labels(self) -> LabelEmbedding | None:
+        """The embedding of labels; None for a model without labels."""
+        return self.denoiser.labels
 
     @property
     def device(self) -> torch.device:
@@ -44,29 +55,34 @@ class Model:
         """The type of the weights."""
         return next(self.unet.parameters()).dtype
 
-    @property
-    def denoiser(self) -> Denoiser:
-        """The network as samplers and losses call it."""
-        return Denoiser(self.unet)
+    def given_labels(self, settings: SamplerSettings) -> dict[str, int]:
+        """The numbers of the labels that these settings name. See parse_labels."""
+        return parse_labels(self.labels, settings.labels)
 
-    def class_label(self, settings: SamplerSettings) -> int | None:
-        """The number of the class that these settings name; None: any.
+    def guided(self, settings: SamplerSettings) -> Guidance:
+        """The denoiser with the guidance of these settings.
 
         Raises:
-            UserError: for a class that this model does not have.
+            UserError: for a guidance scale without a guide.
         """
-        number = settings.class_label if settings.label is None else class_number(self.class_names, settings.label)
-        check_class_label(self.unet, number)
-        return number
+        scale = self.scale if settings.guidance_scale is None else settings.guidance_scale
+        if scale != 1 and self.guide is None and self.labels is None:
+            raise UserError(
+                f"guidance_scale is {scale:g}, but this model has neither a guide nor labels: give a weaker model as "
+                "--guidance_model, such as an early checkpoint of its run"
+            )
+        interval, rescale = settings.guidance_interval, settings.guidance_rescale
+        return Guidance(self.denoiser, self.process, scale, self.guide, interval, rescale)
 
     def sampler(self, settings: SamplerSettings) -> SchedulerMixin:
         """The diffusers scheduler that these settings ask for, with its timesteps set.
 
         Raises:
             UserError: for a sampler that cannot reverse this process, an eta that the sampler does not have, more steps than
-                the process has, or a class that the network does not have.
+                the process has, or labels or guidance that the model does not have.
         """
-        self.class_label(settings)
+        self.given_labels(settings)
+        self.guided(settings)
         sampler = self.process.sampler(settings.scheduler)
         steps = sampler.config.num_train_timesteps
         if settings.num_inference_steps > steps:
@@ -85,9 +101,21 @@ class Model:
             "sampler": type(sampler).__name__,
             "num_inference_steps": settings.num_inference_steps,
             "eta": settings.eta,
-            **({} if self.class_label(settings) is None else {"class_label": self.class_label(settings)}),
+            **({} if settings.labels is None else {"labels": settings.labels}),
+            **self._guidance_facts(self.guided(settings)),
             "scheduler_config": config,
         }
+
+    def _guidance_facts(self, guidance: Guidance) -> dict[str, Any]:
+        if guidance.scale == 1:
+            return {}
+        facts: dict[str, Any] = {
+            "guidance_scale": guidance.scale,
+            "guide": "without labels" if self.guide is None else "weaker model",
+        }
+        if guidance.interval != (0.0, 1.0):
+            facts["guidance_interval"] = list(guidance.interval)
+        return {**facts, **({"guidance_rescale": guidance.rescale} if guidance.rescale else {})}
 
 
 def set_steps(sampler: SchedulerMixin, count: int, device: torch.device) -> None:
@@ -112,67 +140,6 @@ def set_steps(sampler: SchedulerMixin, count: int, device: torch.device) -> None
     beyond = hasattr(sampler, "alphas_cumprod") and levels[0] >= len(sampler.alphas_cumprod)
     if len(levels) != count or beyond or (levels.diff() >= 0).any():
         raise UserError(refusal)
-
-
-def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, ema: float | None = None) -> Model:
-    """Load a run of ours, a diffusers pipeline folder, or a Hub id.
-
-    Args:
-        ema: the relative width of another average of a run's weights; see training/power_ema.py.
-
-    Raises:
-        UserError: if it is not one of these, or its files are damaged.
-    """
-    local, averaged = Path(path).expanduser(), None if ema is None else reconstruct(path, ema)
-    source: contextlib.AbstractContextManager[bool] = contextlib.nullcontext(True)
-    if local.is_dir():
-        if (local / "pipeline").is_dir():
-            local = local / "pipeline"
-        if not (local / "model_index.json").exists():
-            raise UserError(f"{path} is not a model folder: neither a run with pipeline/ nor a pipeline with model_index.json")
-        name = str(local)
-    elif local.exists() or not may_be_hub_id(path):
-        raise UserError(f"model folder {path} does not exist: train it first, or give a run, a pipeline folder or a Hub id")
-    else:
-        name, source = path, from_hub(path)
-    where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded"
-    with boundary(f"model {path} {where}", "give a run, a pipeline folder, or a Hub id"):
-        for config in local.glob("*/*.json") if local.is_dir() else ():
-            check_numbers(json.loads(read_text(config)))
-        with source as on_disk:
-            pipeline = DiffusionPipeline.from_pretrained(name, dtype=dtype, local_files_only=on_disk)
-        parts = pipeline.components
-        unet, first_stage = parts.get("unet"), parts.get("vqvae") or parts.get("vae")
-        if not isinstance(unet, UNet2DModel) or parts.get("scheduler") is None:
-            raise UserError(
-                f"model {path} is a {type(pipeline).__name__} of {', '.join(parts)}; sampling needs a UNet2DModel and a "
-                "scheduler"
-            )
-        process = process_of(parts["scheduler"])
-        if averaged is not None:
-            with boundary(f"the snapshots of {path} are of another network than its model", "remove --ema"):
-                unet.load_state_dict(averaged)
-        _check(unet, first_stage, f" in {str(dtype).removeprefix('torch.')}")
-    if isinstance(first_stage, VQModel):
-        first_stage.float()  # in half precision some latents would be assigned another code
-    with boundary(f"device {device!r} cannot be used"):
-        unet, first_stage = (part and part.to(device).eval() for part in (unet, first_stage))
-    names = load_class_names(name) if number_of_classes(unet) else None
-    return Model(unet, process, first_stage, names)
-
-
-def _check(unet: UNet2DModel, first_stage: AutoencoderModel | None, precision: str) -> None:
-    """Raise an exception for weights that are missing or not finite, or a network that does not run."""
-    for part in filter(None, (unet, first_stage)):
-        if missing := [name for name, weight in part.named_parameters() if weight.is_meta]:
-            raise ValueError(f"{len(missing)} weights are missing, {missing[0]} for one")
-    check_finite(unet.state_dict(), precision)
-    if first_stage is not None:
-        check_autoencoder(first_stage)
-    config = unet.config
-    if config.in_channels * config.sample_size**2 > LARGEST:
-        raise ValueError(f"it draws images of side {config.sample_size}")
-    try_denoiser(config, config.sample_size, config.in_channels, config.num_class_embeds)
 
 
 def decoded_at_once(positions: int) -> int:

@@ -10,7 +10,7 @@ import torch
 
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.diffusion.bound import step_bits
-from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.denoiser import Predictor
 from tinyldm.diffusion.process import Process, discrete
 
 
@@ -27,7 +27,7 @@ def weight(process: Process, times: torch.Tensor, snr_gamma: float | None) -> to
 
 
 def diffusion_loss(
-    denoiser: Denoiser,
+    denoiser: Predictor,
     process: Process,
     x0: torch.Tensor,
     noise: torch.Tensor,
@@ -80,7 +80,7 @@ def _bound(process: Process, predicted: torch.Tensor, x0: torch.Tensor, x_t: tor
 
 
 def held_out_error(
-    denoiser: Denoiser,
+    denoiser: Predictor,
     process: Process,
     x0: torch.Tensor,
     noise: torch.Tensor,

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMPipeline
 
 from tinyldm.config.schema import TrainDDPM
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, Images, first_examples, mirror_half, to_float
+from tinyldm.data.sources import balanced_labels
 from tinyldm.diffusion.bound import prior_bits, step_bits
-from tinyldm.diffusion.conditioning import save_class_names
+from tinyldm.diffusion.export import save_pipeline
 from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.randomness import Draw, derive_seed
@@ -29,6 +29,8 @@ class PixelTask(DiffusionTask):
     def __init__(self, config: TrainDDPM, accelerator: Accelerator):
         data = config.data
         train, held_out, self.data = open_data(config, accelerator)
+        if config.condition.balanced:
+            train.balance = balanced_labels(train, config.condition.balanced)
         self.images, self.kept = Images.of(train, data), {}
         stream = self.image_batches = ImageBatches(self.images, config.seed, config.train.batch_size, rank_of(accelerator))
         # Counting a stream means reading it.
@@ -36,9 +38,8 @@ class PixelTask(DiffusionTask):
         held_out_images = Images.of(held_out, data)
         self.readers = [self.images, held_out_images]
         evaluated = first_examples(held_out_images, config.train.num_eval_images)
-        self.classes, self.class_names = train.classes, train.class_names
         scaled = Batch(to_float(evaluated.x), evaluated.condition)
-        super().__init__(config, accelerator, stream, length, scaled, self.classes)
+        super().__init__(config, accelerator, stream, length, scaled, train.labels)
 
     @property
     def train_images(self) -> int | None:
@@ -79,16 +80,12 @@ class PixelTask(DiffusionTask):
         return {**super().summarize(sums), "eval_bits": sum(terms.values()), **terms}
 
     def export(self, folder: Path) -> None:
-        """pipeline/, a standard DDPMPipeline folder; its DDPMScheduler supports learned variances."""
-        DDPMPipeline(unet=self.model().unet, scheduler=self.process.sampler()).save_pretrained(folder / "pipeline")
-        if self.class_names is not None:
-            save_class_names(folder / "pipeline", self.class_names)
+        """pipeline/, without labels a standard DDPMPipeline folder; its DDPMScheduler supports learned variances."""
+        save_pipeline(folder / "pipeline", "DDPMPipeline", self.model(), self.process.sampler())
 
     def facts(self) -> dict[str, Any]:
         """See DiffusionTask.facts."""
         return {
             **super().facts(),
-            "classes": self.classes,
-            "class_names": self.class_names,
             "timesteps_per_image": TIMESTEPS_PER_IMAGE if isinstance(self.process, DiscreteVP) else None,
         }

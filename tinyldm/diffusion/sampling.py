@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL, Condition
-from tinyldm.diffusion.conditioning import condition_for, number_of_classes
+from tinyldm.diffusion.conditioning import condition_for
 from tinyldm.diffusion.model import Model, to_images
 from tinyldm.errors import UserError
 
@@ -43,7 +43,7 @@ def denoise(
 
     Args:
         noise: standard normal (B, C, S, S).
-        settings: the sampler, its steps (Heun's method evaluates the network 2 N - 1 times for N) and eta.
+        settings: the sampler, its steps (Heun's method evaluates the network 2 N - 1 times for N), eta and guidance.
         random: generators of the noise that ddpm, ddim with eta > 0 and other stochastic samplers add in each step.
         condition: what the network is given besides x_t and the time.
         watch: called with (step, what the network sees) before each step, and with x_0 at the end.
@@ -54,7 +54,7 @@ def denoise(
     Raises:
         UserError: see Model.sampler; also if the network's values are not finite.
     """
-    sampler, denoiser, condition = model.sampler(settings), model.denoiser, condition.to(model.device)
+    sampler, denoiser, condition = model.sampler(settings), model.guided(settings), condition.to(model.device)
     accepted = inspect.signature(sampler.step).parameters
     extra = {key: value for key, value in {"eta": settings.eta, "generator": random}.items() if key in accepted}
     # Only the ancestral sampler uses a learned variance.
@@ -83,18 +83,12 @@ def denoise(
     return x
 
 
-def sample(
-    model: Model, num_images: int, batch_size: int, seed: int, settings: SamplerSettings, shares: list[float] | None = None
-) -> Iterator[torch.Tensor]:
-    """uint8 batches (B, C, H, W) of the images of seeds `seed`, `seed` + 1, ...; a seed gives the same image in any batch.
-
-    Args:
-        shares: see condition_for.
-    """
+def sample(model: Model, num_images: int, batch_size: int, seed: int, settings: SamplerSettings) -> Iterator[torch.Tensor]:
+    """uint8 batches (B, C, H, W) of the images of seeds `seed`, `seed` + 1, ...; a seed gives the same image in any batch."""
     for first in range(0, num_images, batch_size):
         random = generators(seed + first, min(batch_size, num_images - first))
         noise = initial_noise(model.unet, random)
-        condition = condition_for(model.unet, seed + first, len(random), model.class_label(settings), shares)
+        condition = condition_for(model.labels, range(seed + first, seed + first + len(random)), model.given_labels(settings))
         yield to_images(model, denoise(model, noise, settings, random, condition)).cpu()
 
 
@@ -115,7 +109,7 @@ def denoising_frames(
     """Frames of the sampling of these seeds: `frames` uint8 batches (B, 3, H, W), the last one with the finished images."""
     random = generators(seed, num_images)
     states: list[torch.Tensor] = []
-    condition = condition_for(model.unet, seed, num_images, model.class_label(settings))
+    condition = condition_for(model.labels, range(seed, seed + num_images), model.given_labels(settings))
     denoise(model, initial_noise(model.unet, random), settings, random, condition, lambda step, x: states.append(x))
     kept = torch.linspace(0, len(states) - 1, min(frames, len(states))).round().int().tolist()
     return [to_images(model, states[i]).cpu() for i in kept]
@@ -127,7 +121,6 @@ def interpolate(model: Model, seed_a: int, seed_b: int, settings: SamplerSetting
     The sampler is deterministic, so that similar noises give similar images."""
     a, b = initial_noise(model.unet, [*generators(seed_a, 1), *generators(seed_b, 1)])
     noise = slerp(a, b, torch.linspace(0, 1, frames))
-    label = (model.class_label(settings) or 0) if number_of_classes(model.unet) else None
-    condition = condition_for(model.unet, 0, frames, label)
+    condition = condition_for(model.labels, [seed_a] * frames, model.given_labels(settings))
     deterministic = replace(settings, scheduler=model.process.deterministic, eta=0.0)
     return to_images(model, denoise(model, noise, deterministic, condition=condition)).cpu()

@@ -1,7 +1,9 @@
 """Training a denoiser: what latent_task.py and pixel_task.py have in common."""
 
+import copy
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -11,12 +13,14 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from PIL import Image
+from tqdm.auto import tqdm
 
 from tinyldm import pictures
-from tinyldm.config.schema import SamplerSettings, TrainDDPM, TrainLDM
+from tinyldm.config.schema import Sampler, SamplerSettings, TrainDDPM, TrainLDM
 from tinyldm.data.batch import Batch
-from tinyldm.diffusion.conditioning import number_of_classes, preview_condition
-from tinyldm.diffusion.denoiser import Denoiser, make_denoiser, switch_on
+from tinyldm.data.columns import LabelColumn
+from tinyldm.diffusion.conditioning import drop_labels, preview_condition
+from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.objective import diffusion_loss, error_of, loss_of
 from tinyldm.diffusion.process import LossHistory, discrete, make_process
@@ -26,6 +30,9 @@ from tinyldm.randomness import Draw, derive_seed
 from tinyldm.training.accelerator import rank_of
 from tinyldm.training.task import Losses, Task
 
+PREVIEW_SCALE = 2.0  # the guidance scale until one is measured
+GUIDE_SHARE = 1 / 6  # of the training, after which the guide is kept
+FAST: tuple[Sampler, int] = ("dpm-solver++", 20)  # sampler and steps to compare guidance scales with
 BINS = 4  # the held-out loss is also reported per quarter of the way from image to noise
 
 
@@ -36,7 +43,7 @@ class DiffusionTask(Task):
         stream: position -> endless training batches from there on.
         examples_per_epoch: see Task.
         held_out: x_0 (N, C, S, S) as the network sees them, with their condition.
-        classes: number of classes; None: unconditional.
+        labels: the columns that the network is conditioned on.
         first_stage: decodes x_0; None for pixels.
     """
 
@@ -47,7 +54,7 @@ class DiffusionTask(Task):
         stream: Callable[[int], Generator[Batch, None, None]],
         examples_per_epoch: int | None,
         held_out: Batch,
-        classes: int | None = None,
+        labels: Sequence[LabelColumn] = (),
         first_stage: AutoencoderModel | None = None,
     ):
         self.config, self.accelerator, self.rank = config, accelerator, rank_of(accelerator)
@@ -55,12 +62,20 @@ class DiffusionTask(Task):
         self.process = make_process(config.scheduler)
         torch.manual_seed(config.seed)
         channels, side = held_out.x.shape[1:3]
-        unet = make_denoiser(config.unet, side, channels, classes, self.process.learns_variance)
-        switch_on(unet, config.train)
-        self.networks = {"unet": unet}
-        self.learning_rates = {"unet": config.train.learning_rate}
+        denoiser = make_denoiser(config.unet, side, channels, labels, self.process.learns_variance, len(held_out.x))
+        if denoiser.labels is not None:
+            denoiser.labels.rows = held_out.condition.labels
+        switch_on(denoiser, config.train)
+        self.networks = {"denoiser": denoiser}
+        # The guide, the step it was taken at (0: not yet) and the guidance scale.
+        self.guide = None if self.guide_step(1) == 0 else copy.deepcopy(denoiser).to(accelerator.device).eval()
+        self.guided_since, self.guidance_scale = torch.tensor(0), torch.tensor(PREVIEW_SCALE, dtype=torch.float64)
+        self.learning_rates = {"denoiser": config.train.learning_rate}
         self.history = LossHistory(discrete(self.process).steps) if config.diffusion.loss == "bound" else None
         self.buffers = {"history": self.history.losses} if self.history else {}
+        self.buffers |= {"guided_since": self.guided_since, "guidance_scale": self.guidance_scale}
+        if self.guide is not None:
+            self.buffers |= {f"guide.{name}": value for name, value in self.guide.state_dict().items()}
 
         # Held-out images, noise and times are the same at each evaluation, so that its losses can be compared.
         fixed = torch.Generator().manual_seed(derive_seed("held out", config.seed))
@@ -87,15 +102,47 @@ class DiffusionTask(Task):
             times, weights = (part.to(x0.device) for part in self.history.draw(len(x0), draw))
         else:
             times = self.process.draw_times(len(x0), draw)
-        denoiser = Denoiser(self.networks["unet"])
-        losses = diffusion_loss(denoiser, self.process, x0, noise, times, gamma, kind, batch.condition)
+        condition = drop_labels(batch.condition, self.config.condition, draw)
+        losses = diffusion_loss(self.networks["denoiser"], self.process, x0, noise, times, gamma, kind, condition)
         if self.history:
             self.history.update(*(self.accelerator.gather(part) for part in (times, losses.detach())))
         loss = (weights * losses).mean()
-        yield "unet", loss, {"loss": loss}
+        yield "denoiser", loss, {"loss": loss}
+
+    def guide_step(self, max_steps: int) -> int:
+        """The step after which the averaged weights are kept as the guide; 0: none."""
+        if self.config.guidance.guide_steps is not None:
+            return self.config.guidance.guide_steps
+        return 0 if self.config.data.labels else max(1, round(GUIDE_SHARE * max_steps))
 
     def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
-        """Nothing to do."""
+        """Keep the averaged weights as the guide."""
+        if self.guide is not None and step == self.guide_step(self.max_steps):
+            ema.copy_to(self.guide.parameters())
+            self.guided_since.fill_(step)
+
+    def finish(self, distance: Callable[[Iterator[torch.Tensor]], float]) -> dict[str, float]:
+        """Choose the guidance scale. Scales are tried from the smallest on, until the distance rises."""
+        config, model, found = self.config.guidance, self.model(), dict[float, float]()
+        if config.scale is not None or (model.guide is None and model.labels is None):
+            return {}
+        for scale in sorted(config.scales):
+            settings = replace(self.preview, scheduler=FAST[0], num_inference_steps=FAST[1], guidance_scale=scale)
+            batches = tqdm(
+                self._make_images(config.num_images, settings),
+                f"trying guidance scale {scale:g}",
+                math.ceil(config.num_images / self.config.train.batch_size / self.rank.count),
+                unit="batch",
+                leave=False,
+                disable=self.rank.index > 0,
+            )
+            found[scale] = distance(batches)
+            if found[scale] > min(found.values()):
+                break
+        best = min(found, key=found.__getitem__)
+        self.guidance_scale.fill_(best)
+        self.tried = found
+        return {"guidance_scale": best, "eval_fd_guided": found[best]}
 
     # -------------------------------------------------------------------------------------------------- evaluation
 
@@ -137,7 +184,10 @@ class DiffusionTask(Task):
 
     def model(self) -> Model:
         """The current weights, as sampling needs them."""
-        return Model(self.accelerator.unwrap_model(self.networks["unet"]), self.process, self.first_stage)
+        guide = self.guide if self.guided_since else None
+        denoiser = self.accelerator.unwrap_model(self.networks["denoiser"])
+        scale = (self.config.guidance.scale or float(self.guidance_scale)) if guide or denoiser.labels else 1.0
+        return Model(denoiser, self.process, self.first_stage, guide, scale)
 
     @property
     def preview(self) -> SamplerSettings:
@@ -155,18 +205,18 @@ class DiffusionTask(Task):
 
     def _preview(self, settings: SamplerSettings) -> Image.Image:
         model, random = self.model(), generators(0, self.config.diffusion.preview_images)
-        condition = preview_condition(model.unet, len(random))
+        condition = preview_condition(model.labels, len(random))
         x0 = denoise(model, initial_noise(model.unet, random), settings, condition=condition)
         return pictures.grid(to_images(model, x0))
 
     def make_images(self, count: int) -> Iterator[torch.Tensor]:
-        """Samples of seeds 0, 1, ..., of classes in the shares of the held-out images: this rank's share."""
-        model, labels, shares = self.model(), self.held_out.condition.labels, None
-        if labels is not None:
-            counts = torch.bincount(labels, minlength=number_of_classes(model.unet) or 0)
-            shares = (counts / len(labels)).tolist()
+        """See Task.make_images. Without guidance, so that runs can be compared; with labels as the held-out images have."""
+        yield from self._make_images(count, replace(self.preview, guidance_scale=1.0))
+
+    def _make_images(self, count: int, settings: SamplerSettings) -> Iterator[torch.Tensor]:
+        """Samples of seeds 0, 1, ..., with labels as the held-out images have them: this rank's share."""
         first, after = (count * (self.rank.index + i) // self.rank.count for i in (0, 1))
-        for batch in sample(model, after - first, self.config.train.batch_size, first, self.preview, shares):
+        for batch in sample(self.model(), after - first, self.config.train.batch_size, first, settings):
             yield batch.expand(-1, 3, -1, -1)  # grey images too
 
     def facts(self) -> dict[str, Any]:
@@ -180,4 +230,5 @@ class DiffusionTask(Task):
             "loss": self.config.diffusion.loss,
             "snr_gamma": self.config.diffusion.snr_gamma,
             "eval_images": len(self.held_out.x),
+            "labels": {} if (labels := self.model().labels) is None else labels.values,
         }

@@ -16,11 +16,12 @@ from tinyldm.config.ema import EMALengths
 from tinyldm.config.parsing import parse, read_recipe
 from tinyldm.config.schema import TrainDDPM, TrainLDM
 from tinyldm.diffusion.latent_task import LatentTask
-from tinyldm.diffusion.model import Model, load_model
+from tinyldm.diffusion.loading import load_model
+from tinyldm.diffusion.model import Model
 from tinyldm.diffusion.pixel_task import PixelTask
 from tinyldm.errors import UserError
 from tinyldm.evaluation.evaluate import Evaluation
-from tinyldm.evaluation.models import draw, open_model, shares_to_draw, weights_stamp
+from tinyldm.evaluation.models import draw, open_model, parts, weights_stamp
 from tinyldm.files import digest, open_to_others, replace_text
 from tinyldm.manifest import LOCK, Manifest, list_in_run
 from tinyldm.metrics import distances
@@ -80,9 +81,8 @@ def distance(config: EMALengths) -> tuple[str, Measure]:
         settings = config.evaluation(width)
         model = open_model(settings, evaluation.device)
         assert isinstance(model, Model)  # a first stage has no snapshots
-        shares, _ = shares_to_draw(settings, model, evaluation.sources["held_out"], "held_out")
-        stamp = weights_stamp(settings, model.unet, model.first_stage), model.sampler_facts(settings), settings.seed, shares
-        images = draw(settings, model, config.num_images, cache / "drawn" / digest(stamp), "delete it", shares)
+        drawn = cache / "drawn" / digest([weights_stamp(settings, *parts(model)), model.sampler_facts(settings), settings.seed])
+        images = draw(settings, model, config.num_images, drawn, "delete it")
         key = {"images": images.key, "features": network.recipe}
         chunks = Chunks(cache / "features" / digest(key), key, "delete it")
         features = embed(images, config.num_images, chunks, network.embed, "features of the samples")["features"]
@@ -103,7 +103,8 @@ def loss(config: EMALengths, run: Path) -> tuple[str, Measure]:
 
     @torch.no_grad()
     def measure(width: float | None) -> dict[str, float]:
-        network.load_state_dict(load_model(config.run, str(accelerator.device), ema=width).unet.state_dict())
+        weights = load_model(config.run, str(accelerator.device), ema=width).denoiser.named_parameters()
+        network.load_state_dict(dict(weights), strict=False)
         return {"value": task.summarize(task.evaluate())["eval_loss"]}
 
     return "held-out loss", measure
@@ -157,5 +158,7 @@ def export(run: Path, width: float, folder: Path) -> None:
     source = run / "pipeline"
     Manifest(folder).own_all(folder / file.relative_to(source) for file in source.rglob("*") if file.is_file())
     shutil.copytree(source, folder, dirs_exist_ok=True)
-    model.unet.save_pretrained(folder / "unet")
+    for part in ("unet", "labels"):
+        if getattr(model, part) is not None:
+            getattr(model, part).save_pretrained(folder / part)
     open_to_others(folder)

@@ -31,7 +31,7 @@ from tinyldm.data.sources import Source, open_sources
 from tinyldm.diffusion.model import Model, decoded_at_once
 from tinyldm.errors import UserError, boundary
 from tinyldm.evaluation import report
-from tinyldm.evaluation.models import draw, open_model, shares_to_draw, weights_stamp
+from tinyldm.evaluation.models import draw, open_model, weights_stamp
 from tinyldm.files import difference
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.limits import read_arrays
@@ -232,9 +232,7 @@ class Evaluation:
         else:
             assert model is not None  # Evaluate.check: either a model or images
             count = config.num_images or NUM_IMAGES
-            shares, note = shares_to_draw(config, model, self.sources[part], part)
-            self.notes += [note] if note else []
-            images = draw(config, model, count, self.manifest.own_folder(self.output / "drawn"), START_OVER, shares)
+            images = draw(config, model, count, self.manifest.own_folder(self.output / "drawn"), START_OVER)
         columns = {SAMPLES: self.own_features("samples", images, count, self.network.embed)}
         if config.anchors:
             columns |= self.anchors(model, OTHER[part], count)

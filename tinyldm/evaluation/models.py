@@ -8,15 +8,14 @@ import torch
 from tinyldm.config.evaluate import Evaluate, run_folder
 from tinyldm.config.parsing import read_yaml
 from tinyldm.config.schema import FirstStageConfig
-from tinyldm.data.sources import Source
 from tinyldm.diffusion import sampling
-from tinyldm.diffusion.conditioning import number_of_classes
-from tinyldm.diffusion.model import Model, load_model
+from tinyldm.diffusion.loading import load_for
+from tinyldm.diffusion.model import Model
 from tinyldm.errors import UserError
 from tinyldm.files import digest
 from tinyldm.first_stage.autoencoder import SUBFOLDERS, FirstStage, load_first_stage
 from tinyldm.metrics.chunks import Batches, Chunks, fill
-from tinyldm.metrics.image_sets import ImageSet, class_shares
+from tinyldm.metrics.image_sets import ImageSet
 from tinyldm.training.power_ema import run_with_snapshots, snapshots
 
 
@@ -38,7 +37,7 @@ def open_model(config: Evaluate, device: str) -> Model | FirstStage:
         model: Model | FirstStage = load_first_stage(FirstStageConfig(path=name))
     else:
         try:
-            model = load_model(name, device, getattr(torch, config.dtype), config.ema)
+            model = load_for(name, config, device, getattr(torch, config.dtype))
         except UserError as error:
             if local.exists() or local.is_absolute() or name.startswith("."):
                 raise
@@ -73,27 +72,31 @@ def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[st
     return {"model": str(run.resolve()) if run else config.model, "weights": kind, "weights_hash": digest(prints)}
 
 
-def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str, shares: list[float] | None = None) -> ImageSet:
+def parts(model: Model) -> list[torch.nn.Module | None]:
+    """The networks that samples depend on, each with a config of its own."""
+    denoisers = filter(None, (model.denoiser, model.guide))
+    return [*(part for denoiser in denoisers for part in (denoiser.unet, denoiser.labels)), model.first_stage]
+
+
+def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str) -> ImageSet:
     """Samples from the seeds config.seed, config.seed + 1, ..., saved in `folder`. Draws only the missing ones.
 
     Args:
         advice: see `Chunks`.
-        shares: see condition_for.
     """
     key = {
-        **weights_stamp(config, model.unet, model.first_stage),
+        **weights_stamp(config, *parts(model)),
         "latent_scale": model.first_stage.config.scaling_factor if model.first_stage is not None else None,
         **model.sampler_facts(config),
         "seed": config.seed,
         "dtype": config.dtype,
         "format": "8 bits, as drawn",
-        **({} if shares is None else {"class_shares": [round(share, 6) for share in shares]}),
     }
     chunks = Chunks(folder, key, advice)
 
     def drawing(position: int, limit: int | None) -> Batches:
         number = count - position if limit is None else limit
-        for batch in sampling.sample(model, number, config.batch_size, config.seed + position, config, shares):
+        for batch in sampling.sample(model, number, config.batch_size, config.seed + position, config):
             position += len(batch)
             yield batch.expand(-1, 3, -1, -1), position  # grey images too: feature networks take colours
 
@@ -110,14 +113,3 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str, 
                 return
 
     return ImageSet(key, batches, count)
-
-
-def shares_to_draw(config: Evaluate, model: Model, source: Source, part: str) -> tuple[list[float] | None, str | None]:
-    """The probabilities of the classes to draw, their shares in a part, and a note about it. None: one class, or evenly."""
-    classes, name = number_of_classes(model.unet), part.replace("_", "-")
-    if classes is None or model.class_label(config) is not None:
-        return None, None
-    shares = class_shares(source)
-    if shares is None or len(shares) != classes:
-        return None, f"the {classes} classes are drawn evenly: the {name} part has no such labels (data.label_column)"
-    return shares, f"the classes are drawn by their shares in the {name} part"

@@ -10,6 +10,7 @@ import torch
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, mirror_half, to_float
 from tinyldm.data.prefetch import read_ahead
+from tinyldm.data.sources import shuffled
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.first_stage.latent_store import LatentStore
 from tinyldm.randomness import ALONE, Draw, Rank, derive_seed
@@ -27,6 +28,7 @@ class LatentBatches:
     seed: int
     batch_size: int
     rank: Rank = ALONE
+    balance: np.ndarray | None = None
 
     def __call__(self, position: int = 0) -> Generator[Batch, None, None]:
         """float32 (B, C, h, w), unscaled, with their conditions.
@@ -47,7 +49,7 @@ class LatentBatches:
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng(derive_seed("order", self.seed, epoch))
         count = len(self.store)
-        return random.permutation(count), random.integers(self.store.views, size=count)
+        return shuffled(count, random, self.balance), random.integers(self.store.views, size=count)
 
 
 @dataclass

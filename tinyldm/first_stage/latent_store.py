@@ -5,7 +5,7 @@ A store is a folder:
     made_of.json       what the latents depend on: data set, commit, files, first stage. Its hash names the folder
     shard-00000.npy    float16 (n, V, C, h, w): the readable images among SHARD positions of the data, V = 2 where mirrored
                        images are kept too
-    shard-00000.json   its numbers of positions and unreadable images, labels, sums for the standard deviation; written after it
+    shard-00000.json   its numbers of positions and unreadable images, its labels, sums for the standard deviation; written last
     store.json         written last, when all shards are there
 
 A killed build continues with the missing shards. Shards are assigned to ranks round-robin. Training memory-maps
@@ -56,7 +56,7 @@ class LatentStore:
         std: standard deviation over all values.
         corrupt: number of unreadable images, which were skipped.
         unreadable: the names of their files.
-        labels: class numbers (N,) int64; None for data without a label column.
+        labels: numbers of labels (N, A) int64; None for data without labels.
     """
 
     shards: list[np.ndarray]
@@ -114,8 +114,8 @@ def open_store(
             "factor": first_stage.downscale,
             "first stage": first_stage.fingerprint(),
         }
-        if source.label_column:
-            made_of["label column"] = source.label_column
+        if source.labels:
+            made_of["labels"] = {column.name: column.values for column in source.labels}
         stores = Path(data.cache_dir).expanduser() / "latents"
         if made_of["commit"] is None and hub_id(data.name):
             made_of = _of_last_commit(stores, made_of)
@@ -201,7 +201,7 @@ class _Builder:
         total = self.images.source.known_length()
         with tqdm(unit="image", desc=doing, initial=kept, total=total, dynamic_ncols=True, disable=not main) as bar:
             latents: list[np.ndarray] = []
-            labels: list[int] = []
+            labels: list[list[int]] = []
             for number, batch in read_ahead(self._batches(), read=lambda: self.images.source.read):
                 if isinstance(batch, Batch):
                     latents.append(self._encode(batch.x))
@@ -236,7 +236,7 @@ class _Builder:
             torch.stack([self.first_stage.to_half(self.first_stage.encode(view)) for view in views], 1).cpu().numpy()
         )  # (B, V, C, h, w)
 
-    def _write(self, number: int, parts: list[np.ndarray], labels: list[int], counts: dict[str, Any]) -> None:
+    def _write(self, number: int, parts: list[np.ndarray], labels: list[list[int]], counts: dict[str, Any]) -> None:
         latents = np.concatenate(parts) if parts else np.empty(0, np.float16)  # no image of this shard was readable
         values = latents.astype(np.float64)
         aside = self.folder / f".shard-{number:05d}.npy"
@@ -269,7 +269,7 @@ def _about(folder: Path, number: int) -> dict[str, Any] | None:
 
 
 def _listed(folder: Path, number: int, key: str) -> list[Any]:
-    """A list of a shard: `labels` of its images, empty without a label column, or names of `unreadable` files."""
+    """A list of a shard: `labels` of its images, empty without labels, or names of `unreadable` files."""
     return json.loads(_shard(folder, number).with_suffix(".json").read_text()).get(key, [])
 
 
@@ -306,8 +306,8 @@ def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
         unreadable = [name for number in numbers for name in _listed(folder, number, "unreadable")]
         if len(labels) not in (0, sum(map(len, shards))):
             raise ValueError(f"{len(labels)} labels for {sum(map(len, shards))} images")
-        classes = np.array(labels, np.int64) if labels else None
-        return LatentStore(shards, about["std"], about["corrupt"], classes, list(dict.fromkeys(unreadable)))
+        table = np.array(labels, np.int64) if labels else None
+        return LatentStore(shards, about["std"], about["corrupt"], table, list(dict.fromkeys(unreadable)))
 
 
 def mapped(file: Path) -> np.ndarray:

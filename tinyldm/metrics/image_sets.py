@@ -75,15 +75,6 @@ def _from_source(
     return batches
 
 
-def class_shares(source: Source) -> list[float] | None:
-    """The share of each class (K,) in a source; None without labels. Reads the labels of all of it."""
-    if source.label_column is None or not source.classes:
-        return None
-    found = source.class_counts()
-    counts = [found[number] for number in range(source.classes)]
-    return [count / max(1, sum(counts)) for count in counts]
-
-
 def pick(images: ImageSet, rows: np.ndarray) -> torch.Tensor:
     """The images (len(rows), 3, H, W) with these numbers, in this order. Decodes all images up to the last one."""
     picked: dict[int, torch.Tensor] = {}

@@ -1,7 +1,7 @@
 """What one training adds to the loop of trainer.py: a `Task`. See first_stage/task.py and diffusion/task.py."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +33,7 @@ class Task(ABC):
         buffers: tensors beside the networks that a checkpoint holds; restored in place.
         kept: numbers that were measured at the start of the run. A resumed run takes them over: see checkpoint.kept.
         data: what was understood of the data.
+        max_steps: the last step; set by the trainer before the first one.
         readers: what reads or has read the images, each with the names of the `unreadable` ones.
     """
 
@@ -45,6 +46,7 @@ class Task(ABC):
     kept: dict[str, float]
     data: Description
     readers: list[Any]
+    max_steps: int
 
     @property
     def unreadable(self) -> list[str]:
@@ -93,6 +95,14 @@ class Task(ABC):
     @abstractmethod
     def make_images(self, count: int) -> Iterator[torch.Tensor]:
         """This rank's share of `count` images, always of the same seeds, in uint8 batches (B, 3, H, W)."""
+
+    def finish(self, distance: Callable[[Iterator[torch.Tensor]], float]) -> dict[str, float]:
+        """Called after the last step, with the averaged weights. Returns figures to log.
+
+        Args:
+            distance: the Frechet distance between uint8 batches (B, 3, H, W) of all ranks and the held-out images.
+        """
+        return {}
 
     @abstractmethod
     def export(self, folder: Path) -> None:

@@ -101,7 +101,7 @@ class Trainer:
         self._describe_data()
         state = self.state
         self.progress = Progress.plan(train, self.images_per_step, task.examples_per_epoch, state.step, state.images)
-        self.max_steps = state.step + self.progress.steps_left(state.images)
+        self.max_steps = task.max_steps = state.step + self.progress.steps_left(state.images)
 
     def _resume(self) -> None:
         if not self.config.resume:
@@ -218,8 +218,11 @@ class Trainer:
             with self._may_fail("the evaluation", all_ranks=True):
                 figures |= self._evaluate()
         if self.quality and due(train.metrics_steps):
-            with self._may_fail("eval_fd", all_ranks=True):
-                figures |= self._measure(self.quality)
+            with self._may_fail("eval_fd", all_ranks=True), self.averaged_weights():
+                figures["eval_fd"] = self._distance(self.task.make_images(train.num_metrics_images))
+        if last:
+            with self._may_fail("the choice of the guidance scale", all_ranks=True), self.averaged_weights():
+                figures |= self.task.finish(self._distance)
         if figures:
             self._report(figures)
         if save and figures.get(train.best_by, math.inf) < state.best_figure:
@@ -289,10 +292,10 @@ class Trainer:
             sums = self.task.evaluate()
         return self.task.summarize(self._over_ranks(sums))
 
-    def _measure(self, quality: Quality) -> dict[str, float]:
-        with self.averaged_weights():
-            sums = quality.sums(self.task.make_images(self.config.train.num_metrics_images))
-        return {"eval_fd": quality.distance(self._over_ranks(sums))}
+    def _distance(self, batches: Iterator[torch.Tensor]) -> float:
+        """The Frechet distance between the images of all ranks and the held-out images."""
+        self.quality = self.quality or Quality(self.config, self.accelerator)
+        return self.quality.distance(self._over_ranks(self.quality.sums(batches)))
 
     def _over_ranks(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {key: self.accelerator.reduce(value, "sum") for key, value in sums.items()}

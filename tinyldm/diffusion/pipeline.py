@@ -1,0 +1,117 @@
+"""A diffusers pipeline for models with labels or a guide. A copy of this file travels with each model:
+
+    pipe = DiffusionPipeline.from_pretrained(FOLDER_OR_ID, custom_pipeline=FOLDER_OR_ID, trust_remote_code=True)
+    pipe(labels={"Smiling": True}, guidance_scale=2, num_images=4).images[0]
+
+It draws what sample.py draws for the same seeds, steps and labels. It imports nothing of tinyldm.
+"""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import hf_hub_download
+
+UNKNOWN = -1  # the number of a label that is missing
+
+
+def extrapolate(predicted: torch.Tensor, weaker: torch.Tensor, scale: float, rescale: float = 0.0) -> torch.Tensor:
+    """Guidance: from the weaker prediction (B, C, H, W) through the better one, and beyond it for a scale above 1.
+
+    Args:
+        rescale: from 0 to 1, how far to bring each image back to the standard deviation of `predicted` (Lin et al. 2023,
+            "Common Diffusion Noise Schedules and Sample Steps are Flawed", equations 15 and 16).
+    """
+    guided = predicted + (scale - 1) * (predicted - weaker)
+    if not rescale:
+        return guided
+    ratio = predicted.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+    return guided * (rescale * ratio + 1 - rescale)
+
+
+class TinyLDMPipeline(DiffusionPipeline):
+    """A UNet2DModel and a scheduler with, as far as the model has them, a first stage, labels and a guide."""
+
+    _optional_components: ClassVar = ["vqvae", "labels", "guide", "guide_labels"]
+
+    def __init__(
+        self, unet: Any, scheduler: Any, vqvae: Any = None, labels: Any = None, guide: Any = None, guide_labels: Any = None
+    ):
+        super().__init__()
+        self.labels: Any  # set by register_modules
+        self.guide: Any
+        parts = {"vqvae": vqvae, "labels": labels, "guide": guide, "guide_labels": guide_labels}
+        self.register_modules(unet=unet, scheduler=scheduler, **parts)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        labels: dict[str, Any] | None = None,
+        num_images: int = 1,
+        seed: int = 0,
+        num_inference_steps: int = 50,
+        guidance_scale: float | None = None,
+    ) -> ImagePipelineOutput:
+        """Draw images as PIL images.
+
+        Args:
+            labels: {name: value}. Labels that are not given vary with the seed as they do in the data.
+            num_images: number of images, with the seeds `seed`, `seed` + 1, ...
+            guidance_scale: 1 is no guidance. None: the scale that is stored with the model.
+
+        Raises:
+            ValueError: for a label or value that the model does not have.
+        """
+        config, scheduler = self.unet.config, self.scheduler
+        random = [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
+        x = randn_tensor((num_images, config.in_channels, config.sample_size, config.sample_size), generator=random)
+        x = x.to(self.device, self.dtype) * scheduler.init_noise_sigma
+        numbers = None
+        if self.labels is not None:
+            numbers = self.labels.draw(range(seed, seed + num_images), self.labels.numbers(labels or {})).to(self.device)
+        elif labels:
+            raise ValueError("this model has no labels")
+        stored = json.loads(self._file("guidance.json").read_text())
+        scale = stored["scale"] if guidance_scale is None else guidance_scale
+        if scale != 1 and self.guide is None and self.labels is None:  # the index of a plain pipeline does not list it
+            self.guide = UNet2DModel.from_pretrained(self.config._name_or_path, subfolder="guide", torch_dtype=self.dtype)
+            self.guide.to(self.device)
+        scheduler.set_timesteps(num_inference_steps, device=self.device)
+        after = [*scheduler.timesteps.tolist()[1:], -1]
+        extra = {"generator": random} if isinstance(scheduler, DDPMScheduler) else {}
+        for t, following in zip(self.progress_bar(scheduler.timesteps), after, strict=True):
+            if isinstance(scheduler, DDIMScheduler):  # it misses timesteps where the steps do not divide their number
+                scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, int(t) - following)
+            predicted = self._predict(scheduler.scale_model_input(x, t), t, numbers, scale)
+            if not isinstance(scheduler, DDPMScheduler):  # no other one uses a learned variance
+                predicted = predicted[:, : config.in_channels]
+            x = scheduler.step(predicted, t, x, **extra).prev_sample
+        if self.vqvae is not None:
+            x = self.vqvae.decode(x.to(self.vqvae.dtype) / self.vqvae.config.scaling_factor).sample
+        pixels = (x.float() / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+        return ImagePipelineOutput(images=self.numpy_to_pil(pixels))
+
+    def _predict(self, x: torch.Tensor, t: torch.Tensor, numbers: Any, scale: float) -> torch.Tensor:
+        """The prediction (B, C, H, W) or (B, 2 C, H, W), guided by the guide, or by the network itself without labels."""
+        vectors = None if self.labels is None else self.labels(numbers)
+        if scale == 1:
+            return self.unet(x, t, class_labels=vectors).sample
+        if self.guide is not None:
+            predicted = self.unet(x, t, class_labels=vectors).sample
+            vectors = None if self.guide_labels is None else self.guide_labels(numbers)
+            weaker = self.guide(x, t, class_labels=vectors).sample
+        else:
+            both = torch.cat([numbers, torch.full_like(numbers, UNKNOWN)])
+            predicted, weaker = self.unet(torch.cat([x, x]), t, class_labels=self.labels(both)).sample.chunk(2)
+        channels = x.shape[1]
+        guided = extrapolate(predicted[:, :channels], weaker[:, :channels], scale)
+        return torch.cat([guided, predicted[:, channels:]], 1)
+
+    def _file(self, name: str) -> Path:
+        """A file of the model's folder, here or on the Hub."""
+        folder = Path(self.config._name_or_path)
+        return folder / name if folder.is_dir() else Path(hf_hub_download(self.config._name_or_path, name))
