@@ -3,6 +3,7 @@
 A copy of this file travels with every conditional model, so that plain diffusers can load it: it imports nothing of tinyldm.
 """
 
+import difflib
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,8 +52,10 @@ class LabelEmbedding(ModelMixin, ConfigMixin):
             text = str(value).lower() if isinstance(value, bool) else str(value)
             known = {"unknown": UNKNOWN, **{known: number for number, known in enumerate(self.values[name])}}
             if text not in known:
+                near = difflib.get_close_matches(text, self.values[name], 1)
                 listed = ", ".join(self.values[name][:20]) + (", ..." if len(self.values[name]) > 20 else "")
-                raise ValueError(f"label {name} has no value {text!r}; it has: {listed}")
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise ValueError(f"label {name} has no value {text!r}{hint}; it has: {listed}")
             numbers[name] = known[text]
         return numbers
 
