@@ -27,6 +27,7 @@ from tinyldm.errors import UserError
             "write it as guidance_scale=1,1.5,2 with one of: num_inference_steps, eta,",
         ),
         (["--model", "a", "--sweep", "guidance_interval=0,1"], "write it as guidance_scale=1,1.5,2"),
+        (["--model", "a", "--sweep", "ema=0.05,0.1"], "write it as guidance_scale=1,1.5,2"),
         (["--model", "a", "--sweep", "1,2"], "write it as guidance_scale=1,1.5,2"),
         (["--model", "a", "--sweep", "guidance_scale=1,two"], "sweep has the guidance_scale two; give a number above 0"),
         (["--model", "a", "--sweep", "guidance_scale=1,"], "sweep has the guidance_scale empty; give a number above 0"),

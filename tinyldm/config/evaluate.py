@@ -95,6 +95,7 @@ class Evaluate(SamplerSettings):
         if self.sweep is None:
             return
         kinds = {item.name: kind for item in fields(SamplerSettings) if (kind := _number(item.type))}
+        del kinds["ema"]  # other weights: python -m tinyldm.ema compares them
         key, _, listed = (part.strip() for part in self.sweep.partition("="))
         if key not in kinds:
             raise UserError(f"sweep is {self.sweep!r}; write it as guidance_scale=1,1.5,2 with one of: {', '.join(kinds)}")
@@ -118,6 +119,8 @@ class Evaluate(SamplerSettings):
             raise UserError("give exactly one of --model (a run, pipeline or Hub id) and --images (a folder or npz)")
         if list(self.swept) and self.images is not None:
             raise UserError("sweep draws samples with several settings: give --model, not --images")
+        if self.ema is not None and self.model is None:
+            raise UserError("ema averages the weights of a run: give --model, or remove --ema")
         unknown = [name for name in self.chosen if name not in METRICS]
         if unknown or not self.chosen:
             raise UserError(f"metrics is {self.metrics!r}; give some of {', '.join(METRICS)}, separated by commas")
