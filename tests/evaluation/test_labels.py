@@ -62,7 +62,7 @@ def test_the_distance_of_a_value_is_that_of_its_images():
 
 
 def test_values_with_few_images_are_left_out_and_named():
-    labels = np.array([[0, 0]] * 60 + [[1, 0]] * 19)
+    labels = np.array([[0, 0]] * 60 + [[1, 0]] * 19)  # the label hair is given
     measured = metrics(labels, images(drawn(300)))
     found = measured.by_value(images(labels).features)
     assert [(value["label"], value["value"]) for value in found] == [("hat", "none"), ("hair", "bald")]
@@ -72,10 +72,10 @@ def test_values_with_few_images_are_left_out_and_named():
 
 
 def test_a_label_without_enough_images_has_no_accuracy():
-    labels = np.array([[0, -1]] * 40)
+    labels = np.array([[0, -1]] * 40 + [[1, 2]] * 40 + [[1, 1]] * 9)
     measured = metrics(labels)
-    assert list(measured.accuracies(images(np.zeros((40, 2), int)).features)["columns"]) == ["hat"]
-    assert measured.notes == ["no accuracy of label hair: fewer than 10 samples or real images of each value"]
+    assert list(measured.accuracies(images(labels % 3).features)["columns"]) == ["hat"]
+    assert measured.notes == ["no accuracy of label hair: fewer than two values with 10 samples and as many real images"]
 
 
 def test_numbers_of_the_data_become_those_of_the_model():

@@ -73,10 +73,11 @@ class LabelMetrics:
             learned = Probe(train.features, train.labels[:, i])
             counts = [min((part[:, i] == v).sum() for part in (drawn, held_out.labels)) for v in learned.values]
             judged = learned.values[np.array(counts, int) >= probe.MIN_IMAGES]
-            if len(judged):
+            all_the_same = (drawn[:, i] == drawn[0, i]).all()  # as where the label was given
+            if len(judged) > 1 or (len(judged) and all_the_same):
                 self.probes[i], self.judged[i] = learned, judged
-            else:
-                few = f"fewer than {probe.MIN_IMAGES} samples or real images of each value"
+            else:  # of a single value, the share would be that of a guess that is always the same
+                few = f"fewer than two values with {probe.MIN_IMAGES} samples and as many real images"
                 self.notes.append(f"no accuracy of label {name}: {few}")
         self.real = {i: self._shares(i, held_out.features, held_out.labels) for i in self.probes}
 
