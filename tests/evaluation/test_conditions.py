@@ -1,6 +1,7 @@
 """evaluate.py on a model with a label: its accuracy, its sheets, and sweeps."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from tinyldm.diffusion.export import save_pipeline
 from tinyldm.diffusion.label_embedding import LabelEmbedding
 from tinyldm.diffusion.model import Model
 from tinyldm.errors import UserError
+from tinyldm.evaluation import report
 from tinyldm.evaluation.sweep import best
 from tinyldm.manifest import Manifest
 from tinyldm.metrics import chunks, distances, features
@@ -76,6 +78,13 @@ def test_label_accuracy_distances_by_value_and_sheets(model, go, tmp_path):
     assert dark["figures"]["samples"] == {**distances.frechet(ours, reference)._asdict(), "images": len(ours)}
     assert "label=b-bright (" in " ".join(found["notes"])
     assert "label accuracy" not in found["figures"] and "\nlabel  2 " in printed and "\nlabel=a-dark " in printed
+    assert "2 steps, guidance scale 2 (without labels), seeds 0 to 63" in printed
+    metrics = dict(report.main_metrics(found))
+    assert metrics["label accuracy (inception)"] == label["balanced"]["samples"]
+    images = json.loads((tmp_path / "out/evaluation.json").read_text())["images"]
+    text = report.markdown(images, [found])
+    assert re.search(r"^\| label \| 2 \| [\d.]+% \[.*\] \| 100.0% \[", text, re.MULTILINE)
+    assert re.search(rf"^\| label=a-dark \| .* \| {len(ours)} \| \d+ \| {len(reference)} \|$", text, re.MULTILINE)
     for name, columns in (("labels", 2), ("guidance", 5)):  # tiles of 8 px, 2 px apart, enlarged 16 times
         grid = 16 * (10 * columns + 2)
         assert Image.open(tmp_path / f"out/{name}.png").width == grid + grid // columns

@@ -85,7 +85,9 @@ def test_a_run_is_sampled_compared_and_reported(network, model, go, tmp_path):
     assert found["reference"]["part"] == "held_out" and found["reference"]["revision"] is None
     assert found["memorisation"]["train_images"] + found["memorisation"]["held_out_images"] == 60
 
-    assert re.search(r"24 samples of .*run \(DDIMScheduler, 2 steps, seeds 0 to 23; weights: EMA", printed)
+    assert re.search(
+        r"24 samples of .*run \(DDIMScheduler, 2 steps, guidance scale 2 \(weaker model\), seeds 0 to 23; weights: EMA", printed
+    )
     assert (
         re.search(r"\nFID ↓ +[\d.]+ \[[\d.]+, [\d.]+\] +[\d.]+ \[", printed) and "Memorisation: a sample is nearer" in printed
     )
@@ -246,6 +248,8 @@ def test_a_first_stage_is_evaluated_by_its_reconstructions(network, vq_run, go, 
     assert float(rows(copy)[-1]["evaluation_rfid"]) == found["figures"]["rFID"]["reconstructions"]["value"]
     with pytest.raises(UserError, match="held-out part: remove --reference"):
         go("--model", copy, "--reference", "train", *cache)
+    with pytest.raises(UserError, match="a first stage draws none: remove it"):
+        go("--model", copy, "--sweep", "eta=0,1", *cache)
 
 
 def test_psnr_and_ssim_equal_those_of_the_training(network, vq_run, go, tmp_path, monkeypatch):

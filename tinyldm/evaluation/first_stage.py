@@ -40,11 +40,13 @@ def measure_first_stage(workspace: Workspace, first_stage: FirstStage) -> tuple[
         The key of the images with their count, and the result for evaluation.json.
 
     Raises:
-        UserError: for another reference than the held-out part.
+        UserError: for another reference than the held-out part, or a sweep.
     """
     config = workspace.config
     if config.reference != "held_out":
         raise UserError("a first stage is measured on the held-out part: remove --reference")
+    if config.sweep:
+        raise UserError("sweep is about samples, and a first stage draws none: remove it")
     limit = min(filter(None, (config.num_images, config.num_reference)), default=None)
     _, reference, description = workspace.reference(limit)
     count = len(reference)

@@ -88,9 +88,13 @@ def headline(images: dict[str, Any], result: dict[str, Any]) -> str:
     images, reference, features = shareable(images), shareable(result["reference"]), result["features"]
     if "sampler" in images:
         last = images["seed"] + images["count"] - 1
-        eta = f", eta {images['eta']:g}" if images["eta"] else ""
-        what = f"{images['count']:,} samples of {images['model']} ({images['sampler']}, {images['num_inference_steps']} steps"
-        what += f"{eta}, seeds {images['seed']} to {last}; weights: {images['weights']}, {images['weights_hash'][:8]})"
+        settings = [f"{images['num_inference_steps']} steps", *([f"eta {images['eta']:g}"] if images["eta"] else [])]
+        if "guidance_scale" in images:
+            settings.append(f"guidance scale {images['guidance_scale']:g} ({images['guide']})")
+        if "labels" in images:
+            settings.append(f"labels {images['labels']}")
+        what = f"{images['count']:,} samples of {images['model']} ({images['sampler']}, {', '.join(settings)}, "
+        what += f"seeds {images['seed']} to {last}; weights: {images['weights']}, {images['weights_hash'][:8]})"
     elif "weights" in images:
         what = f"{images['count']:,} reconstructions by {images['model']} (weights: {images['weights']}, "
         what += f"{images['weights_hash'][:8]})"
@@ -245,7 +249,9 @@ def _eval_result(
     name: str, measured: dict[str, Any], images: dict[str, Any], result: dict[str, Any], data: dict[str, Any]
 ) -> EvalResult:
     recipe: dict[str, Any] = {
-        key: images[key] for key in ("sampler", "num_inference_steps", "eta", "seed", "weights") if key in images
+        key: images[key]
+        for key in ("sampler", "num_inference_steps", "eta", "guidance_scale", "labels", "seed", "weights")
+        if key in images
     }
     return EvalResult(
         task_type="unconditional-image-generation",

@@ -1,9 +1,6 @@
 """Does an image show its label? A linear probe on features of real images says so (Alain & Bengio 2017)."""
 
-import warnings
-
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -35,9 +32,7 @@ class Probe:
         known = np.isin(labels, self.values)
         regression = LogisticRegression(C=INVERSE_L2, class_weight="balanced", max_iter=1000)
         self.classifier = make_pipeline(StandardScaler(), regression)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self.classifier.fit(features[known], labels[known])
+        self.classifier.fit(features[known], labels[known])
 
     def right(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """(N,) whether it reads the label of each image."""
