@@ -144,7 +144,7 @@ class Process(ABC):
 class DiscreteVP(Process):
     """DDPM's process in T steps: alpha_t^2 = abar_t = prod_{s <= t} (1 - beta_s), alpha_t^2 + sigma_t^2 = 1.
 
-    Times are timesteps 0 .. T-1 (int64), as in diffusers.
+    Times are timesteps 0 .. T-1 (int64), as in diffusers. Some samplers go in between; `levels` takes the nearest one.
 
     Args:
         scheduler: any diffusers scheduler of this process: it holds the betas and the prediction type.
@@ -178,7 +178,7 @@ class DiscreteVP(Process):
         """See Process.levels."""
         if self.abar.device != times.device:
             self.abar = self.abar.to(times.device)
-        abar = self.abar[times].to(dtype).view(-1, 1, 1, 1)
+        abar = self.abar[times.round().long()].to(dtype).view(-1, 1, 1, 1)
         return abar.sqrt(), (1 - abar).sqrt()
 
     def times(self, fractions: torch.Tensor) -> torch.Tensor:

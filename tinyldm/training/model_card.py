@@ -22,11 +22,13 @@ LABELS = {
     "eval_bits_prior": ("... of the prior", "bits_prior"),
     "eval_bits_steps": ("... of the steps", "bits_steps"),
     "eval_bits_decoder": ("... of the decoder", "bits_decoder"),
+    "eval_accuracy": ("accuracy over all labels and noise levels", "accuracy"),
     "eval_psnr": ("PSNR in dB", "psnr"),
     "eval_ssim": ("SSIM", "ssim"),
     "eval_perplexity": ("codebook perplexity", "perplexity"),
     "eval_codes_used": ("share of codes in use", "codes_used"),
 }
+TASKS = {"classifier": "image-classification"}  # template -> the Hub's name of the task, where it is not to generate
 
 
 def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, Any]], config: Any) -> None:
@@ -44,7 +46,7 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     data: DataConfig = config.data
     results = [
         {
-            "task_type": "unconditional-image-generation",
+            "task_type": TASKS.get(template, "unconditional-image-generation"),
             "dataset_type": shareable(hub_id(data.name)) or Path(data.name).name,
             "dataset_name": Path(data.name).name,
             "dataset_split": data.eval_split or f"{data.eval_fraction:.0%} of {data.split}, held out by hash",
@@ -110,7 +112,7 @@ def _render(run: Path, card: dict[str, Any]) -> str:
         library_name="diffusers",
         license="other",
         license_name="follows-the-training-data",
-        tags=["tinyldm", "diffusers", "unconditional-image-generation", card["template"]],
+        tags=["tinyldm", "diffusers", TASKS.get(card["template"], "unconditional-image-generation"), card["template"]],
         datasets=card["datasets"],
         eval_results=results or None,  # none before the first evaluation
     )

@@ -18,7 +18,7 @@ from tinyldm.training import checkpoint
 
 Row = dict[str, Any]
 REPLACED = ("config.yaml", "metrics.csv", "README.md", "card.json", "evaluation.json", NAME)  # replace_text writes them here
-FOLDERS = ("checkpoints", "samples", "logs", "pipeline", "vqvae", "model", "jobs")
+FOLDERS = ("checkpoints", "samples", "logs", "pipeline", "vqvae", "classifier", "model", "jobs")
 
 
 class RunFolder:
