@@ -19,7 +19,7 @@ from benchmarks.measure import RESULTS, record, use_all_cores
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import Features, Sampler, SamplerSettings, TrainLDM
 from tinyldm.diffusion import sampling
-from tinyldm.diffusion.model import load_model
+from tinyldm.diffusion.loading import load_model
 from tinyldm.metrics.while_training import Quality
 
 # Samplers and steps, by cost. heun evaluates the network twice per step, except in the last.

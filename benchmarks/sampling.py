@@ -17,7 +17,7 @@ from tinyldm.config.parsing import parse
 from tinyldm.config.schema import SamplerSettings, TrainLDM
 from tinyldm.diffusion import sampling
 from tinyldm.diffusion.denoiser import make_denoiser
-from tinyldm.diffusion.model import load_model
+from tinyldm.diffusion.loading import load_model
 from tinyldm.diffusion.process import make_process
 
 

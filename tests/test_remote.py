@@ -5,7 +5,7 @@ import pytest
 from tests.support.models import vq_model
 from tinyldm import remote
 from tinyldm.config.schema import FirstStageConfig
-from tinyldm.diffusion.model import load_model
+from tinyldm.diffusion.loading import load_model
 from tinyldm.errors import NoAnswer, UserError
 from tinyldm.first_stage.autoencoder import load_first_stage
 

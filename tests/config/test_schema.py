@@ -266,7 +266,7 @@ CONTRADICTIONS = [
     (TrainLDM, "scheduler.beta_start 0.5", "scheduler.beta_start 0.5 is above scheduler.beta_end"),
     (TrainLDM, "diffusion.preview_steps 2000", "diffusion.preview_steps.*1000"),
     (TrainLDM, "diffusion.loss bound scheduler.variance_type learned_range diffusion.snr_gamma null", "use train_ddpm.py"),
-    (TrainLDM, "data.label_column label", "LDMPipeline takes no labels"),
+    (TrainLDM, "data.label_columns label", "LDMPipeline takes no labels"),
     (TrainDDPM, "diffusion.loss hybrid", "needs the loss hybrid or bound"),
     (TrainVQ, "vq.up_block_types [UpDecoderBlock2D]", "vq.up_block_types.*3, 3 and 1"),
     (TrainVQ, "vq.norm_num_groups 48", "vq.norm_num_groups 48 does not divide the width 128"),

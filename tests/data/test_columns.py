@@ -9,8 +9,9 @@ import datasets
 import pyarrow.parquet
 import pytest
 
-from tests.support.sources import config, describe, folder, in_order, parquet, picture, pictures, read, table
+from tests.support.sources import config, describe, folder, in_order, parquet, picture, pictures, read, table, values
 from tinyldm.config.schema import DataConfig
+from tinyldm.data.batch import UNKNOWN
 from tinyldm.data.identity import cache_key
 from tinyldm.data.layout import layout, natural
 from tinyldm.data.sources import open_part, open_sources
@@ -36,8 +37,8 @@ def test_the_image_column_is_chosen_or_asked_for(streaming, tmp_path):
     [
         ([10, 9, 2, 10], ["2", "9", "10"]),
         (["c10", "c9", "a", "c10"], ["a", "c9", "c10"]),
-        ([True, False, True, True], ["False", "True"]),
-        (["x", None, "y", "x"], ["x", "y"]),
+        ([True, False, True, True], ["false", "true"]),
+        (["x", None, "y", ""], ["x", "y"]),
     ],
 )
 def test_integers_strings_and_booleans_are_classes(streaming, values, names, tmp_path):
@@ -51,16 +52,16 @@ def test_integers_strings_and_booleans_are_classes(streaming, values, names, tmp
         }
     )
     datasets.Dataset.from_dict({"image": cells, "kind": values}, features=features).to_parquet(tmp_path / "x.parquet")
-    source = open_part(config(tmp_path, streaming=streaming, label_column="kind"), "train")[0]
-    assert source.class_names == names
-    numbers = [source.number_of(fetch()["kind"]) for fetch in source.epoch(None, 0)]
-    known = [None if value is None else names.index(str(value)) for value in values]
-    assert numbers == (known if streaming else [number for number in known if number is not None])
+    source = open_part(config(tmp_path, streaming=streaming, label_columns="kind"), "train")[0]
+    assert source.labels[0].values == names
+    numbers = [source.label(fetch()) for fetch in source.epoch(None, 0)]
+    assert numbers == [[names.index(str(value).lower()) if value not in (None, "") else UNKNOWN] for value in values]
+    assert source.label_numbers().tolist() == numbers
 
 
 def test_numbered_class_folders_are_in_natural_order(tmp_path):
     folder(tmp_path, pictures(*(f"{i}/{i}.png" for i in range(12))))
-    assert [entry["name"] for entry in describe(tmp_path, label_column="label")["classes"]] == [str(i) for i in range(12)]
+    assert values(describe(tmp_path, label_columns="label")) == [str(i) for i in range(12)]
     assert sorted(["10", "9", "a2", "a10"], key=natural) == ["9", "10", "a2", "a10"]
 
 
@@ -71,11 +72,11 @@ def test_classes_of_webdataset_files(tmp_path):
                 info = tarfile.TarInfo(f"{i}.{ending}")
                 info.size = len(member)
                 tar.addfile(info, io.BytesIO(member))
-    assert open_part(config(tmp_path, label_column="cls"), "train")[0].class_names == ["0", "3"]
+    assert open_part(config(tmp_path, label_columns="cls"), "train")[0].labels[0].values == ["0", "3"]
 
 
 @pytest.mark.parametrize(
-    "column, words", [("y", "no column 'y'"), ("weight", "holds float64, not classes"), ("id", "1,000 values")]
+    "column, words", [("y", "no column 'y'"), ("weight", "holds float64, not labels"), ("id", "1,000 values")]
 )
 def test_columns_that_hold_no_classes_are_refused(column, words, tmp_path):
     cells = {"weight": [0.5] * 1100, "id": list(range(1100)), "image": [{"bytes": picture(0), "path": None}] * 1100}
@@ -84,7 +85,7 @@ def test_columns_that_hold_no_classes_are_refused(column, words, tmp_path):
     )
     datasets.Dataset.from_dict(cells, features=features).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(UserError, match=words):
-        open_part(config(tmp_path, label_column=column), "train")
+        open_part(config(tmp_path, label_columns=column), "train")
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -101,11 +102,12 @@ def test_groups_are_held_out_whole(streaming, tmp_path):
         assert train.description.to_json()["held_out"]["groups"] == len(people[1])
 
 
-def test_pictures_without_a_label_are_counted_and_left_out(tmp_path):
+def test_pictures_without_a_label_are_counted_as_unknown(tmp_path):
     folder(tmp_path, pictures("stray.png", "cat/1.png", "dog/2.png"))
-    assert read(tmp_path) == [0, 1, 2] and read(tmp_path, label_column="label") == [1, 2]
-    found = describe(tmp_path, label_column="label")
-    assert (found["found"], found["read"], found["ignored_names"]) == (3, 2, {"without a label": ["stray.png"]})
+    assert read(tmp_path) == read(tmp_path, label_columns="label") == [0, 1, 2]
+    found = describe(tmp_path, label_columns="label")["labels"]["label"]
+    counts = [value["count"] for value in found["values"]]
+    assert sum(counts) + found["unknown"] == 2 and max(counts) <= 1  # one of the three is held out
 
 
 def test_a_small_data_set_holds_out_at_least_one(tmp_path):
@@ -202,16 +204,17 @@ def test_layout_of_no_files():
 
 def test_what_a_stream_cannot_know_is_filled_in_by_a_whole_pass(tmp_path):
     parquet(tmp_path, [[picture(i) for i in range(30)], [picture(i) for i in range(30, 50)]])
-    train, held_out = open_sources(config(tmp_path, label_column="label", eval_fraction=0.3), 0)
+    train, held_out = open_sources(config(tmp_path, label_columns="label", eval_fraction=0.3), 0)
     before = train.description.to_json()
     assert (before["found"], before["read"], before["held_out"]["images"]) == (None, None, None)
-    assert [entry["count"] for entry in before["classes"]] == [None, None]
+    assert [value["count"] for value in before["labels"]["label"]["values"]] == [None, None]
     next(iter(train.epoch(0, 0)))  # a part of a pass tells nothing
     assert train.description.to_json() == before
     numbers = [in_order(part) for part in (train, held_out)]
     after = train.description.to_json()
     assert (after["found"], after["read"], after["held_out"]["images"]) == (50, 50, len(numbers[1]))
-    assert [entry["count"] for entry in after["classes"]] == [sum(n % 2 == k for n in numbers[0]) for k in (0, 1)]
+    counts = [value["count"] for value in after["labels"]["label"]["values"]]
+    assert counts == [sum(n % 2 == k for n in numbers[0]) for k in (0, 1)]
 
 
 CARDS = ["configs: !!python/object:os.system {}", "configs: [a: b", "configs:\n- config_name: x\n  data_files: 7"]

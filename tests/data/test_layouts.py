@@ -9,7 +9,7 @@ import zipfile
 import datasets
 import pytest
 
-from tests.support.sources import config, describe, folder, parquet, picture, pictures, read, table
+from tests.support.sources import config, describe, folder, parquet, picture, pictures, read, table, values
 from tinyldm.data.layout import layout_of_tables, split_of
 from tinyldm.data.sources import open_part, open_sources
 from tinyldm.errors import UserError
@@ -42,9 +42,10 @@ def test_folders_named_like_splits_are_splits(train, test, tmp_path):
 def test_a_class_named_like_a_split_is_a_class(names, tmp_path):
     folder(tmp_path, pictures(*(f"{name}/{i}.png" for name in names for i in range(3))))
     assert read(tmp_path) == list(range(3 * len(names)))
-    found = describe(tmp_path, label_column="label")
-    assert [entry["name"] for entry in found["classes"]] == sorted(names) and found["found"] == found["read"] == 3 * len(names)
-    assert sum(entry["count"] for entry in found["classes"]) == 3 * len(names) - found["held_out"]["images"]
+    found = describe(tmp_path, label_columns="label")
+    assert values(found) == sorted(names) and found["found"] == found["read"] == 3 * len(names)
+    counts = [value["count"] for value in found["labels"]["label"]["values"]]
+    assert sum(counts) == 3 * len(names) - found["held_out"]["images"]
 
 
 def test_a_class_named_like_a_split_is_mentioned(tmp_path):
@@ -55,7 +56,7 @@ def test_a_class_named_like_a_split_is_mentioned(tmp_path):
 def test_splits_below_the_class_folders_are_splits(tmp_path):
     folder(tmp_path, pictures("cat/train/1.png", "dog/train/2.png", "cat/test/3.png", "dog/test/4.png"))
     assert (read(tmp_path), read(tmp_path, "test")) == ([0, 1], [2, 3])
-    assert [entry["name"] for entry in describe(tmp_path, label_column="label")["classes"]] == ["cat", "dog"]
+    assert values(describe(tmp_path, label_columns="label")) == ["cat", "dog"]
 
 
 def test_pictures_beside_a_test_folder_are_the_training_split(tmp_path):
@@ -187,7 +188,7 @@ def test_metadata_of_each_split_folder(kind, tmp_path):
             datasets.Dataset.from_list(rows).to_parquet(file)
     assert (read(tmp_path), read(tmp_path, "test")) == ([0, 1, 2], [5, 6, 7])
     for column, names in (("mood", ["m8", "m9", "m10"]), ("year", ["1990", "1991", "1992"])):
-        assert [entry["name"] for entry in describe(tmp_path, label_column=column)["classes"]] == names
+        assert values(describe(tmp_path, label_columns=column)) == names
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -195,7 +196,7 @@ def test_metadata_as_spreadsheets_write_them(separator, tmp_path):
     lines = [separator.join(row) for row in [("file_name", "kind"), ("a\\1.png", "x"), ("a/2.png", "y")]]
     folder(tmp_path, pictures("a/1.png", "a/2.png") | {"metadata.csv": ("\ufeff" + "\r\n".join(lines)).encode()})
     assert read(tmp_path) == [0, 1]
-    assert [entry["name"] for entry in describe(tmp_path, label_column="kind")["classes"]] == ["x", "y"]
+    assert values(describe(tmp_path, label_columns="kind")) == ["x", "y"]
 
 
 def test_metadata_without_file_names_is_refused(tmp_path):
@@ -219,8 +220,7 @@ def test_archives_and_odd_names(tmp_path):
     cache = str(tmp_path / "cache")
     for path in (tmp_path / "pets.zip", tmp_path):
         assert read(path, cache_dir=cache) == [0, 1, 2]
-        classes = describe(path, label_column="label", cache_dir=cache)["classes"]
-        assert [entry["name"] for entry in classes] == ["cat", "dog"]
+        assert values(describe(path, label_columns="label", cache_dir=cache)) == ["cat", "dog"]
     odd = tmp_path / "faces [v2] {x} *"
     assert read(folder(odd, pictures("a.png", "[b].png"))) == [0, 1]
     assert read(parquet(odd / "tables [1]", [[picture(4)]])) == [4]

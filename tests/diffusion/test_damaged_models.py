@@ -13,7 +13,9 @@ from tests.support import models
 from tinyldm.config.networks import SchedulerConfig
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion import sampling
-from tinyldm.diffusion.model import Model, load_model, to_images
+from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.loading import load_model
+from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.process import make_process
 from tinyldm.errors import UserError
 
@@ -147,7 +149,7 @@ def test_a_network_that_makes_no_numbers_names_the_step():
             return result
 
     process = models.process()
-    model = Model(Overflows(process.scheduler, 0.1, 0.5), process, None)
+    model = Model(Denoiser(Overflows(process.scheduler, 0.1, 0.5)), process, None)
     with pytest.raises(UserError, match="step 3 of 7 gives values that are not finite"):
         list(sampling.sample(model, 2, 2, 0, SamplerSettings("ddim", 7)))
 
@@ -155,6 +157,6 @@ def test_a_network_that_makes_no_numbers_names_the_step():
 def test_a_decoder_that_makes_no_numbers():
     vqvae = models.vq_model(scaling_factor=0.5)
     vqvae.decoder.conv_out.bias.data[0] = torch.nan
-    model = Model(models.unet(), models.process(), vqvae)
+    model = Model(Denoiser(models.unet()), models.process(), vqvae)
     with pytest.raises(UserError, match="the images are not finite"):
         to_images(model, torch.zeros(1, 3, 8, 8))

@@ -2,10 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from tests.support.models import scheduler
 from tinyldm.config.networks import SchedulerConfig, UNetConfig
 from tinyldm.config.schema import TrainConfig
+from tinyldm.data.batch import UNKNOWN, Condition
+from tinyldm.data.columns import LabelColumn
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.diffusion.process import make_process
 from tinyldm.errors import UserError
@@ -27,8 +30,22 @@ def test_the_defaults_have_five_million_parameters():
 
 def test_the_shape_comes_from_the_data():
     network = make_denoiser(SMALL, 8, 4)
-    assert (network.config.sample_size, network.config.in_channels, network.config.out_channels) == (8, 4, 4)
-    assert network(torch.zeros(2, 4, 8, 8), torch.tensor([0, 999])).sample.shape == (2, 4, 8, 8)
+    config = network.unet.config
+    assert (config.sample_size, config.in_channels, config.out_channels) == (8, 4, 4)
+    assert network(torch.zeros(2, 4, 8, 8), torch.tensor([0, 999])).shape == (2, 4, 8, 8)
+
+
+def test_labels_change_the_prediction_and_an_unknown_one_has_its_own_vector():
+    torch.manual_seed(0)
+    network = make_denoiser(SMALL, 8, 3, [LabelColumn("hat", ["none", "cap"]), LabelColumn("kind", ["a", "b", "c"])])
+    nn.init.normal_(network.unet.conv_out.weight)
+    labels = torch.tensor([[0, 0], [1, 0], [UNKNOWN, 0], [0, 2], [UNKNOWN, UNKNOWN], [0, 0]])
+    noise = torch.randn(1, 3, 8, 8).expand(6, -1, -1, -1)
+    predicted = network(noise, torch.tensor(500), Condition(labels))
+    distances = torch.cdist(predicted.flatten(1), predicted.flatten(1))
+    assert distances[0, 5] < 1e-4
+    assert (distances[:5, :5] + torch.eye(5)).min() > 1e-3
+    assert abs(network.labels(torch.randint(0, 2, (500, 2))).std() - 1) < 0.2
 
 
 def test_networks_that_diffusers_cannot_build():
@@ -76,7 +93,7 @@ def test_xformers_without_the_package_says_what_to_install(monkeypatch):
     def missing() -> None:
         raise ModuleNotFoundError("xformers is not installed")
 
-    monkeypatch.setattr(network, "enable_xformers_memory_efficient_attention", missing)
+    monkeypatch.setattr(network.unet, "enable_xformers_memory_efficient_attention", missing)
     with pytest.raises(UserError, match="pip install xformers"):
         switch_on(network, TrainConfig(xformers=True))
 
@@ -87,8 +104,8 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.manual_seed(0)
         network = make_denoiser(SMALL, 8, 3).train()
         switch_on(network, TrainConfig(gradient_checkpointing=checkpointing))
-        assert network.is_gradient_checkpointing == checkpointing
-        network(x, t).sample.square().sum().backward()
+        assert network.unet.is_gradient_checkpointing == checkpointing
+        network(x, t).square().sum().backward()
         actual.append([weight.grad for weight in network.parameters()])
     for one, two in zip(*actual, strict=True):
         torch.testing.assert_close(one, two)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 LEARNED = ["--scheduler.variance_type", "learned_range"]
 KINDS = {
     "simple": [],
-    "hybrid": [*LEARNED, "--diffusion.loss", "hybrid", "--data.label_column", "label"],
+    "hybrid": [*LEARNED, "--diffusion.loss", "hybrid", "--data.label_columns", "label"],
     "bound": [*LEARNED, "--diffusion.loss", "bound", "--scheduler.prediction_type", "v_prediction"],
 }
 
@@ -129,7 +129,7 @@ def test_cifar10_has_the_papers_network():
         (["--diffusion.loss", "hybrid"], "needs the loss hybrid or bound"),
         (LEARNED, "needs the loss hybrid or bound"),
         ([*LEARNED, "--diffusion.loss", "bound", "--diffusion.snr_gamma", "5"], "has its own weights"),
-        (["--data.label_column", "image"], "not classes.*columns of class labels: label"),
+        (["--data.label_columns", "image"], "not classes.*columns of class labels: label"),
         (["--unet.num_class_embeds", "7"], "unet.num_class_embeds is derived from the labels"),
     ],
 )

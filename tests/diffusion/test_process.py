@@ -129,7 +129,7 @@ def test_our_samplers_loop_reverses_a_flow():
             return type("Out", (), {"sample": ((x - expected) / t).float()})  # eps - x_0, with x_t = x_0 + t (eps - x_0)
 
     z = torch.tensor([-1.0, 0.0, 2.0]).view(-1, 1, 1, 1)
-    model = Model(Exact(), Flow(), None)
+    model = Model(Denoiser(Exact()), Flow(), None)
     errors = [
         (denoise(model, z, SamplerSettings(num_inference_steps=steps)) - (mean + std * z)).abs().max().item()
         for steps in (25, 100, 400)

@@ -10,6 +10,7 @@ from tests.support import models
 from tests.support.models import GaussianDenoiser, MixtureDenoiser
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion.bound import posterior
+from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.model import Model
 from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.sampling import denoise
@@ -29,7 +30,7 @@ THREE = (
 def draw(distribution: tuple, name: str, steps: int, eta: float = 0.0, **process) -> torch.Tensor:
     """(COUNT, 2)"""
     forward = models.scheduler(**process)
-    model = Model(MixtureDenoiser(forward, *distribution), DiscreteVP(forward), None)
+    model = Model(Denoiser(MixtureDenoiser(forward, *distribution)), DiscreteVP(forward), None)
     random = [torch.Generator().manual_seed(0)]  # one for all images: one generator per image is slow
     settings = SamplerSettings(name, steps, eta)
     return denoise(model, torch.randn(COUNT, 2, 1, 1, generator=random[0]), settings, random).flatten(1).double()
@@ -91,7 +92,7 @@ def test_the_true_variance_makes_few_steps_exact_and_fixed_ones_do_not():
         random = [torch.Generator().manual_seed(0)]
         noise = torch.randn(COUNT, 1, 1, 1, generator=random[0])
         actual[variance] = (
-            denoise(Model(network, DiscreteVP(forward), None), noise, SamplerSettings(num_inference_steps=10), random)
+            denoise(Model(Denoiser(network), DiscreteVP(forward), None), noise, SamplerSettings(num_inference_steps=10), random)
             .std()
             .item()
         )

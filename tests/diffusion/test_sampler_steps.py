@@ -9,6 +9,7 @@ import torch
 from tests.support import models
 from tests.support.models import GaussianDenoiser
 from tinyldm.config.schema import SamplerSettings
+from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.model import Model
 from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.sampling import denoise
@@ -20,7 +21,7 @@ Z = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).view(-1, 1, 1, 1)  # under a linea
 
 def exact(**changes) -> Model:
     forward = models.process(**changes)
-    return Model(GaussianDenoiser(forward.scheduler, MEAN, STD), forward, None)
+    return Model(Denoiser(GaussianDenoiser(forward.scheduler, MEAN, STD)), forward, None)
 
 
 def listed(spacing: str, total: int, count: int) -> list[int]:

@@ -13,7 +13,9 @@ from tests.support.models import GaussianDenoiser
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion import model as diffusion_model
 from tinyldm.diffusion import sampling
-from tinyldm.diffusion.model import Model, load_model, to_images
+from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.loading import load_model
+from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.sampling import denoise, generators, initial_noise, sample, slerp
 from tinyldm.errors import UserError
@@ -77,7 +79,7 @@ def test_diffusers_alone_draws_the_same_pictures(pipeline_folder, name):
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])  # the samplers that DDPMPipeline supports; ddpm adds noise in each step
 def test_diffusers_draws_the_same_pictures_without_a_first_stage(name):
-    model = Model(models.unet(), models.process(), None)
+    model = Model(Denoiser(models.unet()), models.process(), None)
     theirs = DDPMPipeline(model.unet, models.process().sampler(name))
     theirs.scheduler = models.process().sampler(name)  # its constructor may have replaced it
     theirs.set_progress_bar_config(disable=True)
@@ -93,7 +95,7 @@ MEAN, STD = 0.5, 0.6
 
 def exact(**changes) -> tuple[Model, float]:
     forward = models.process(**changes)
-    model = Model(GaussianDenoiser(forward.scheduler, MEAN, STD), forward, None)
+    model = Model(Denoiser(GaussianDenoiser(forward.scheduler, MEAN, STD)), forward, None)
     return model, float(forward.abar[-1])
 
 
@@ -240,7 +242,7 @@ def test_frames_go_from_noise_to_the_sampled_image(pipeline_folder, name):
     assert len(frames) == 4
     assert torch.equal(frames[-1], next(sample(model, 2, 2, 3, settings)))
     # Euler's x starts 84 times as large as the network's input. The first frame still shows the noise.
-    pixels = Model(model.unet, model.process, None)
+    pixels = Model(model.denoiser, model.process, None)
     noise = to_images(pixels, initial_noise(model.unet, generators(3, 2)))
     frames = sampling.denoising_frames(pixels, 2, 3, settings)
     assert (frames[0].int() - noise.int()).abs().max() <= 1

@@ -20,7 +20,7 @@ from tinyldm.config import evaluate as evaluate_config
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion import model as diffusion_model
 from tinyldm.diffusion import sampling
-from tinyldm.diffusion.model import load_model
+from tinyldm.diffusion.loading import load_model
 from tinyldm.errors import UserError
 from tinyldm.evaluation import evaluate as evaluation
 from tinyldm.metrics import chunks, features

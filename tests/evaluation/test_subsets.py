@@ -75,11 +75,11 @@ def conditional(tmp_path) -> Path:
 
 def test_classes_are_drawn_by_their_shares(sorted_data, go, conditional, tmp_path):
     args = ["--model", conditional, "--num_inference_steps", 2, "--num_images", 24, "--anchors", "false", *sorted_data]
-    result = go(*args, "--data.label_column", "label")
+    result = go(*args, "--data.label_columns", "label")
     key = json.loads((tmp_path / "out/drawn/made_of.json").read_text())
     assert 0.6 < key["class_shares"][0] < 0.9 and sum(key["class_shares"]) == pytest.approx(1)
     assert "the classes are drawn by their shares in the held-out part" in result["notes"]
     evenly = go(*args, output="evenly")
     assert any("2 classes are drawn evenly" in note for note in evenly["notes"])
-    go(*args, "--data.label_column", "label", "--class_label", 1, output="one")
+    go(*args, "--data.label_columns", "label", "--class_label", 1, output="one")
     assert "class_shares" not in json.loads((tmp_path / "one/drawn/made_of.json").read_text())

@@ -351,7 +351,7 @@ def test_labels_are_stored_with_the_latents(data, pixels, stage):
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(num_classes=3)})
     table = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
     plain = open_it(data, Source(table, "image", "noise", 8), stage)
-    store = open_it(data, Source(table, "image", "noise", 8, label_column="label", class_names=["a", "b", "c"]), stage)
+    store = open_it(data, Source(table, "image", "noise", 8, label_columns="label", class_names=["a", "b", "c"]), stage)
     assert plain.labels is None and plain.batch(np.arange(3)).condition.labels is None
     assert store.labels.tolist() == labels[:4] + labels[5:]
     assert len(list(Path(data.cache_dir, "latents").iterdir())) == 2

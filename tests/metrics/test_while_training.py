@@ -16,7 +16,7 @@ from tests.support.runs import DDPM, EVERY_STEP, VQ, rows, run
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import SamplerSettings, TrainDDPM
 from tinyldm.diffusion import sampling
-from tinyldm.diffusion.model import load_model
+from tinyldm.diffusion.loading import load_model
 from tinyldm.errors import UserError
 from tinyldm.metrics import distances as metrics
 from tinyldm.metrics import features

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DModel, VQModel
 from torch import nn
 
+from tinyldm.diffusion.label_embedding import LabelEmbedding
 from tinyldm.diffusion.process import DiscreteVP
 
 torch.set_num_threads(1)  # tiny networks are slower with more threads
@@ -22,7 +23,15 @@ def process(**changes) -> DiscreteVP:
     return DiscreteVP(scheduler(**changes))
 
 
-def unet(side: int = 8, channels: int = 3) -> UNet2DModel:
+def labels(rows: int = 6) -> LabelEmbedding:
+    """Two labels of two and three values, and the labels of some examples."""
+    torch.manual_seed(0)
+    embedding = LabelEmbedding([["Smiling", ["false", "true"]], ["hair", ["bald", "short", "long"]]], 32, rows)
+    embedding.rows = torch.tensor([[i % 2, i % 3] for i in range(rows)])
+    return embedding.eval()
+
+
+def unet(side: int = 8, channels: int = 3, labelled: bool = False) -> UNet2DModel:
     """A UNet2DModel with one block with attention and one without. Its weights are not the zeros of the initialisation."""
     torch.manual_seed(0)
     return UNet2DModel(
@@ -34,6 +43,7 @@ def unet(side: int = 8, channels: int = 3) -> UNet2DModel:
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         norm_num_groups=4,
+        class_embed_type="identity" if labelled else None,
     ).eval()
 
 

@@ -121,3 +121,9 @@ def read(path, split: str = "train", **changes) -> list[int]:
 def describe(path, **changes) -> dict:
     """What data.json says of a data set."""
     return open_sources(config(path, **{"eval_fraction": 1e-9, **changes}), 0)[0].description.to_json()
+
+
+def values(found: dict) -> list[str]:
+    """The names of the values of the only label in a data.json."""
+    (label,) = found["labels"].values()
+    return [value["name"] for value in label["values"]]

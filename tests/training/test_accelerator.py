@@ -98,7 +98,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(ldm_args, tmp_path):
 def test_the_launch_command_of_the_readme(tmp_path):
     """Two ranks of accelerate launch, with classes: they share one stream, and only the main rank writes."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
-    args = [*DIGITS, *DDPM, *EVERY_STEP, "--data.label_column", "label", "--train.max_steps", 2]
+    args = [*DIGITS, *DDPM, *EVERY_STEP, "--data.label_columns", "label", "--train.max_steps", 2]
     command = [*launch, "train_ddpm.py", "--output_dir", tmp_path / "run", *args]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr

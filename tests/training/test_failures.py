@@ -225,7 +225,7 @@ def test_a_start_that_fails_leaves_the_old_run_and_one_that_does_not_replaces_it
     before = {name: (place / name).read_bytes() for name in files(place)}
     for wrong in (
         ["--data.name", tmp_path / "faecs"],
-        ["--data.label_column", "lable"],
+        ["--data.label_columns", "lable"],
         ["--data.eval_split", "nothing"],
         ["--hub.push", "true", "--hub.repo_id", "me/x"],
         ["--train.metrics_steps", 1, "--train.metrics_features", "dinov2"],

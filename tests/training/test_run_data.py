@@ -19,7 +19,7 @@ PETS = {f"{name}/{name}{i}.png": picture(30 * i + len(name)) for name in ("cat",
 
 
 def pets_args(path, *more) -> list:
-    data = ["--data.name", path / "pets", "--data.resolution", 8, "--data.label_column", "label", "--data.eval_fraction", 0.2]
+    data = ["--data.name", path / "pets", "--data.resolution", 8, "--data.label_columns", "label", "--data.eval_fraction", 0.2]
     return ["--output_dir", path / "run", *data, *DDPM, *EVERY_STEP, *more]
 
 
