@@ -11,7 +11,8 @@ and the guidance scale s. The score moves by s g, so eps by -sigma s g, x_0 by s
 
     guided = y + s sigma (a sigma / alpha - b) g
 
-With s = 1 this is Bayes' rule: an unconditional model draws from p(x | labels).
+With s = 1 this is Bayes' rule: an unconditional model draws from p(x | labels). Larger scales do not draw from
+p(x) p(labels | x)^s, as is often said, but from something narrower (docs/theory/4-guidance.md).
 """
 
 from collections.abc import Callable, Mapping
