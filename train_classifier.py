@@ -1,6 +1,7 @@
 """Train a classifier of noisy latents or images, which guides a model without labels:
 
 accelerate launch train_classifier.py --config configs/faces64-classifier.yaml
+accelerate launch train_classifier.py --config configs/digits-classifier.yaml
 python sample.py --model runs/faces64 --classifier runs/faces64-classifier --labels 'Smiling=true' --guidance_scale 3
 """
 
