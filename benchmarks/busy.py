@@ -89,7 +89,7 @@ def steps(seconds: float) -> list[float]:
     since = time.perf_counter()
     while len(taken) < 5 or time.perf_counter() - since < seconds:
         start = time.perf_counter()
-        network(x, time_steps).sample.square().mean().backward()
+        network(x, time_steps).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         taken.append(time.perf_counter() - start)

@@ -28,7 +28,7 @@ def decode(folder: str, images: int, side: int, at_once: int | None) -> float:
     use_all_cores()
     stage = first_stage(Path(folder), small=side < 64)
     unused: Any = None  # decoding needs neither the network nor its process
-    model = Model(unet=unused, process=unused, first_stage=stage.model)
+    model = Model(denoiser=unused, process=unused, first_stage=stage.model)
     model_module.DECODED_AT_ONCE = at_once or model_module.DECODED_AT_ONCE
     latents = torch.randn(images, stage.channels, side, side)
     before = megabytes("VmHWM")

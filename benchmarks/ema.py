@@ -39,7 +39,7 @@ class Averaged(TimedLatents):
 
     def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
         """See training.task.Task."""
-        weights = list(self.networks["unet"].parameters())
+        weights = list(self.networks["denoiser"].parameters())
         if not self.averages:
             for share in LENGTHS:
                 decay = max(0.0, 1 - 1 / (share * self.config.train.max_steps))
@@ -56,7 +56,7 @@ class Averaged(TimedLatents):
     @torch.no_grad()
     def held_out_loss(self, average: EMAModel) -> float:
         """The held-out loss of averaged weights."""
-        with averaged(self.networks["unet"], average):
+        with averaged(self.networks["denoiser"], average):
             return self.summarize(self.evaluate())["eval_loss"]
 
 

@@ -140,7 +140,7 @@ def bare_step(config: TrainLDM, side: int, steps: int) -> float:
     seconds = []
     for _ in range(steps + 1):
         started = time.perf_counter()
-        torch.nn.functional.mse_loss(network(x, timesteps).sample, noise).backward()
+        torch.nn.functional.mse_loss(network(x, timesteps), noise).backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)

@@ -126,7 +126,7 @@ def example(
 
     def begin(steps: int) -> Example:
         torch.manual_seed(0)
-        unet = make_denoiser(config.unet, width, channels).to(device)
+        unet = make_denoiser(config.unet, width, channels).unet.to(device)
         return Example(data, unet, process.sampler(), steps, size, config.train.learning_rate, side, flip, stage)
 
     trial = begin(4)
@@ -143,7 +143,7 @@ def example(
     each = statistics.median(training.seconds[1:])  # counted like ours
     curve = [(step * each, error) for step, error in errors_at.items()]
     with training.averaged_weights():
-        fd = distance(Model(training.unet, process, task.first_stage), quality, images)
+        fd = distance(Model(Denoiser(training.unet), process, task.first_stage), quality, images)
     return {"images_a_second": size / each, "steps": steps, "curve": curve, "fd": fd}
 
 

@@ -2,7 +2,7 @@
 
     # written by tinyldm: --overwrite true deletes these files and nothing else
     config.yaml
-    checkpoints/step-100/unet.safetensors
+    checkpoints/step-100/denoiser.safetensors
     pictures/                                  a folder with a .manifest of its own
 
 A name is added before its file is written: a kill leaves a name too many, never a file without one. Symbolic links are not

@@ -45,8 +45,8 @@ def test_the_data_and_seed_of_a_run_are_defaults(ldm_run, vq_run, tmp_path):
 
 
 def test_evaluate_has_the_sampler_settings():
-    args = ["--model", "a", "--scheduler", "ddim", "--eta", "1", "--class_label", "2", "--num_inference_steps", "9"]
+    args = ["--model", "a", "--scheduler", "ddim", "--eta", "1", "--labels", "cat", "--num_inference_steps", "9"]
     config = evaluate_config.read("", args)
-    assert isinstance(config, SamplerSettings) and (config.eta, config.class_label, config.num_inference_steps) == (1, 2, 9)
+    assert isinstance(config, SamplerSettings) and (config.eta, config.labels, config.num_inference_steps) == (1, "cat", 9)
     with pytest.raises(UserError, match="eta only applies to DDIM"):
         evaluate_config.read("", ["--model", "a", "--scheduler", "unipc", "--eta", "1"])

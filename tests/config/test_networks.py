@@ -96,7 +96,7 @@ def test_extra_arguments_reach_diffusers(tmp_path):
         (TrainLDM, "--unet.extra.dropout 0.1", "has a key of its own: set unet.dropout instead"),
         (TrainLDM, "--unet.extra.in_channels 4", "unet.extra.in_channels is derived from the data and the first stage"),
         (TrainLDM, "--unet.in_channels 4", "unet.in_channels is derived from the data and the first stage"),
-        (TrainDDPM, "--unet.num_class_embeds 10", "unet.num_class_embeds is derived from the labels in data.label_columns"),
+        (TrainDDPM, "--unet.num_class_embeds 10", "unet.num_class_embeds is derived from data.label_columns"),
         (TrainVQ, "--vq.sample_size 64", r"vq.sample_size is data.resolution: remove it"),
         (TrainVQ, "--vq.extra.scaling_factor 1", "vq.extra.scaling_factor is measured by train_vq.py"),
         (TrainLDM, "--scheduler.thresholding true", "scheduler.thresholding is not supported, because held-out losses"),

@@ -118,9 +118,9 @@ def test_numbers_are_plain_ones():
 
 
 def test_sample_has_the_sampler_settings():
-    config = parsed("--scheduler", "ddim", "--eta", "0.5", "--class_label", "3", schema=Sample)
+    config = parsed("--scheduler", "ddim", "--eta", "0.5", "--labels", "3", schema=Sample)
     assert isinstance(config, SamplerSettings)
-    assert (config.scheduler, config.num_inference_steps, config.eta, config.class_label) == ("ddim", 50, 0.5, 3)
+    assert (config.scheduler, config.num_inference_steps, config.eta, config.labels) == ("ddim", 50, 0.5, "3")
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
@@ -267,7 +267,8 @@ CONTRADICTIONS = [
     (TrainLDM, "scheduler.beta_start 0.5", "scheduler.beta_start 0.5 is above scheduler.beta_end"),
     (TrainLDM, "diffusion.preview_steps 2000", "diffusion.preview_steps.*1000"),
     (TrainLDM, "diffusion.loss bound scheduler.variance_type learned_range diffusion.snr_gamma null", "use train_ddpm.py"),
-    (TrainLDM, "data.label_columns label", "LDMPipeline takes no labels"),
+    (TrainLDM, "data.label_columns [a,b,a]", "names a column twice: a, b, a"),
+    (Sample, "guidance_interval [0.5,0.2]", "give its start first"),
     (TrainDDPM, "diffusion.loss hybrid", "needs the loss hybrid or bound"),
     (TrainVQ, "vq.up_block_types [UpDecoderBlock2D]", "vq.up_block_types.*3, 3 and 1"),
     (TrainVQ, "vq.norm_num_groups 48", "vq.norm_num_groups 48 does not divide the width 128"),

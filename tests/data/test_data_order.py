@@ -6,17 +6,30 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.sources import corrupt, in_order, joined, parquet, picture, take, whole
 from tinyldm.data.images import ImageBatches, Images
 from tinyldm.data.prefetch import read_ahead
-from tinyldm.data.sources import Source
+from tinyldm.data.sources import Source, shuffled
 from tinyldm.errors import UserError
 from tinyldm.randomness import ALONE, Rank
 
 # ------------------------------------------------------------------------------------------------------------- order
+
+
+def test_each_value_of_a_balanced_label_has_the_same_share():
+    labels = np.array([0] * 900 + [1] * 90 + [-1] * 10)
+    order = shuffled(1000, np.random.default_rng(0), labels)
+    counts = [int((labels[order] == value).sum()) for value in (0, 1, -1)]
+    assert len(order) == 1000 and max(counts) - min(counts) <= 2
+    repeats = np.bincount(order, minlength=1000)
+    assert repeats[:900].max() == 1 and set(repeats[900:990]) <= {3, 4} and set(repeats[990:]) <= {32, 33, 34}
+    assert not np.array_equal(order, shuffled(1000, np.random.default_rng(1), labels))
+    assert sorted(shuffled(1000, np.random.default_rng(0))) == list(range(1000))
+
 
 SIZES = (3, 11, 1, 8)  # of the shards; 23 pictures in total
 

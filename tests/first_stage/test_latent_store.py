@@ -20,6 +20,8 @@ from PIL import Image
 from tests.support import models
 from tests.support.sources import encode
 from tinyldm.config.schema import DataConfig
+from tinyldm.data.batch import UNKNOWN
+from tinyldm.data.columns import LabelColumn
 from tinyldm.data.images import ImageBatches, Images, to_float
 from tinyldm.data.sources import Source
 from tinyldm.errors import UserError
@@ -345,15 +347,16 @@ def test_other_batches_and_ranks_continue_at_the_right_image():
 
 def test_labels_are_stored_with_the_latents(data, pixels, stage):
     """Only of readable images, in a separate store, and in the batches."""
-    labels = [i % 3 for i in range(COUNT)]
+    labels = [None if i == 7 else i % 3 for i in range(COUNT)]
     cells = [{"bytes": encode(Image.fromarray(image)), "path": None} for image in pixels]
     cells[4] = {"bytes": b"no image", "path": None}
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(num_classes=3)})
     table = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
     plain = open_it(data, Source(table, "image", "noise", 8), stage)
-    store = open_it(data, Source(table, "image", "noise", 8, label_columns="label", class_names=["a", "b", "c"]), stage)
+    labelled = Source(table, "image", "noise", 8, labels=[LabelColumn("label", ["a", "b", "c"])])
+    store = open_it(data, labelled, stage)
     assert plain.labels is None and plain.batch(np.arange(3)).condition.labels is None
-    assert store.labels.tolist() == labels[:4] + labels[5:]
+    assert store.labels.tolist() == [[UNKNOWN if label is None else label] for label in labels[:4] + labels[5:]]
     assert len(list(Path(data.cache_dir, "latents").iterdir())) == 2
     batch = next(LatentBatches(store, 0, 20)())
     order = [int(np.abs(store.get(np.arange(20)) - x).sum((1, 2, 3)).argmin()) for x in batch.x]

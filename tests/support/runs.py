@@ -28,13 +28,13 @@ LDM = [
     *("--unet.block_out_channels", "[8,16]", "--unet.down_block_types", "[DownBlock2D,AttnDownBlock2D]"),
     *("--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]", "--unet.norm_num_groups", "4", "--unet.attention_head_dim", "8"),
     *("--diffusion.preview_images", "4", "--diffusion.preview_steps", "2", "--train.batch_size", "8"),
-    *("--train.learning_rate", "1e-3", "--data.random_flip", "true"),
+    *("--train.learning_rate", "1e-3", "--data.random_flip", "true", "--guidance.scale", "2"),
 ]
 DDPM = [
     *("--unet.block_out_channels", "[8,16]", "--unet.down_block_types", "[DownBlock2D,AttnDownBlock2D]"),
     *("--unet.up_block_types", "[AttnUpBlock2D,UpBlock2D]", "--unet.norm_num_groups", "4", "--unet.attention_head_dim", "8"),
     *("--diffusion.preview_images", "4", "--diffusion.preview_steps", "2", "--train.batch_size", "8"),
-    *("--scheduler.num_train_timesteps", "20", "--train.learning_rate", "1e-3"),
+    *("--scheduler.num_train_timesteps", "20", "--train.learning_rate", "1e-3", "--guidance.scale", "2"),
 ]
 DIGITS = [*("--data.name", "digits", "--data.eval_split", "validation", "--data.resolution", "8", "--data.channels", "1")]
 

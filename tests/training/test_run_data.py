@@ -1,6 +1,8 @@
 """What a run says and keeps about its data, and what happens to it when the data change."""
 
 import json
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 from diffusers import VQModel
@@ -9,8 +11,9 @@ import sample
 import train_ddpm
 import train_ldm
 from tests.support.runs import DDPM, EVERY_STEP, LDM, run
-from tests.support.sources import corrupt, folder, picture
-from tinyldm.data.description import Class, Description, compare
+from tests.support.sources import corrupt, folder, picture, values
+from tinyldm.data.batch import UNKNOWN
+from tinyldm.data.description import Description, Label, compare
 from tinyldm.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -31,34 +34,28 @@ def test_a_run_says_what_it_read_and_names_its_classes(tmp_path, monkeypatch, ca
     folder(tmp_path / "pets", PETS | {"cat/broken.png": corrupt(3), "cat/x.heic": b"", "notes.txt": b"x"})
     run(monkeypatch, train_ddpm, *pets_args(tmp_path, "--train.max_steps", 9))
     out = capsys.readouterr()
-    assert "4 classes: 0 ant 9" in out.out and ".heic" in out.out and "held out: 20% of the images" in out.out
+    assert "label label: ant 9 (" in out.out and ".heic" in out.out and "held out: 20% of the images" in out.out
     data = read(tmp_path)
     assert (data["found"], data["read"], data["column"], data["split"]) == (26, 24, "image", "train")
     assert data["ignored"] == {".heic (pip install pillow-heif)": 1, ".txt": 1, "unreadable": 1}
     assert data["ignored_names"]["unreadable"] == ["broken.png"] and out.err.count("broken.png") == 1  # in three epochs
-    names = [entry["name"] for entry in data["classes"]]
-    assert names == ["ant 9", "ant 10", "cat", "zebra"]
-    assert sum(entry["count"] for entry in data["classes"]) + data["held_out"]["images"] == 25
-    assert json.loads((tmp_path / "run/pipeline/classes.json").read_text()) == names
+    assert values(data) == ["ant 9", "ant 10", "cat", "zebra"]
+    assert sum(value["count"] for value in data["labels"]["label"]["values"]) + data["held_out"]["images"] == 25
     assert "ant 9, ant 10, cat, zebra" in (tmp_path / "run/README.md").read_text()
     args = ["--model", tmp_path / "run", "--num_images", 2, "--num_inference_steps", 2]
-    run(monkeypatch, sample, *args, "--label", "cat", "--output_dir", tmp_path / "by name")
-    run(monkeypatch, sample, *args, "--class_label", 2, "--output_dir", tmp_path / "by number")
-    grids = [(tmp_path / name / "grid.png").read_bytes() for name in ("by name", "by number")]
+    run(monkeypatch, sample, *args, "--labels", "cat", "--output_dir", tmp_path / "short")
+    run(monkeypatch, sample, *args, "--labels", "label=cat", "--output_dir", tmp_path / "long")
+    grids = [(tmp_path / name / "grid.png").read_bytes() for name in ("short", "long")]
     assert grids[0] == grids[1]
-    for wrong, words in (
-        ("cats", r"'cats' \(did you mean 'cat'\?\); this model has: ant 9, ant 10, cat"),
-        ("2", "this model has"),
-    ):
-        with pytest.raises(UserError, match=words):
-            run(monkeypatch, sample, *args, "--label", wrong, "--output_dir", tmp_path / "none")
+    with pytest.raises(UserError, match=r"'cats' \(did you mean 'cat'\?\); it has: ant 9, ant 10, cat"):
+        run(monkeypatch, sample, *args, "--labels", "label=cats", "--output_dir", tmp_path / "none")
 
 
 def test_a_resumed_run_refuses_classes_that_mean_something_else(tmp_path, monkeypatch, capsys):
     folder(tmp_path / "pets", PETS)
     run(monkeypatch, train_ddpm, *pets_args(tmp_path, "--train.max_steps", 1))
     (tmp_path / "pets/cat").rename(tmp_path / "pets/a cat")
-    with pytest.raises(UserError, match="class 0 was 'ant 9' and is 'a cat' now"):
+    with pytest.raises(UserError, match="label label was ant 9, ant 10, cat, zebra and is a cat, ant 9"):
         run(monkeypatch, train_ddpm, *pets_args(tmp_path, "--train.max_steps", 2, "--resume", "latest"))
     (tmp_path / "pets/a cat").rename(tmp_path / "pets/cat")
     folder(tmp_path / "pets", {"cat/more.png": picture(999)})
@@ -85,19 +82,28 @@ def test_the_latent_scale_of_a_resumed_run_is_kept_when_a_picture_is_added(vq_ru
 
 
 def test_what_changed_in_the_data_is_named():
-    old = Description(
-        "a", "folder", "image", "train", 5, "5% of the images", 45, 60, classes=[Class(0, "bus"), Class(1, "car")]
-    )
-    new = Description(
-        "a", "folder", "image", "train", 6, "5% of the images", 45, 61, classes=[Class(0, "bus"), Class(1, "car")]
-    )
+    labels = {"kind": Label.of(["bus", "car"])}
+    old = Description("a", "folder", "image", "train", 5, "5% of the images", 45, 60, labels=labels)
+    new = Description("a", "folder", "image", "train", 6, "5% of the images", 45, 61, labels=labels)
     before, now = old.to_json(), new.to_json()
     assert compare(before, before, "step-1") == []
     assert compare(before, now, "step-1") == ["found 60 -> 61", "held out 5, 5% of the images -> 6, 5% of the images"]
     assert compare({**before, "found": None}, now, "step-1") == ["held out 5, 5% of the images -> 6, 5% of the images"]
-    more = new.to_json() | {"classes": [*now["classes"], {"number": 2, "name": "van", "count": 1}]}
-    with pytest.raises(UserError, match="there were 2 classes and are 3 now"):
-        compare(before, more, "step-1")
+    for changed, words in (
+        ({"kind": Label.of(["bus", "car", "van"])}, "label kind was bus, car and is bus, car, van now"),
+        ({"colour": Label.of(["red"]), **labels}, "they were kind and are colour, kind now"),
+        ({}, "they were kind and are none now"),
+    ):
+        with pytest.raises(UserError, match=words):
+            compare(before, replace(new, labels=changed).to_json(), "step-1")
+
+
+def test_rare_labels_are_counted_and_mentioned():
+    label = Label.of(["a", "b", "c"])
+    label.count(Counter({0: 500, 1: 9, UNKNOWN: 3}))
+    text = "\n".join(Description("x", "folder", "image", "train", 5, "hash", 512, labels={"kind": label}).lines())
+    assert "label kind: a (500), b (9), c (0); unknown (3)" in text
+    assert "fewer than 10 training images, too few to learn: kind=b (9), kind=c (0)" in text
 
 
 def test_a_training_part_of_a_few_images_has_a_card(tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def test_the_files_of_a_diffusion_run(ldm_run):
         "pipeline/scheduler/scheduler_config.json",
         *(f"pipeline/{part}/config.json" for part in ("unet", "vqvae")),
         *(f"pipeline/{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vqvae")),
-        *(f"checkpoints/step-{n}/{name}.safetensors" for n in (4, 6) for name in ("unet", "ema")),
+        *(f"checkpoints/step-{n}/{name}.safetensors" for n in (4, 6) for name in ("denoiser", "ema")),
         *(f"checkpoints/step-{n}/{name}" for n in (4, 6) for name in ("optimizers.pt", "state.json", "checksums.json")),
     }
 
@@ -97,7 +97,7 @@ def test_the_report_has_the_numbers_of_the_run(ldm_run):
 def test_the_exported_weights_are_the_averaged_ones(ldm_run):
     shipped = UNet2DModel.from_pretrained(ldm_run / "pipeline", subfolder="unet").state_dict()
     averaged = load_file(ldm_run / "checkpoints/step-6/ema.safetensors")
-    raw = load_file(ldm_run / "checkpoints/step-6/unet.safetensors")
+    raw = load_file(ldm_run / "checkpoints/step-6/denoiser.safetensors")
     assert all(torch.equal(shipped[name], averaged[name]) for name in averaged)
     assert any(not torch.equal(raw[name], averaged[name]) for name in averaged)
 
@@ -157,7 +157,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(kind, request, tmp_path, monk
     if kind == "vq":
         script, network, args = train_vq, "autoencoder", [*DATA, *EVERY_STEP, *VQ]
     else:
-        script, network = train_ldm, "unet"
+        script, network = train_ldm, "denoiser"
         args = [*request.getfixturevalue("ldm_args"), "--unet.dropout", 0.2]
     args = [*args, "--train.gradient_accumulation_steps", 2, "--train.checkpointing_steps", 4, "--train.eval_steps", 3]
     run(monkeypatch, script, "--output_dir", tmp_path / "whole", *args, "--train.max_steps", 7)
@@ -178,7 +178,7 @@ def test_previews_and_evaluations_do_not_change_the_training(ldm_args, tmp_path,
     for name, every in (("often", 1), ("seldom", 5)):
         cadence = ["--train.sample_steps", every, "--train.eval_steps", every]
         run(monkeypatch, train_ldm, "--output_dir", tmp_path / name, *ldm_args, *cadence, "--train.max_steps", 5)
-    file = "checkpoints/step-5/unet.safetensors"
+    file = "checkpoints/step-5/denoiser.safetensors"
     assert same_weights(tmp_path / "often" / file, tmp_path / "seldom" / file)
     assert rows(tmp_path / "often")[-1]["eval_loss"] == rows(tmp_path / "seldom")[-1]["eval_loss"]
 
@@ -209,7 +209,7 @@ def test_encoding_at_each_step_trains_and_resumes(ldm_args, tmp_path, monkeypatc
     run(monkeypatch, train_ldm, *args, tmp_path / "whole", "--train.max_steps", 4)
     run(monkeypatch, train_ldm, *args, tmp_path / "run", "--train.max_steps", 2)
     run(monkeypatch, train_ldm, *args, tmp_path / "run", "--train.max_steps", 4, "--resume", "latest")
-    file = "checkpoints/step-4/unet.safetensors"
+    file = "checkpoints/step-4/denoiser.safetensors"
     assert same_weights(tmp_path / "whole" / file, tmp_path / "run" / file)
 
 
@@ -268,7 +268,7 @@ def test_changed_keys_are_named_and_harmless_ones_accepted(ldm_args, tmp_path, m
     adam = ["--train.adam_beta1", 0.8, "--train.adam_weight_decay", 0.5]
     run(monkeypatch, train_ldm, *args, *adam, "--train.max_steps", 3, "--resume", "latest")
     saved = torch.load(tmp_path / "run" / "checkpoints" / "step-3" / "optimizers.pt", weights_only=True)
-    assert [(group["betas"][0], group["weight_decay"]) for group in saved["unet"]["param_groups"]] == [(0.8, 0.5)]
+    assert [(group["betas"][0], group["weight_decay"]) for group in saved["denoiser"]["param_groups"]] == [(0.8, 0.5)]
 
 
 def test_epochs_keep_their_meaning_in_batches_of_another_size(ldm_args, tmp_path, monkeypatch):
@@ -339,7 +339,7 @@ def test_mixed_precision_keeps_losses_and_weights_in_full_precision(compiled, ld
     run(monkeypatch, train_ldm, "--output_dir", tmp_path / "run", *ldm_args, *args, *small)
     assert all(0 < float(row["loss"]) < 10 for row in rows(tmp_path / "run"))
     assert 0 < float(rows(tmp_path / "run")[-1]["eval_loss"]) < 100
-    weights = load_file(tmp_path / "run/checkpoints/step-2/unet.safetensors")
+    weights = load_file(tmp_path / "run/checkpoints/step-2/denoiser.safetensors")
     unet = UNet2DModel.from_config(UNet2DModel.load_config(tmp_path / "run/pipeline/unet"))
     assert weights.keys() == unet.state_dict().keys()  # not those of a compiled module
     assert all(weight.dtype == torch.float32 for weight in weights.values())

@@ -18,7 +18,7 @@ import yaml
 from tinyldm.config.keys import Key, read_keys, sections
 from tinyldm.config.ranges import expected
 
-FEW = 20  # a schema with at most this many keys is shown whole
+FEW = 18  # all keys are shown if there are no more
 CONFIG = "A recipe: a YAML file with any of these keys. Flags that follow it override its values."
 PRINT_CONFIG = "Print all values, those of the recipe and flags before it included, as YAML, and exit."
 

@@ -243,6 +243,11 @@ class SamplerSettings:
 class Sample(SamplerSettings):
     """Draw images with a trained model."""
 
+    first_keys: ClassVar[tuple[str, ...]] = (
+        *("model", "num_images", "labels", "guidance_scale", "guidance_model", "classifier", "seed", "scheduler"),
+        *("num_inference_steps", "batch_size", "output_dir", "overwrite", "strip", "interpolate", "device", "dtype"),
+    )
+
     model: str
     """A run of train_ldm.py or train_ddpm.py, a diffusers pipeline folder, or a Hub id."""
     num_images: PositiveInt = 16

@@ -118,7 +118,10 @@ class ClassifierTask(NoisyTask):
         """Values for model_cards/classifier.md."""
         channels, side = self.held_out.x.shape[1:3]
         quarters = self.accuracy.view(QUARTERS, -1, len(self.names)).mean(1)
+        name, values = next(iter(self.classifier().values.items()))
         return {
+            "task": "image-classification",
+            "example": f"{name}={values[-1]}",
             "shape": f"{channels} x {side} x {side}",
             "first_stage": self.config.first_stage.path,
             "process": self.process.describe(),

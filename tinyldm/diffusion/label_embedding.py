@@ -3,6 +3,7 @@
 A copy of this file travels with every conditional model, so that plain diffusers can load it: it imports nothing of tinyldm.
 """
 
+import difflib
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -73,7 +74,9 @@ def numbers_of(values: Mapping[str, Sequence[str]], labels: Mapping[str, Any]) -
         text = str(value).lower() if isinstance(value, bool) else str(value)
         known = {"unknown": UNKNOWN, **{known: number for number, known in enumerate(values[name])}}
         if text not in known:
+            near = difflib.get_close_matches(text, values[name], 1)
             listed = ", ".join(values[name][:20]) + (", ..." if len(values[name]) > 20 else "")
-            raise ValueError(f"label {name} has no value {text!r}; it has: {listed}")
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"label {name} has no value {text!r}{hint}; it has: {listed}")
         numbers[name] = known[text]
     return numbers

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -47,9 +48,9 @@ class DiffusionTask(NoisyTask):
             denoiser.labels.rows = held_out.condition.labels
         switch_on(denoiser, config.train)
         self.networks = {"denoiser": denoiser}
-        # The guide, the step it was taken at (0: not yet) and the guidance scale.
+        # The guide, the step it was taken at (0: not yet) and the guidance scale (nan: not measured).
         self.guide = None if self.guide_step(1) == 0 else copy.deepcopy(denoiser).to(accelerator.device).eval()
-        self.guided_since, self.guidance_scale = torch.tensor(0), torch.tensor(PREVIEW_SCALE, dtype=torch.float64)
+        self.guided_since, self.guidance_scale = torch.tensor(0), torch.tensor(math.nan, dtype=torch.float64)
         self.learning_rates = {"denoiser": config.train.learning_rate}
         self.history = LossHistory(discrete(self.process).steps) if config.diffusion.loss == "bound" else None
         self.buffers = {"history": self.history.losses} if self.history else {}
@@ -106,8 +107,10 @@ class DiffusionTask(NoisyTask):
                 break
         best = min(found, key=found.__getitem__)
         self.guidance_scale.fill_(best)
-        self.tried = found
-        return {"guidance_scale": best, "eval_fd_guided": found[best]}
+        if self.rank.index == 0:
+            listed = ", ".join(f"{value:.4g} at {scale:g}" for scale, value in found.items())
+            tqdm.write(f"guidance: Frechet distance {listed}: scale {best:g} is stored with the model", file=sys.stderr)
+        return {"guidance_scale": best, "fd_guided": found[best]}
 
     # -------------------------------------------------------------------------------------------------- evaluation
 
@@ -139,7 +142,10 @@ class DiffusionTask(NoisyTask):
         """The current weights, as sampling needs them."""
         guide = self.guide if self.guided_since else None
         denoiser = self.accelerator.unwrap_model(self.networks["denoiser"])
-        scale = (self.config.guidance.scale or float(self.guidance_scale)) if guide or denoiser.labels else 1.0
+        if guide is None and denoiser.labels is None:
+            return Model(denoiser, self.process, self.first_stage)
+        measured = None if self.guidance_scale.isnan() else float(self.guidance_scale)
+        scale = self.config.guidance.scale or measured or PREVIEW_SCALE
         return Model(denoiser, self.process, self.first_stage, guide, scale)
 
     @property
@@ -175,6 +181,9 @@ class DiffusionTask(NoisyTask):
     def facts(self) -> dict[str, Any]:
         """Values for the templates in model_cards/."""
         channels, side = self.held_out.x.shape[1:3]
+        model, since = self.model(), int(self.guided_since)
+        how = f"away from the averaged weights of step {since:,}" if since else "away from the prediction without labels"
+        guidance = {"scale": model.scale, "how": how, "measured": not self.guidance_scale.isnan()}
         return {
             "shape": f"{channels} x {side} x {side}",
             "process": self.process.describe(),
@@ -183,5 +192,8 @@ class DiffusionTask(NoisyTask):
             "loss": self.config.diffusion.loss,
             "snr_gamma": self.config.diffusion.snr_gamma,
             "eval_images": len(self.held_out.x),
-            "labels": {} if (labels := self.model().labels) is None else labels.values,
+            "labels": (labels := {} if model.labels is None else model.labels.values),
+            "example": {name: values[-1] for name, values in [*labels.items()][:1]},
+            "steps_to_draw": 50,
+            "guidance": guidance if model.guide or labels else None,
         }

@@ -1,7 +1,7 @@
 """Checkpoints: written aside, synced, renamed; checksummed; never unpickled.
 
 checkpoints/step-1000/
-    unet.safetensors ...    one file per network, named as in Task.networks
+    denoiser.safetensors ...    one file per network, named as in Task.networks
     ema.safetensors         the averaged weights of the first network
     optimizers.pt           optimizer states, read with weights_only=True
     state.json              step, images seen, seconds, best figure, the config

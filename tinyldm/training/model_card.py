@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Template
 
 from tinyldm.config import parsing
 from tinyldm.config.paths import shareable
@@ -18,6 +19,7 @@ TEMPLATES = Path(__file__).parents[2] / "model_cards"
 LABELS = {
     "eval_loss": ("held-out loss", "loss"),
     "eval_fd": ("Frechet distance", "frechet_distance"),
+    "fd_guided": ("Frechet distance with guidance", "frechet_distance_guided"),
     "eval_bits": ("bits per dimension", "bits_per_dimension"),
     "eval_bits_prior": ("... of the prior", "bits_prior"),
     "eval_bits_steps": ("... of the steps", "bits_steps"),
@@ -28,7 +30,6 @@ LABELS = {
     "eval_perplexity": ("codebook perplexity", "perplexity"),
     "eval_codes_used": ("share of codes in use", "codes_used"),
 }
-TASKS = {"classifier": "image-classification"}  # template -> the Hub's name of the task, where it is not to generate
 
 
 def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, Any]], config: Any) -> None:
@@ -46,7 +47,7 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     data: DataConfig = config.data
     results = [
         {
-            "task_type": TASKS.get(template, "unconditional-image-generation"),
+            "task_type": task(facts),
             "dataset_type": shareable(hub_id(data.name)) or Path(data.name).name,
             "dataset_name": Path(data.name).name,
             "dataset_split": data.eval_split or f"{data.eval_fraction:.0%} of {data.split}, held out by hash",
@@ -80,6 +81,11 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     _save(run, card)
 
 
+def task(values: dict[str, Any]) -> str:
+    """The Hub's name of the model's task: the run's own, or to generate."""
+    return values.get("task") or f"{'' if values.get('labels') else 'un'}conditional-image-generation"
+
+
 def add_evaluation(run: Path, section: str, results: list[EvalResult]) -> None:
     """Put an evaluation into a run's card, in place of an earlier one. A run without a card stays without one."""
     if card := _load(run):
@@ -105,6 +111,7 @@ def _save(run: Path, card: dict[str, Any]) -> None:
 
 def _render(run: Path, card: dict[str, Any]) -> str:
     name = (card["repo_id"] or run.resolve().name).split("/")[-1]
+    values = dict(card["values"])
     evaluation = card["evaluation"] or {"section": "", "results": []}
     results = [EvalResult(**result) for result in [*card["results"], *evaluation["results"]]]
     metadata = ModelCardData(
@@ -112,20 +119,14 @@ def _render(run: Path, card: dict[str, Any]) -> str:
         library_name="diffusers",
         license="other",
         license_name="follows-the-training-data",
-        tags=["tinyldm", "diffusers", TASKS.get(card["template"], "unconditional-image-generation"), card["template"]],
+        tags=["tinyldm", "diffusers", task(values), card["template"]],
         datasets=card["datasets"],
         eval_results=results or None,  # none before the first evaluation
     )
-    text = ModelCard.from_template(
-        metadata,
-        template_path=str(TEMPLATES / f"{card['template']}.md"),
-        name=name,
-        repo_id=card["repo_id"] or str(run),
-        pushed=bool(card["repo_id"]),
-        evaluation=evaluation["section"],
-        **card["values"],
-    )
-    return str(text)
+    values |= {"name": name, "repo_id": card["repo_id"] or str(run), "pushed": bool(card["repo_id"])}
+    draw = Template((TEMPLATES / "draw.md").read_text(encoding="utf-8")).render(values) if "guidance" in values else ""
+    template = str(TEMPLATES / f"{card['template']}.md")
+    return str(ModelCard.from_template(metadata, template, draw=draw, evaluation=evaluation["section"], **values))
 
 
 def remarks(train: TrainConfig, best_step: int | None) -> str:
