@@ -105,6 +105,36 @@ def test_a_larger_scale_gives_what_the_guided_sde_gives():
     assert x.mean() == pytest.approx(m * (ratio - ratio ** (1 - w)) / (ratio - 1), abs=0.025)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_clipping_changes_the_noise_of_a_prediction_too(kind):
+    process, time = models.process(prediction_type=kind, clip_sample=True), torch.tensor([300])
+    x_t, predicted = torch.randn(2, 50, 1, 2, 2, generator=torch.Generator().manual_seed(0)).unbind(0)
+    clipped = process.clipped(x_t, predicted, time)
+    before, after = (process.to_x0(x_t, y, time) for y in (predicted, clipped))
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
+    inside, (alpha, sigma) = before.abs() < 1, process.levels(time)
+    assert 10 < inside.sum() < 190
+    torch.testing.assert_close(clipped[inside], predicted[inside])
+    eps = {"epsilon": clipped, "v_prediction": alpha * clipped + sigma * x_t, "sample": (x_t - alpha * clipped) / sigma}[kind]
+    torch.testing.assert_close((alpha * after + sigma * eps).float(), x_t, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_a_sampler_that_clips_still_goes_to_the_label(name):
+    """At the border of [-1, 1] clipping takes back how x_0 moves. Then the noise must not move the other way."""
+    ends = (torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), torch.tensor([[[0.1]], [[0.1]]]))
+    forward = models.scheduler(clip_sample=True, beta_schedule="squaredcos_cap_v2")
+    model = Model(Denoiser(MixtureDenoiser(forward, *ends)), DiscreteVP(forward), None)
+    model.classifier = MixtureClassifier(forward, *ends)
+    random = [torch.Generator().manual_seed(0)]
+    noise = torch.randn(1000, 1, 1, 1, generator=random[0])
+    shares = []
+    for scale in (1.0, 5.0):
+        settings = SamplerSettings(name, 50, labels="component=1", guidance_scale=scale)
+        shares.append((denoise(model, noise, settings, random) > 0).float().mean())
+    assert shares[0] > 0.9 and shares[1] > 0.99
+
+
 # ---------------------------------------------------------------------------------------------------- what is guided
 
 

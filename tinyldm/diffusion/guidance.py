@@ -94,7 +94,8 @@ class ClassifierGuidance:
         a, b = PREDICTIONS[self.process.prediction](alpha, sigma)
         moved = self.scale * sigma * (a * sigma / alpha - b) * self.gradient(x_t, times)
         channels = x_t.shape[1]  # a learned variance is not guided
-        return torch.cat([predicted[:, :channels] + moved.to(predicted.dtype), predicted[:, channels:]], 1)
+        guided = self.process.clipped(x_t, predicted[:, :channels] + moved.to(predicted.dtype), times.reshape(1))
+        return torch.cat([guided, predicted[:, channels:]], 1)
 
     @torch.enable_grad()
     def gradient(self, x_t: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
