@@ -44,7 +44,7 @@ test: lint ## lint and all tests: on all cores, then those that need the machine
 FACES := ../shared/data/faces
 bench: .venv/.installed ## measure the speed for docs/performance.md, without its sweeps
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LITE)
-	for name in latents loop memory decoding startup processes busy costs; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in latents loop memory decoding startup processes busy costs power_ema; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.data $(if $(wildcard $(FACES)),--faces $(FACES))
 ifneq ($(and $(wildcard $(FACES)),$(wildcard runs/faces64),$(wildcard runs/faces64-vq)),)
 	$(BIN)/python -m benchmarks.sampling --model runs/faces64

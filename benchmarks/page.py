@@ -294,6 +294,16 @@ def ema(r: Result) -> str:
     return f"{table(head, rows)}\n\n![held-out loss against the average's length](performance/ema.png)"
 
 
+def power_ema(r: Result) -> str:
+    """What the power-function averages cost."""
+    s, mebi = r["seconds"], 2**20
+    return (
+        f"{r['share']:.1%} of a step of {s['step']:.2f} s, batch {r['batch_size']} (CPU time of one thread): both averages "
+        f"{1000 * s['averages']:.1f} ms per step, a snapshot {1000 * s['snapshot']:.0f} ms now and then. "
+        f"{r['memory'] / mebi:.0f} MiB of memory, {r['file'] / mebi:.0f} MiB per snapshot. The aim was at most 2%."
+    )
+
+
 def speed(latents: Result | None, loop: Result | None, data: Result | None, training: Result | None) -> str | None:
     """The README's lines."""
     if not (latents and loop and data and training):
@@ -338,6 +348,7 @@ BLOCKS: dict[str, Callable[[Result], str]] = {
             busy,
             costs,
             ema,
+            power_ema,
         )
     },
     "sweep_unet": sweep,

@@ -22,6 +22,7 @@ from benchmarks import (
     measure,
     memory,
     page,
+    power_ema,
     same_image,
     samplers,
     sampling,
@@ -73,6 +74,7 @@ def folder(tmp_path_factory) -> Path:
             (costs, {}),
             (data, {"pairs": 1, "images": 16}),
             (memory, {}),
+            (power_ema, {}),
         ):
             module.main(small=True, output=str(output), **args)
     return output
@@ -89,6 +91,14 @@ def result(folder: Path, name: str) -> dict:
     return json.loads((folder / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
+def test_power_averages_take_two_copies_of_the_weights_and_half_of_it_on_the_disk(folder):
+    found = result(folder, "power_ema")
+    assert found["memory"] == 2 * 4 * 4_948_867  # faces64's parameters
+    assert found["memory"] / 2 < found["file"] < 1.01 * found["memory"] / 2
+    assert 0 < found["seconds"]["averages"] < found["seconds"]["step"]
+
+
 def test_pairs_are_measured_in_turns():
     calls = []
     ours, other = (lambda name=name, speed=speed: calls.append(name) or speed for name, speed in (("a", 6.0), ("b", 2.0)))
@@ -102,7 +112,7 @@ def test_pairs_are_measured_in_turns():
 def test_each_result_records_its_command_and_machine(folder):
     names = {file.stem for file in folder.glob("*.json")}
     quick = {"latents", "same_image", "loop", "data", "memory", "sampling", "decoding", "training", "costs"}
-    assert names == {*quick, "ema", "sweep_unet", "sweep_vq"}
+    assert names == {*quick, "ema", "power_ema", "sweep_unet", "sweep_vq"}
     for name in names:
         figures = result(folder, name)
         assert (

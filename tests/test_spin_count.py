@@ -32,6 +32,7 @@ ENTRIES = {
     "sample": (SCRIPT, "sample.py", "--model", "x"),
     "evaluate": (SCRIPT, "evaluate.py", "--model", "x"),
     "describe": (MODULE, "tinyldm.describe", "configs/demo.yaml"),
+    "ema": (MODULE, "tinyldm.ema", "x"),
     "zsl": (MODULE, "zsl", "evaluate", "--run", "x"),
     "benchmark": (MODULE, "benchmarks.loop"),
     "test worker": (MODULE, "tests.support.preload"),

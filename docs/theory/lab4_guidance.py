@@ -7,11 +7,17 @@
 # %%
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import torch
 from diffusers import DDIMScheduler
 from labkit import Mixture, Record
+
+from tinyldm.config.schema import SamplerSettings
+from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.process import DiscreteVP
+from tinyldm.diffusion.sampling import Model, denoise
 
 COUNT, STEPS, TAU_MAX = 20_000, 1000, 1e4
 record = Record("4-guidance")
@@ -85,23 +91,29 @@ record.number("sde_std", by_sde.std(), sde_variance(w) ** 0.5, 0.02 * sde_varian
 record.number("sde_mean", by_sde.mean(), sde_mean(w), 0.005, machine=0.002)
 for of in (ode_variance, sde_variance, sharpened_variance):
     assert math.isclose(of(1), s**2) and math.isclose(of(0), S**2), "w = 1 is p(x | c), w = 0 is p(x)"
-for of in (ode_mean, sde_mean):
-    assert math.isclose(of(1), m) and of(0) == 0
+assert all(math.isclose(of(1), m) and of(0) == 0 for of in (ode_mean, sde_mean))
 assert ode_variance(w) < sharp / 4 < sde_variance(w) < sharp and ode_mean(w) > sde_mean(w) > sharp * w * m / s**2
 # The cause: noising and sharpening do not commute. Slopes of the two scores at the noise of variance s^2:
 record.number("slope_guided", w / (2 * s**2) - (w - 1) / (S**2 + s**2))
 record.number("slope_noised_sharpened", 1 / (sharp + s**2))
 
-# %% The same by diffusers: DDIM with eps = eps_u + w (eps_c - eps_u) (Ho & Salimans 2022, equation 6, with our w for 1 + w)
+# %% The same by this project's guidance and sampling loop, with diffusers' DDIMScheduler: one denoiser, and one as its guide
 ddim = DDIMScheduler(1000, 1e-4, 0.02, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True)
-ddim.set_timesteps(1000)
-x = noise[:, None] / TAU_MAX**0.5
-for t in ddim.timesteps:
-    abar = ddim.alphas_cumprod[t].double()
-    tau = ((1 - abar) / abar).item()  # x / sqrt(abar) is x_tau
-    unconditional, conditional = (-(tau**0.5) * guided(x / abar.sqrt(), tau, weight) for weight in (0, 1))
-    x = ddim.step(unconditional + w * (conditional - unconditional), t, x).prev_sample
+abar = ddim.alphas_cumprod.double()
+
+
+def exact(mean: float, std: float) -> Denoiser:  # of the noise in x_t for x_0 ~ N(mean, std^2)
+    network = torch.nn.PReLU().double()  # any module with a parameter
+    network.forward = lambda x, t, class_labels: SimpleNamespace(
+        sample=(1 - abar[t]).sqrt() * (x - abar[t].sqrt() * mean) / (abar[t] * std**2 + 1 - abar[t])
+    )
+    return Denoiser(network)
+
+
+model = Model(exact(m, s), DiscreteVP(ddim), None, guide=exact(0, S), scale=w)
+x = denoise(model, noise.view(-1, 1, 1, 1) / TAU_MAX**0.5, SamplerSettings("ddim", 1000))
 record.number("ddim_std", x.std(), ode_variance(w) ** 0.5, 0.03 * ode_variance(w) ** 0.5, machine=0.001)
+record.number("ddim_mean", x.mean(), ode_mean(w), 0.02, machine=0.001)
 
 
 # %% The plane: three classes; one of the two blobs of class 0 has a neighbour of class 1
@@ -139,8 +151,7 @@ x = 2 * torch.randn(100, 2, dtype=torch.float64)
 difference = max((classifier_free(x, tau, 4.0) - classifier(x, tau, 4.0)).abs().max().item() for tau in (0.01, 0.3, 10.0))
 record.number("guidances_difference", difference, 0, 1e-9)
 
-axis = torch.linspace(-2.5, 2.5, 401, dtype=torch.float64)
-grid = torch.cartesian_prod(axis, axis)
+grid = torch.cartesian_prod(*[torch.linspace(-2.5, 2.5, 401, dtype=torch.float64)] * 2)
 near = (grid - torch.tensor([0.3, 0.1])).norm(dim=1) < (grid - torch.tensor([-0.7, 0.5])).norm(dim=1)
 joint = torch.stack([c.log_prob(grid) for c in classes], 1)
 noise = 100 * torch.randn(4000, 2, dtype=torch.float64)
@@ -179,9 +190,8 @@ for axis, weight in zip(axes, (1, 2, 8), strict=False):
     axis.scatter(*pictures[weight][:400].T, s=2, color="black", label="guided to class 0")
     axis.set(xlim=(-1.6, 1.5), ylim=(-1.5, 1.3), xlabel="$x_1$", ylabel="$x_2$", title=f"weight {weight}")
 axes[0].legend(markerscale=4, loc="upper right", fontsize=7)
-weights = torch.linspace(1, 6, 51).tolist()
 for name, variance in (("sharpened", sharpened_variance), ("SDE", sde_variance), ("ODE", ode_variance)):
-    axes[3].semilogy(weights, [variance(w) ** 0.5 for w in weights], label=name)
+    axes[3].semilogy(*zip(*[(w, variance(w) ** 0.5) for w in torch.linspace(1, 6, 51).tolist()], strict=True), label=name)
 axes[3].plot([w, w, w], [right.std(), by_sde.std(), by_ode.std()], "k.", label="sampled")
 axes[3].set(xlabel="guidance weight", ylabel="standard deviation", title="one dimension")
 axes[3].legend(fontsize=7)

@@ -14,7 +14,7 @@ PACKAGES = ("tinyldm", "zsl")
 # Layers from bottom to top. A layer may import the layers before it.
 ROOMS = [
     *("errors", "files", "manifest", "limits", "remote", "randomness", "config", "data", "pictures"),
-    *("metrics", "training", "first_stage", "diffusion", "evaluation", "costs", "describe"),
+    *("metrics", "training", "first_stage", "diffusion", "evaluation", "costs", "describe", "ema"),
 ]
 FILE_LINES, FUNCTION_LINES = 400, 80
 DISPATCH = "zsl/__main__.py"  # imports the module of the command after parsing its arguments

@@ -103,7 +103,7 @@ def test_the_launch_command_of_the_readme(tmp_path):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [row["images"] for row in rows(tmp_path / "run")] == ["16", "32"]
-    assert "10 classes" in (tmp_path / "run" / "README.md").read_text()
+    assert "label (0, 1, 2," in (tmp_path / "run" / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("forgetful")

@@ -20,7 +20,8 @@ SAVING = ["--train.checkpointing_steps", 3, "--train.eval_steps", 5, "--train.lo
 @pytest.fixture(scope="module", params=["vq", "ldm"])
 def kind(request) -> tuple[str, list]:
     """A first stage from a stream, with both optimizers, and a denoiser on latents. Both use flips and accumulation."""
-    args = [*DATA, *EVERY_STEP, *VQ] if request.param == "vq" else request.getfixturevalue("ldm_args")
+    ldm = ["--train.ema_snapshot_steps", 2]
+    args = [*DATA, *EVERY_STEP, *VQ] if request.param == "vq" else [*request.getfixturevalue("ldm_args"), *ldm]
     return f"train_{request.param}", [*args, *SAVING, "--train.gradient_accumulation_steps", 2, "--resume", "latest"]
 
 
@@ -34,9 +35,9 @@ def whole(kind, tmp_path_factory) -> tuple[Path, int, float]:
 
 
 def finished(run: Path) -> dict[str, bytes]:
-    """The files that must be equal: metrics, the last checkpoint's weights and optimizers, the exported model."""
+    """The files that must be equal: metrics, the last checkpoint's weights and optimizers, the model, the snapshots."""
     state = [file for file in (run / "checkpoints" / f"step-{STEPS}").iterdir() if file.suffix in (".safetensors", ".pt")]
-    shipped = [file for part in ("pipeline", "vqvae") for file in (run / part).rglob("*") if file.is_file()]
+    shipped = [file for part in ("pipeline", "vqvae", "ema") for file in (run / part).rglob("*") if file.is_file()]
     return {str(file.relative_to(run)): file.read_bytes() for file in [run / "metrics.csv", *state, *shipped]}
 
 

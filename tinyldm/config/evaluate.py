@@ -75,6 +75,8 @@ class Evaluate(SamplerSettings):
         super().check()
         if (self.model is None) == (self.images is None):
             raise UserError("give exactly one of --model (a run, pipeline or Hub id) and --images (a folder or npz)")
+        if self.ema is not None and self.model is None:
+            raise UserError("ema averages the weights of a run: give --model, or remove --ema")
         unknown = [name for name in self.chosen if name not in METRICS]
         if unknown or not self.chosen:
             raise UserError(f"metrics is {self.metrics!r}; give some of {', '.join(METRICS)}, separated by commas")

@@ -8,6 +8,7 @@ from jsonargparse.typing import restricted_number_type
 from tinyldm.limits import LAYERS
 
 INFINITY = float("inf")
+WIDEST_EMA = 0.28  # relative width; the plain mean of all steps has 12^(-1/2) = 0.289
 
 if TYPE_CHECKING:  # type checkers see plain numbers, so that code can pass plain numbers
     PositiveInt = int
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # type checkers see plain numbers, so that code can pass plai
     UnitInterval = float
     OpenUnitInterval = float
     BelowOne = float
+    EMAWidth = float
 else:  # jsonargparse's own float ranges include infinity; these do not
     PositiveInt = restricted_number_type("PositiveInt", int, (">", 0))
     NonNegativeInt = restricted_number_type("NonNegativeInt", int, (">=", 0))
@@ -39,6 +41,7 @@ else:  # jsonargparse's own float ranges include infinity; these do not
     UnitInterval = restricted_number_type("ClosedUnitInterval", float, [(">=", 0), ("<=", 1)])
     OpenUnitInterval = restricted_number_type("OpenUnitInterval", float, [(">", 0), ("<", 1)])
     BelowOne = restricted_number_type("BelowOne", float, [(">=", 0), ("<", 1)])
+    EMAWidth = restricted_number_type("EMAWidth", float, [(">", 0), ("<=", WIDEST_EMA)])
 
 WORDS: dict[Any, tuple[str, str]] = {  # one of them, several of them
     PositiveInt: ("a whole number above 0", "whole numbers above 0"),
@@ -55,6 +58,7 @@ WORDS: dict[Any, tuple[str, str]] = {  # one of them, several of them
     UnitInterval: ("a number from 0 to 1", "numbers from 0 to 1"),
     OpenUnitInterval: ("a number between 0 and 1, both excluded", "numbers between 0 and 1, both excluded"),
     BelowOne: ("a number from 0 to 1, 1 excluded", "numbers from 0 to 1, 1 excluded"),
+    EMAWidth: (f"a number above 0 and at most {WIDEST_EMA}", f"numbers above 0 and at most {WIDEST_EMA}"),
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
     bool: ("true or false", "true or false"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tinyldm.config.networks import SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
-from tinyldm.config.ranges import PositiveFloat, PositiveInt, Seed, UnitInterval
+from tinyldm.config.ranges import EMAWidth, PositiveFloat, PositiveInt, Seed, UnitInterval
 from tinyldm.config.sections import (
     ConditionConfig,
     DataConfig,
@@ -106,6 +106,8 @@ class TrainVQ(Training):
         """See Training.check."""
         super().check()
         self.vq.check()
+        if self.train.ema_snapshot_steps:
+            raise UserError("train.ema_snapshot_steps is for diffusion models: set it to null for a first stage")
         side = self.data.resolution
         if side % self.vq.downscale:
             raise UserError(f"data.resolution {side} is not a multiple of the first stage's factor {self.vq.downscale}")
@@ -225,6 +227,9 @@ class SamplerSettings:
     """Guide only in this part of the way from noise to image, e.g. [0.2, 0.8] (Kynkaanniemi et al. 2024)."""
     guidance_rescale: UnitInterval = 0.0
     """Bring the guided prediction back to the spread it had before: 0 not at all, 1 fully (Lin et al. 2023, section 3.4)."""
+    ema: EMAWidth | None = None
+    """Relative width of the average of the weights, such as 0.05 of the training, for a run with `train.ema_snapshot_steps`.
+    null: the average that the run has saved as its model."""
 
     def check(self) -> None:
         """Raise UserError for values that contradict each other."""

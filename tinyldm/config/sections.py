@@ -138,6 +138,9 @@ class TrainConfig:
     ema_decay: BelowOne = 0.9999
     """Decay rate of the averaged weights (EMA), which are the ones evaluated and published. It starts low and rises as
     (1 + step) / (10 + step)."""
+    ema_snapshot_steps: PositiveInt | None = None
+    """Steps between snapshots of two more averages in ema/, from which sample.py --ema makes one of any length after the
+    training (Karras et al. 2024). 20 to 30 snapshots are enough; each takes 4 bytes per weight. null: none."""
     compile: bool = False
     """Compile the networks with torch.compile: a few minutes at the start, then faster steps. Needs a C compiler. Not for a
     first stage with a discriminator, whose adaptive weight would run the compiled backward pass three times."""

@@ -26,19 +26,23 @@ from tinyldm.first_stage.autoencoder import KINDS, SUBFOLDERS, AutoencoderModel,
 from tinyldm.limits import check_finite, check_numbers, read_text
 from tinyldm.remote import from_hub, may_be_hub_id
 from tinyldm.training import checkpoint
+from tinyldm.training.power_ema import reconstruct
 
 INDEX, GUIDANCE = "model_index.json", "guidance.json"
 NETWORKS: dict[str, Any] = {"unet": UNet2DModel, "labels": LabelEmbedding, "guide": UNet2DModel, "guide_labels": LabelEmbedding}
 LARGEST = 2**28  # numbers in x_0
 
 
-def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
+def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float32, ema: float | None = None) -> Model:
     """Load a run of ours, one of its checkpoints (averaged weights), a diffusers pipeline folder, or a Hub id.
+
+    Args:
+        ema: the relative width of another average of a run's weights; see training/power_ema.py.
 
     Raises:
         UserError: if it is not one of these, or its files are damaged.
     """
-    local = Path(path).expanduser()
+    local, averaged = Path(path).expanduser(), None if ema is None else reconstruct(path, ema)
     step = local if local.parent.name == "checkpoints" and local.is_dir() else None
     if step:  # its networks are those of the run's pipeline
         local = step.parent.parent
@@ -55,6 +59,9 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
         if step:
             weights = checkpoint.load(step)[0]["ema"]
             model.denoiser.load_state_dict({**model.denoiser.state_dict(), **weights})
+    if averaged is not None:
+        with boundary(f"the snapshots of {path} are of another network than its model", "remove --ema"):
+            model.denoiser.load_state_dict({**dict(model.denoiser.named_buffers()), **averaged})
     with boundary(f"device {device!r} cannot be used"):
         for part in (model.denoiser, model.guide, model.first_stage):
             if part is not None:
@@ -63,12 +70,12 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
 
 
 def load_for(path: str, settings: SamplerSettings, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """Load a model with the guide or the classifier that the settings name.
+    """Load a model with the average, and the guide or the classifier, that the settings name.
 
     Raises:
         UserError: see load_model; also for a guide or a classifier that does not fit the model.
     """
-    model = load_model(path, device, dtype)
+    model = load_model(path, device, dtype, settings.ema)
     if settings.guidance_model is not None:
         guide = load_model(settings.guidance_model, device, dtype)
         check_guide(model, guide, settings.guidance_model)

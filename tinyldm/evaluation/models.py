@@ -16,6 +16,7 @@ from tinyldm.files import digest
 from tinyldm.first_stage.autoencoder import SUBFOLDERS, FirstStage, load_first_stage
 from tinyldm.metrics.chunks import Batches, Chunks, fill
 from tinyldm.metrics.image_sets import ImageSet
+from tinyldm.training.power_ema import run_with_snapshots, snapshots
 
 
 def open_model(config: Evaluate, device: str) -> Model | FirstStage:
@@ -28,6 +29,8 @@ def open_model(config: Evaluate, device: str) -> Model | FirstStage:
     if name is None:
         raise UserError("set --model to a run, a pipeline folder, or a Hub id")
     local = Path(name).expanduser()
+    if config.ema is not None:
+        run_with_snapshots(name)
     if local.is_dir() and not any((local / inside).exists() for inside in ("pipeline", "model_index.json")):
         if not any((local / inside).exists() for inside in ("config.json", *SUBFOLDERS)):
             raise UserError(f"{name} is not a model folder: it has neither pipeline/, model_index.json, vqvae/ nor config.json")
@@ -63,8 +66,16 @@ def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[st
     if run:
         decay = read_yaml(run / "config.yaml").get("train", {}).get("ema_decay")
         kind = f"EMA, decay {decay}" if decay else "raw"
+        if config.ema is not None:
+            kind = f"EMA, relative width {config.ema:g} at step {max(snapshots(run))}"
     prints = [FirstStage(module).fingerprint() for module in modules if module is not None]
     return {"model": str(run.resolve()) if run else config.model, "weights": kind, "weights_hash": digest(prints)}
+
+
+def parts(model: Model) -> list[torch.nn.Module | None]:
+    """The networks that samples depend on, each with a config of its own."""
+    denoisers = filter(None, (model.denoiser, model.guide))
+    return [*(part for denoiser in denoisers for part in (denoiser.unet, denoiser.labels)), model.first_stage]
 
 
 def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str) -> ImageSet:
@@ -74,7 +85,7 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str) 
         advice: see `Chunks`.
     """
     key = {
-        **weights_stamp(config, model.unet, model.labels, model.guide, model.first_stage),
+        **weights_stamp(config, *parts(model)),
         "latent_scale": model.first_stage.config.scaling_factor if model.first_stage is not None else None,
         **model.sampler_facts(config),
         "seed": config.seed,

@@ -51,7 +51,7 @@ def publish(config: Evaluate, output: Path, images: dict[str, Any], result: dict
     text = json.dumps({"tinyldm": __version__, "images": images, "results": results}, indent=1, default=str)
     replace_text(Manifest(output).own(file), text)
     where = str(file)
-    if run := run_folder(config.model):
+    if (run := run_folder(config.model)) and config.ema is None:  # the run's report is about the model that it has saved
         try:
             with FileLock(run / ".lock", timeout=0):
                 replace_text(Manifest(run).own(run / "evaluation.json"), text)

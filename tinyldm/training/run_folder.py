@@ -1,4 +1,4 @@
-"""A run folder: config.yaml, metrics.csv, loss.png, samples/, checkpoints/, the model and README.md; one run at a time."""
+"""A run folder: config.yaml, metrics.csv, loss.png, samples/, checkpoints/, ema/, the model, README.md; one run at a time."""
 
 import contextlib
 import csv
@@ -14,11 +14,11 @@ from tinyldm.config.paths import refuse_inputs_inside, refuse_output_inside
 from tinyldm.errors import UserError
 from tinyldm.files import refuse_links, remove_leftovers, replace_folder, replace_text
 from tinyldm.manifest import LOCK, NAME, Manifest, named
-from tinyldm.training import checkpoint
+from tinyldm.training import checkpoint, power_ema
 
 Row = dict[str, Any]
 REPLACED = ("config.yaml", "metrics.csv", "README.md", "card.json", "evaluation.json", NAME)  # replace_text writes them here
-FOLDERS = ("checkpoints", "samples", "logs", "pipeline", "vqvae", "classifier", "model", "jobs")
+FOLDERS = ("checkpoints", "ema", "samples", "logs", "pipeline", "vqvae", "classifier", "model", "jobs")
 
 
 class RunFolder:
@@ -160,8 +160,9 @@ class RunFolder:
         self._columns = columns
 
     def rewind(self, step: int) -> None:
-        """Continue the run at `step`: later rows of metrics.csv are dropped, since they will be written again."""
+        """Continue the run at `step`: what is later in metrics.csv and ema/ is dropped, since it will be written again."""
         self._write_config()
+        power_ema.forget_after(self.path, step)
         self.rows = [row for row in read_metrics(self.metrics_file) if row["step"] <= step]
         self._columns = []  # so that the next row writes the file anew
 

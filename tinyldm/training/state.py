@@ -16,6 +16,7 @@ from tinyldm.config.schema import Training
 from tinyldm.data.description import compare
 from tinyldm.errors import UserError, boundary
 from tinyldm.training import checkpoint
+from tinyldm.training.power_ema import PowerAverages
 from tinyldm.training.task import Task
 
 NOT_COMPARED = ("resume", "overwrite", "output_dir")  # keys of the config that say nothing about the training itself
@@ -29,6 +30,7 @@ class State:
     Attributes:
         step: optimizer steps taken.
         images: images that all ranks have seen: the position in the data, and what the learning rate is a function of.
+        averages: None without `train.ema_snapshot_steps`.
         seconds: time spent, over all sessions.
         best_figure, best_step: the best checkpoint by `train.best_by`.
         logged: numbers since the last row of metrics.csv; on the device, so that no step waits for one to arrive.
@@ -39,6 +41,7 @@ class State:
     accelerator: Accelerator
     optimizers: dict[str, AcceleratedOptimizer]
     ema: EMAModel
+    averages: PowerAverages | None
     step: int = 0
     images: int = 0
     seconds: float = 0.0
@@ -55,6 +58,19 @@ class State:
         """The weights of the main network, in the order of `ema.shadow_params`."""
         return list(self.task.networks[self.main].parameters())
 
+    def average(self) -> None:
+        """Count a step and add its weights to the averages."""
+        weights = self.weights()
+        self.ema.step(weights)
+        self.step += 1
+        if self.averages:
+            self.averages.update(weights, self.step)
+
+    def save_snapshot(self, run: Path) -> None:
+        """Write a snapshot of the power-function averages, if they are kept."""
+        if self.averages:
+            self.averages.save_snapshot(run, self.step, self._weight_names())
+
     def _weight_names(self) -> list[str]:
         return [name for name, _ in self.accelerator.unwrap_model(self.task.networks[self.main]).named_parameters()]
 
@@ -68,6 +84,7 @@ class State:
         unwrap = self.accelerator.unwrap_model
         networks = {name: unwrap(network).state_dict() for name, network in self.task.networks.items()}
         networks["ema"] = dict(zip(self._weight_names(), self.ema.shadow_params, strict=True))
+        networks |= self.averages.named(self._weight_names()) if self.averages else {}
         optimizers: dict[str, Any] = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         if self.accelerator.scaler is not None:
             optimizers["scaler"] = self.accelerator.scaler.state_dict()
@@ -118,6 +135,8 @@ class State:
         for shadow, name in zip(self.ema.shadow_params, self._weight_names(), strict=True):
             shadow.copy_(networks["ema"][name])
         self.ema.optimization_step = facts["step"]
+        if self.averages:
+            self.averages.restore(self._weight_names(), networks)
         if self.accelerator.scaler is not None and "scaler" in optimizers:
             self.accelerator.scaler.load_state_dict(optimizers["scaler"])
         self.step, self.images, self.seconds = facts["step"], facts["images"], facts["seconds"]

@@ -34,6 +34,7 @@ from tinyldm.training import checkpoint, hub, model_card
 from tinyldm.training.accelerator import StopRequest, hardware, make_accelerator, rank_of
 from tinyldm.training.failures import last_checkpoint, may_fail, one_line_shortages
 from tinyldm.training.learning_rate import Progress
+from tinyldm.training.power_ema import PowerAverages
 from tinyldm.training.run_folder import RunFolder
 from tinyldm.training.state import State
 from tinyldm.training.task import Task
@@ -81,9 +82,11 @@ class Trainer:
                 fused=True,
             )
             task.networks[name], optimizers[name] = accelerator.prepare(network, optimizer)
-        ema = EMAModel(task.networks[next(iter(task.networks))].parameters(), decay=train.ema_decay, foreach=True)
+        weights = list(task.networks[next(iter(task.networks))].parameters())
+        ema = EMAModel(weights, decay=train.ema_decay, foreach=True)
         ema.to(accelerator.device)
-        self.state = State(config, task, accelerator, optimizers, ema)
+        averages = PowerAverages(weights) if train.ema_snapshot_steps else None
+        self.state = State(config, task, accelerator, optimizers, ema, averages)
         self.quality = Quality(config, accelerator) if train.metrics_steps else None
         with self.averaged_weights(), torch.compiler.set_stance("force_eager"):  # else it would compile for other shapes first
             task.rehearse()
@@ -183,8 +186,7 @@ class Trainer:
                 accelerator.clip_grad_norm_(task.networks[name].parameters(), limit)
             optimizer.step()
             optimizer.zero_grad()
-        state.ema.step(state.weights())
-        state.step += 1
+        state.average()
         state.images += self.images_per_step
         task.after_step(state.step, draw, state.ema)
         self.bar.update()
@@ -206,8 +208,8 @@ class Trainer:
 
         push = self.config.hub.push and due(self.config.hub.push_steps)
         save = push or due(train.checkpointing_steps)
-        evaluate, draw = due(train.eval_steps), due(train.sample_steps)
-        if self.run and (save or stopped or evaluate or draw or due(train.logging_steps)):
+        evaluate, draw, snapshot = due(train.eval_steps), due(train.sample_steps), due(train.ema_snapshot_steps)
+        if self.run and (save or stopped or evaluate or draw or snapshot or due(train.logging_steps)):
             self.run.check()
         if save or evaluate or due(train.logging_steps):
             self._log(speed)
@@ -225,6 +227,8 @@ class Trainer:
             self._report(figures)
         if save and figures.get(train.best_by, math.inf) < state.best_figure:
             state.best_figure, state.best_step = figures[train.best_by], state.step
+        if self.run and snapshot:  # before the checkpoint, so that a resumed run lacks none
+            state.save_snapshot(self.run.path)
         if save or stopped:
             self._checkpoint()
         # Pictures come after the checkpoint, so that nothing is lost if they fail, and before the card, which shows them.
