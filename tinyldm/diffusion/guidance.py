@@ -62,6 +62,7 @@ class Guidance:
             predicted, weaker = self.denoiser(torch.cat([x_t, x_t]), times, both).chunk(2)
         channels = x_t.shape[1]  # a learned variance is not guided
         guided = extrapolate(predicted[:, :channels], weaker[:, :channels], self.scale, self.rescale)
+        guided = self.process.clipped(x_t, guided, times.reshape(1))
         return torch.cat([guided, predicted[:, channels:]], 1)
 
 

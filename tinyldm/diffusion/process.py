@@ -37,6 +37,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.networks import SchedulerConfig
 from tinyldm.config.schema import Sampler
+from tinyldm.diffusion.pipeline import clip_prediction
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 
@@ -126,16 +127,10 @@ class Process(ABC):
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
     def clipped(self, x_t: torch.Tensor, predicted: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """The prediction (B, C, H, W) of the x_0 that `to_x0` gives. It is another one only where x_0 is clipped.
-
-        A deterministic sampler takes the noise from the prediction, and would not notice that x_0 was clipped: guidance, which
-        moves both, would then push samples the wrong way.
-        """
+        """The prediction (B, C, H, W) with its x_0 clipped as the samplers do: see clip_prediction."""
         if self.clip is None:
             return predicted
-        alpha, sigma, a, b = self._coefficients(times)
-        x0 = self.to_x0(x_t, predicted, times)
-        return (a * x0 + b * (x_t - alpha * x0) / sigma).to(predicted.dtype)
+        return clip_prediction(x_t, predicted, *self._coefficients(times), self.clip)
 
     def signal_to_noise(self, times: torch.Tensor) -> torch.Tensor:
         """SNR(t), (B,) in float64."""
