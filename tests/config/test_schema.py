@@ -35,7 +35,7 @@ def test_every_recipe_names_its_script_first_and_fits_its_schema(file):
 def test_no_recipe_downloads_its_data_in_each_epoch(file):
     values = read_recipe(file)
     config = parse(TRAININGS[values["script"]], "", ["--config", str(file)])
-    keeps_latents = isinstance(config, TrainLDM) and config.first_stage.keep_latents
+    keeps_latents = isinstance(config, TrainLDM | TrainClassifier) and config.first_stage.keep_latents
     assert not hub_id(config.data.name) or "../shared" in config.data.name or keeps_latents or not config.data.streaming
 
 

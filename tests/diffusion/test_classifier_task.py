@@ -16,6 +16,7 @@ import train_classifier
 import train_ddpm
 import train_ldm
 from tests.support import models
+from tests.support.published import HUB
 from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, rows, run, same_weights
 from tinyldm.config.networks import UNetConfig
 from tinyldm.config.parsing import parse
@@ -30,6 +31,7 @@ from tinyldm.diffusion.model import Model
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.manifest import Manifest
+from tinyldm.training import hub
 
 UNET = [part for pair in zip(DDPM[::2], DDPM[1::2], strict=True) if "unet." in pair[0] for part in pair]
 PIXELS = [*DIGITS, *EVERY_STEP, *UNET, "--train.batch_size", "8", "--train.learning_rate", "1e-3", "--first_stage.path", "null"]
@@ -147,6 +149,14 @@ def test_a_run_has_its_figures_its_picture_and_its_model(trained):
     averaged = load_file(folder / "checkpoints" / "step-5" / "ema.safetensors")
     assert all(torch.equal(weight, averaged[name]) for name, weight in network.named_parameters())
     assert not any(weight.requires_grad for weight in network.parameters())
+
+
+@pytest.mark.slow
+def test_a_push_puts_the_classifier_into_a_folder_of_its_own(trained, server):
+    hub.push(trained[1], HUB, "Step 5")
+    pushed = server.files("me/faces")
+    assert {"classifier/config.json", "classifier/diffusion_pytorch_model.safetensors", "README.md"} <= set(pushed)
+    assert b"--classifier me/faces" in pushed["README.md"]
 
 
 @pytest.mark.slow
