@@ -71,7 +71,7 @@ def samplers(
     rows, left_out, end = [], [], time.monotonic() + 60 * minutes
     each = 0.0  # seconds per evaluation of the network in the last row, including everything else
     for name, steps in tqdm(TABLE, unit="row", dynamic_ncols=True):
-        settings = SamplerSettings(scheduler=name, num_inference_steps=steps)
+        settings = SamplerSettings(scheduler=name, num_inference_steps=steps, guidance_scale=1.0)
         evaluations = len(loaded.sampler(settings).timesteps)
         if time.monotonic() + each * evaluations > end:
             left_out.append(f"{name}, {steps} steps")

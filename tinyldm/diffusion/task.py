@@ -110,7 +110,8 @@ class DiffusionTask(NoisyTask):
         if self.rank.index == 0:
             listed = ", ".join(f"{value:.4g} at {scale:g}" for scale, value in found.items())
             tqdm.write(f"guidance: Frechet distance {listed}: scale {best:g} is stored with the model", file=sys.stderr)
-        return {"guidance_scale": best, "fd_guided": found[best]}
+        without = {"fd_unguided": found[1.0]} if 1.0 in found else {}
+        return {"guidance_scale": best, "fd_guided": found[best], **without}
 
     # -------------------------------------------------------------------------------------------------- evaluation
 

@@ -20,6 +20,7 @@ LABELS = {
     "eval_loss": ("held-out loss", "loss"),
     "eval_fd": ("Frechet distance", "frechet_distance"),
     "fd_guided": ("Frechet distance with guidance", "frechet_distance_guided"),
+    "fd_unguided": ("... without guidance, the same seeds", "frechet_distance_unguided"),
     "eval_bits": ("bits per dimension", "bits_per_dimension"),
     "eval_bits_prior": ("... of the prior", "bits_prior"),
     "eval_bits_steps": ("... of the steps", "bits_steps"),
