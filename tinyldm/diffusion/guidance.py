@@ -26,7 +26,7 @@ from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.pipeline import extrapolate
 from tinyldm.diffusion.process import PREDICTIONS, Process
 
-FAINT = 1e-4  # an SNR at which x_t shows no labels; the formula would multiply a classifier's errors by more than 100
+FAINT = 1e-4  # the SNR below which x_t shows no labels; the formula would multiply errors of the classifier by over 100
 
 
 @dataclass
