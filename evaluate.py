@@ -1,6 +1,7 @@
 """Compare a model, or a set of images, with real images:
 
 python evaluate.py --model runs/faces64 --num_images 1000
+python evaluate.py --model runs/faces64-labels --num_images 512 --sweep guidance_scale=1,1.5,2,3
 python evaluate.py --images pictures/ --data.name path/to/images --data.resolution 64 --features efficientnet-lite0
 """
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.runs import ROOT
 
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/README.md", "docs/design.md", "docs/nothing-lost.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/README.md", "docs/design.md", "docs/evaluation.md", "docs/nothing-lost.md"]
 QUOTED = r"`((?:(?:tinyldm|zsl|tests|docs|configs|model_cards|benchmarks)/[\w./*-]*|\w+\.py))`"
 MODULE, RECIPE, ARROW = r"python -m ((?:tinyldm|zsl|benchmarks)[\w.]*)", r"--config (configs/\S+\w)", r"-->\|([\w/]+\.py)\|"
 

@@ -22,6 +22,22 @@ from tinyldm.errors import UserError
         (["--images", "a", "--eta", "2"], "eta is 2"),
         (["--images", "a", "--seed", "-1"], "seed is -1"),
         (["--images", "a", "--features", "vgg"], "features"),
+        (
+            ["--model", "a", "--sweep", "guidance=1,2"],
+            "write it as guidance_scale=1,1.5,2 with one of: num_inference_steps, eta,",
+        ),
+        (["--model", "a", "--sweep", "guidance_interval=0,1"], "write it as guidance_scale=1,1.5,2"),
+        (["--model", "a", "--sweep", "ema=0.05,0.1"], "write it as guidance_scale=1,1.5,2"),
+        (["--model", "a", "--sweep", "1,2"], "write it as guidance_scale=1,1.5,2"),
+        (["--model", "a", "--sweep", "guidance_scale=1,two"], "sweep has the guidance_scale two; give a number above 0"),
+        (["--model", "a", "--sweep", "guidance_scale=1,"], "sweep has the guidance_scale empty; give a number above 0"),
+        (["--model", "a", "--sweep", "guidance_scale=0,1"], "sweep has the guidance_scale 0; give a number above 0"),
+        (["--model", "a", "--sweep", "guidance_scale=1,nan"], "sweep has the guidance_scale nan; give a number above 0"),
+        (["--model", "a", "--sweep", "num_inference_steps=10,2.5"], "steps 2.5; give a whole number above 0"),
+        (["--model", "a", "--sweep", "eta=0.5"], "with one value only: give several"),
+        (["--model", "a", "--sweep", "eta=0.5,0.5"], "with one value only: give several"),
+        (["--model", "a", "--sweep", "eta=0,1", "--scheduler", "unipc"], "eta only applies to DDIM"),
+        (["--images", "a", "--sweep", "eta=0,1"], "give --model, not --images"),
     ],
 )
 def test_refused_values(args, words):
@@ -50,3 +66,14 @@ def test_evaluate_has_the_sampler_settings():
     assert isinstance(config, SamplerSettings) and (config.eta, config.labels, config.num_inference_steps) == (1, "cat", 9)
     with pytest.raises(UserError, match="eta only applies to DDIM"):
         evaluate_config.read("", ["--model", "a", "--scheduler", "unipc", "--eta", "1"])
+
+
+def test_a_sweep_has_settings_for_each_value():
+    config = evaluate_config.read("", ["--model", "a", "--eta", "0.5", "--sweep", "num_inference_steps = 20, 5,20"])
+    found = list(config.swept)
+    assert [(key, value) for key, value, _ in found] == [("num_inference_steps", 20), ("num_inference_steps", 5)]
+    assert [(settings.num_inference_steps, settings.eta, settings.sweep) for _, _, settings in found] == [
+        (20, 0.5, None),
+        (5, 0.5, None),
+    ]
+    assert not list(evaluate_config.read("", ["--model", "a"]).swept)

@@ -22,7 +22,8 @@ from tinyldm.diffusion import model as diffusion_model
 from tinyldm.diffusion import sampling
 from tinyldm.diffusion.loading import load_model
 from tinyldm.errors import UserError
-from tinyldm.evaluation import evaluate as evaluation
+from tinyldm.evaluation import first_stage
+from tinyldm.evaluation.workspace import Workspace
 from tinyldm.metrics import chunks, features
 from tinyldm.metrics.features import FeatureNetwork
 
@@ -34,7 +35,7 @@ def network(monkeypatch):
     torch.set_num_threads(1)  # trainings set it to all cores, but tiny networks are slower with more
     fake = FakeNetwork()
     monkeypatch.setattr(features, "NETWORKS", {"inception": fake.load, "dinov2": fake.load})
-    monkeypatch.setattr(evaluation, "load_lpips", fake.no_lpips)
+    monkeypatch.setattr(first_stage, "load_lpips", fake.no_lpips)
     return fake
 
 
@@ -84,7 +85,9 @@ def test_a_run_is_sampled_compared_and_reported(network, model, go, tmp_path):
     assert found["reference"]["part"] == "held_out" and found["reference"]["revision"] is None
     assert found["memorisation"]["train_images"] + found["memorisation"]["held_out_images"] == 60
 
-    assert re.search(r"24 samples of .*run \(DDIMScheduler, 2 steps, seeds 0 to 23; weights: EMA", printed)
+    assert re.search(
+        r"24 samples of .*run \(DDIMScheduler, 2 steps, guidance scale 2 \(weaker model\), seeds 0 to 23; weights: EMA", printed
+    )
     assert (
         re.search(r"\nFID ↓ +[\d.]+ \[[\d.]+, [\d.]+\] +[\d.]+ \[", printed) and "Memorisation: a sample is nearer" in printed
     )
@@ -245,6 +248,8 @@ def test_a_first_stage_is_evaluated_by_its_reconstructions(network, vq_run, go, 
     assert float(rows(copy)[-1]["evaluation_rfid"]) == found["figures"]["rFID"]["reconstructions"]["value"]
     with pytest.raises(UserError, match="held-out part: remove --reference"):
         go("--model", copy, "--reference", "train", *cache)
+    with pytest.raises(UserError, match="a first stage draws none: remove it"):
+        go("--model", copy, "--sweep", "eta=0,1", *cache)
 
 
 def test_psnr_and_ssim_equal_those_of_the_training(network, vq_run, go, tmp_path, monkeypatch):
@@ -297,7 +302,7 @@ def test_copies_of_training_images_are_detected(network, data, go, tmp_path):
     np.savez(tmp_path / "black.npz", np.arange(24 * 16 * 16 * 3, dtype=np.uint8).reshape(24, 16, 16, 3) % 8)
     result, printed = go("--images", tmp_path / "black.npz", *data)
     assert result["results"][0]["memorisation"]["nearer"]["value"] < 0.05
-    source = evaluation.Evaluation(evaluate_config.read("", ["--images", "x", *data])).parts["train"]
+    source = Workspace(evaluate_config.read("", ["--images", "x", *data])).parts["train"]
     batches = torch.cat([batch for batch, _ in source.batches(0, None)])
     np.savez(tmp_path / "copies.npz", batches.permute(0, 2, 3, 1).numpy())
     result, printed = go("--images", tmp_path / "copies.npz", *data, output=tmp_path / "copied")

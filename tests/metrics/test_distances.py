@@ -40,6 +40,14 @@ def of_torchmetrics(metric: nn.Module, samples: np.ndarray, reference: np.ndarra
 # ------------------------------------------------------------------------------------------------------ Frechet distance
 
 
+@pytest.mark.parametrize(("count", "others", "dim"), [(30, 50, 64), (50, 30, 40), (25, 90, 24)])
+def test_few_images_take_another_way_to_the_same_distance(count, others, dim):
+    samples, reference = mixed(count, dim, 1).astype(np.float64), mixed(others, dim, 2).astype(np.float64) + 0.1
+    parts = samples - samples.mean(0), reference - reference.mean(0), samples.mean(0) - reference.mean(0)
+    few, many = (list(way(*parts, metrics.groups(count))) for way in (metrics._few, metrics._many))
+    assert len(few) == 11 and few == pytest.approx(many, rel=1e-6)
+
+
 def test_frechet_distance_of_known_gaussians():
     """For commuting covariances it is the distance of the means plus that of the standard deviations."""
     random = np.random.default_rng(0)

