@@ -254,7 +254,7 @@ def _eval_result(
         if key in images
     }
     return EvalResult(
-        task_type="unconditional-image-generation",
+        task_type=model_card.task({"labels": data.get("label_columns")}),
         dataset_type=hub_id(data["name"]) or Path(data["name"]).name,
         dataset_name=Path(data["name"]).name,
         dataset_split=result["reference"]["part"].replace("_", "-"),

@@ -125,7 +125,7 @@ def _render(run: Path, card: dict[str, Any]) -> str:
         eval_results=results or None,  # none before the first evaluation
     )
     values |= {"name": name, "repo_id": card["repo_id"] or str(run), "pushed": bool(card["repo_id"])}
-    draw = Template((TEMPLATES / "draw.md").read_text(encoding="utf-8")).render(values) if "guidance" in values else ""
+    draw = Template((TEMPLATES / "draw.md").read_text(encoding="utf-8")).render(values) if "timesteps" in values else ""
     template = str(TEMPLATES / f"{card['template']}.md")
     return str(ModelCard.from_template(metadata, template, draw=draw, evaluation=evaluation["section"], **values))
 

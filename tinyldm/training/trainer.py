@@ -224,6 +224,7 @@ class Trainer:
             with self._may_fail("the choice of the guidance scale", all_ranks=True), self.averaged_weights():
                 figures |= self.task.finish(self._distance)
         if figures:
+            self._check_finite(figures)
             self._report(figures)
         if save and figures.get(train.best_by, math.inf) < state.best_figure:
             state.best_figure, state.best_step = figures[train.best_by], state.step
@@ -271,21 +272,25 @@ class Trainer:
         means = torch.stack([torch.stack(values).float().mean() for values in state.logged.values()])
         values = dict(zip(state.logged, self.accelerator.reduce(means, "mean").tolist(), strict=True))
         state.logged = {}
-        if bad := [key for key, value in values.items() if not math.isfinite(value)]:
-            run = Path(self.config.output_dir)
-            good = last_checkpoint(run)
-            if state.best_step in checkpoint.steps(run):
-                good += f", the best by {self.config.train.best_by} step-{state.best_step}"
-            raise UserError(
-                f"{bad[-1]} is {values[bad[-1]]} at step {state.step}: {good}; lower train.learning_rate or set "
-                "train.mixed_precision to no, and continue with --resume latest"
-            )
+        self._check_finite(values)
         self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.1f} images/s")
         if self.run:
             rate = self.task.learning_rates[state.main] * self.progress.learning_rate(state.images)
             with self._may_fail("metrics.csv"):
                 self.run.log(step=state.step, images=state.images, learning_rate=rate, **values)
         self._track({**values, "images_per_second": speed})
+
+    def _check_finite(self, values: dict[str, float]) -> None:
+        """Raise UserError, before anything is saved, for a loss or figure that is not finite."""
+        if bad := [key for key, value in values.items() if not math.isfinite(value)]:
+            run, best = Path(self.config.output_dir), self.state.best_step
+            good = last_checkpoint(run)
+            if best in checkpoint.steps(run):
+                good += f", the best by {self.config.train.best_by} step-{best}"
+            raise UserError(
+                f"{bad[-1]} is {values[bad[-1]]} at step {self.state.step}: {good}; lower train.learning_rate or set "
+                "train.mixed_precision to no, and continue with --resume latest"
+            )
 
     def _evaluate(self) -> dict[str, float]:
         with self.averaged_weights(), torch.no_grad():
