@@ -135,6 +135,7 @@ def test_the_text_for_each_kind_of_recipe(vq_run, ldm_run):
     assert "and their mirror images" in text
     text = say(ROOT / "configs/digits-ddpm.yaml")
     assert "2,000 steps of 64 images" in text and "An epoch of 1,500 images" in text
+    assert re.search(r"classifier +582,218 ", say(ROOT / "configs/digits-classifier.yaml"))
 
 
 @pytest.mark.slow

@@ -17,13 +17,14 @@ from tests.support.runs import DDPM, DIGITS, EVERY_STEP, run
 from tinyldm.config.evaluate import Evaluate
 from tinyldm.config.keys import read_keys
 from tinyldm.config.parsing import parse
-from tinyldm.config.schema import Sample, TrainDDPM, TrainLDM, TrainVQ
+from tinyldm.config.schema import Sample, TrainClassifier, TrainDDPM, TrainLDM, TrainVQ
 from zsl import config as zsl
 
 REQUIRED = {
     TrainVQ: ["--output_dir", "x"],
     TrainLDM: ["--output_dir", "x"],
     TrainDDPM: ["--output_dir", "x"],
+    TrainClassifier: ["--output_dir", "x", "--data.label_columns", "label"],
     Sample: ["--model", "x"],
     Evaluate: ["--model", "x"],
     zsl.Train: ["--output_dir", "x", "--data.path", "x"],

@@ -75,6 +75,27 @@ def test_curves_of_training_and_held_out_loss_compare(tmp_path, monkeypatch):
     assert all(axis.get_xlabel() and axis.get_ylabel() and axis.get_title() for axis in (trained, *others))
 
 
+def test_the_accuracies_of_a_classifier_share_two_panels(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures.pyplot(), "close", figures.append)
+    names = ["loss", "eval_accuracy", "eval_accuracy_q1", "eval_accuracy_q2", "eval_accuracy_of_hat", "eval_accuracy_of_q1"]
+    pictures.curves([{"step": 1} | dict.fromkeys(names, 0.5), {"step": 2} | dict.fromkeys(names, 0.6)], tmp_path / "loss.png")
+    lines = [[line.get_label() for line in axis.lines] for axis in figures[0].axes if axis.axison]
+    assert lines[2:] == [["q1", "q2"], ["hat", "q1"]] and len(lines) == 4
+
+
+def test_curves_of_a_classifier_have_a_line_and_a_guess_for_each_label(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures.pyplot(), "close", figures.append)
+    pictures.accuracy_curves([0.25, 0.75], {"hat": [0.9, 0.4], "hair": [0.7, 0.6]}, [0.3, 0.5], tmp_path / "curves.png")
+    (axis,) = figures[0].axes
+    drawn = [list(line.get_ydata()) for line in axis.lines]
+    assert drawn == [[0.9, 0.4], [0.3, 0.3], [0.7, 0.6], [0.5, 0.5]]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["hat", "hair"]
+    colours = [line.get_color() for line in axis.lines]
+    assert colours[0] == colours[1] != colours[2] == colours[3] and (tmp_path / "curves.png").exists()
+
+
 # --------------------------------------------------------------------------------------------------- the output folder
 
 

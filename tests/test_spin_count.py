@@ -28,6 +28,7 @@ ENTRIES = {
         name: (SCRIPT, f"{name}.py", "--output_dir", "x", "--train.max_steps", "1")
         for name in ("train_vq", "train_ldm", "train_ddpm")
     },
+    "train_classifier": (SCRIPT, "train_classifier.py", "--config", "configs/digits-classifier.yaml"),
     "sample": (SCRIPT, "sample.py", "--model", "x"),
     "evaluate": (SCRIPT, "evaluate.py", "--model", "x"),
     "describe": (MODULE, "tinyldm.describe", "configs/demo.yaml"),

@@ -20,12 +20,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from tinyldm.config.networks import VQConfig
+from tinyldm.config.networks import UNetConfig, VQConfig
 from tinyldm.config.parsing import parse, read_recipe
-from tinyldm.config.schema import TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
+from tinyldm.config.schema import FirstStageConfig, TrainClassifier, TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
 from tinyldm.data.batch import Condition
 from tinyldm.data.columns import LabelColumn
 from tinyldm.data.sources import open_part, open_sources
+from tinyldm.diffusion.classifier import make_classifier
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.diffusion.process import make_process
 from tinyldm.errors import UserError
@@ -95,12 +96,12 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         if config.loss.perceptual == "lpips":
             notes.append("LPIPS is not counted: a VGG16 on each image and on its reconstruction")
         return
-    assert isinstance(config, TrainLDM | TrainDDPM)
+    assert isinstance(config, TrainLDM | TrainDDPM | TrainClassifier)
     unet = config.unet
     shape: tuple[int, int, int] = (channels, side, side)
     labels: Sequence[LabelColumn] = ()
-    if isinstance(config, TrainLDM):
-        stage = first_stage(config, notes)
+    if not isinstance(config, TrainDDPM) and config.first_stage.path is not None:
+        stage = first_stage(config.first_stage, notes)
         shape = (stage.channels, stage.check_resolution(side), stage.check_resolution(side))
         yield Part("first stage, encoding", lambda: _Encoder(copy.deepcopy(stage.model)), (channels, side, side), trained=False)
     if config.data.labels:
@@ -109,6 +110,9 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         except UserError:
             labels = [LabelColumn(name, [str(number) for number in range(10)]) for name in config.data.labels]
             notes.append(f"the labels of {config.data.name} cannot be read here: 10 values of each are counted")
+    if isinstance(config, TrainClassifier):
+        yield Part("classifier", lambda: _Classifier(unet, shape, labels), shape, denoises=True)
+        return
     learned = make_process(config.scheduler).learns_variance
 
     def denoiser() -> nn.Module:
@@ -119,11 +123,11 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
     yield Part("UNet2DModel", denoiser, shape, denoises=True, labels=len(labels))
 
 
-def first_stage(config: TrainLDM, notes: list[str]) -> FirstStage:
+def first_stage(config: FirstStageConfig, notes: list[str]) -> FirstStage:
     """The recipe's first stage. If it is not here: an untrained one of its recipe, or the VQ-f4 of latent diffusion."""
-    named = config.first_stage.path
+    named = config.path
     try:
-        return load_first_stage(config.first_stage)
+        return load_first_stage(config)
     except UserError:
         for file in sorted(RECIPES.glob("*.yaml")):
             if (keys := read_recipe(file)).get("output_dir") == named and keys.get("script") == "train_vq":
@@ -150,6 +154,17 @@ class _Encoder(nn.Module):
         stage = FirstStage(self.model)
         latents = stage.encode(images)
         return latents if latents.is_meta else stage.to_half(latents)
+
+
+class _Classifier(nn.Module):
+    """All logits of a classifier in one tensor."""
+
+    def __init__(self, unet: UNetConfig, shape: tuple[int, int, int], labels: Sequence[LabelColumn]):
+        super().__init__()
+        self.classifier = make_classifier(unet, shape[1], shape[0], labels, {})
+
+    def forward(self, images: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return torch.cat(list(self.classifier(images, times).values()), 1)
 
 
 def output(network: nn.Module, inputs: tuple[Any, ...]) -> torch.Tensor:

@@ -20,10 +20,14 @@ PANELS = {  # column of metrics.csv: title and unit of its panel in loss.png
     "loss": ("loss with the training's weights", "loss as trained"),
     "eval_loss": ("held-out loss, to compare runs by", "loss, not weighted as trained"),
     "eval_loss_q": ("held-out loss by quarter of the timesteps", "loss, not weighted as trained"),
+    "eval_accuracy": ("held-out accuracy over all labels", "accuracy"),
+    "eval_accuracy_q": ("held-out accuracy by quarter of the timesteps", "accuracy"),
+    "eval_accuracy_of_": ("held-out accuracy by label", "accuracy"),
     "eval_fd": ("held-out Frechet distance", "Frechet distance"),
     "eval_bits": ("held-out bound", "bits per dimension"),
     "eval_psnr": ("held-out PSNR", "dB"),
 }
+SHARED = ("eval_loss_q", "eval_accuracy_q", "eval_accuracy_of_")  # columns that begin so share a panel
 MIN_SIDE = 128  # pixels; grids enlarge smaller images to at least this side
 
 
@@ -62,12 +66,12 @@ def pyplot() -> Any:
 def curves(rows: list[dict[str, Any]], path: Path) -> None:
     """Plot the columns of a metrics.csv: the loss that is trained, of both parts of the data, then each held-out metric.
 
-    The four losses by quarter of the timesteps share a panel.
+    The four quarters of the timesteps share a panel, and so do the labels of a classifier.
     """
     plt = pyplot()
     panels: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for row in rows for key in row if key == "loss" or key.startswith("eval_")):
-        shared = {"eval_loss_as_trained": "loss"}.get(key, "eval_loss_q" if key.startswith("eval_loss_q") else key)
+        shared = "loss" if key == "eval_loss_as_trained" else next((name for name in SHARED if key.startswith(name)), key)
         panels.setdefault(shared, []).append(key)
     columns = min(3, max(1, len(panels)))
     lines = math.ceil(max(1, len(panels)) / columns)
@@ -77,9 +81,9 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
     for axis, (title, keys) in zip(axes.flat, panels.items(), strict=False):
         for key in keys:
             points = [(row["step"], row[key]) for row in rows if key in row]
-            label = CURVES.get(key, key.removeprefix("eval_loss_"))
+            label = CURVES.get(key, re.sub("^eval_(loss|accuracy)_(of_)?", "", key))
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=label)
-        quarters = title == "eval_loss_q"
+        quarters = title in ("eval_loss_q", "eval_accuracy_q")
         heading, unit = PANELS.get(title, (title.replace("eval_", "held-out "), title.removeprefix("eval_")))
         axis.set_title(heading, size=10)
         axis.set_xlabel("optimizer steps")
@@ -93,6 +97,26 @@ def curves(rows: list[dict[str, Any]], path: Path) -> None:
             low, high = min([values[0], *held_out]), max([values[int(0.98 * (len(values) - 1))], *held_out])
             axis.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
     figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def accuracy_curves(way: list[float], accuracies: dict[str, list[float]], guessing: list[float], path: Path) -> None:
+    """Plot the accuracies of a classifier over the noise, each with a dotted line for what guessing gives.
+
+    Args:
+        way: parts of the way from image to noise, 0 to 1.
+        accuracies: for each label one value for each part.
+        guessing: one value for each label.
+    """
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for (name, values), guess in zip(accuracies.items(), guessing, strict=True):
+        (line,) = axis.plot(way, values, marker=".", label=name)
+        axis.axhline(guess, color=line.get_color(), linestyle=":", linewidth=1)
+    axis.set(xlabel="way from image to noise", ylabel="held-out accuracy (dotted: guessing)", xlim=(0, 1))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -7,13 +7,14 @@ import pytest
 
 from tinyldm.config.networks import UNetConfig
 from tinyldm.config.parsing import parse, read_recipe, read_yaml, to_dict, to_yaml
-from tinyldm.config.schema import TRAININGS, Sample, SamplerSettings, TrainDDPM, TrainLDM, TrainVQ
+from tinyldm.config.schema import TRAININGS, Sample, SamplerSettings, TrainClassifier, TrainDDPM, TrainLDM, TrainVQ
 from tinyldm.data.sources import hub_id
 from tinyldm.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 REQUIRED = {TrainVQ: ["--output_dir", "out", "--train.max_steps", "5"], Sample: ["--model", "a"]}
 REQUIRED[TrainLDM] = REQUIRED[TrainDDPM] = REQUIRED[TrainVQ]
+REQUIRED[TrainClassifier] = [*REQUIRED[TrainVQ], "--data.label_columns", "label"]
 
 
 def parsed(*args: str, schema=TrainLDM):
@@ -34,7 +35,7 @@ def test_every_recipe_names_its_script_first_and_fits_its_schema(file):
 def test_no_recipe_downloads_its_data_in_each_epoch(file):
     values = read_recipe(file)
     config = parse(TRAININGS[values["script"]], "", ["--config", str(file)])
-    keeps_latents = isinstance(config, TrainLDM) and config.first_stage.keep_latents
+    keeps_latents = isinstance(config, TrainLDM | TrainClassifier) and config.first_stage.keep_latents
     assert not hub_id(config.data.name) or "../shared" in config.data.name or keeps_latents or not config.data.streaming
 
 
@@ -48,7 +49,7 @@ def test_a_recipe_is_refused_by_another_script():
 
 def test_a_recipe_for_an_unknown_script(tmp_path):
     (tmp_path / "recipe.yaml").write_text("script: train_gan\n")
-    with pytest.raises(UserError, match="script is train_gan; give one of train_vq, train_ldm, train_ddpm"):
+    with pytest.raises(UserError, match="script is train_gan; give one of train_vq, train_ldm, train_ddpm, train_classifier"):
         parsed("--config", str(tmp_path / "recipe.yaml"))
     (tmp_path / "recipe.yaml").write_text("seed: 4\n")
     assert (config := parsed("--config", str(tmp_path / "recipe.yaml"))).seed == 4 and config.script == "train_ldm"
@@ -273,6 +274,11 @@ CONTRADICTIONS = [
     (TrainVQ, "vq.norm_num_groups 48", "vq.norm_num_groups 48 does not divide the width 128"),
     (TrainVQ, "data.resolution 70", "data.resolution 70 .* 4"),
     (TrainVQ, "train.mixed_precision fp16", "train.mixed_precision to bf16 or no"),
+    (TrainClassifier, "data.label_columns null", "data.label_columns is null: name the columns"),
+    (TrainClassifier, "train.metrics_steps 5", "train.metrics_steps measures images, and a classifier draws none"),
+    (Sample, "classifier runs/c", "classifier needs labels: say what to draw"),
+    (Sample, "classifier runs/c labels a=1 guidance_model runs/d", "are for a guide, not for a classifier"),
+    (Sample, "classifier runs/c labels a=1 guidance_rescale 0.5", "are for a guide, not for a classifier"),
     (Sample, "eta 0.5 scheduler euler", "eta only applies to DDIM, not euler"),
 ]
 

@@ -99,6 +99,17 @@ def test_guidance_only_in_an_interval():
     assert results == [1, -17, -17, 1, 1]
 
 
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_a_sampler_that_clips_goes_away_from_the_guide(name):
+    """x_0 are -1 or 1, at the borders. DDIM went to -1: x_0 was clipped, and the noise moved the other way all the same."""
+    forward = models.process(clip_sample=True, beta_schedule="squaredcos_cap_v2")
+    ends = torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), torch.full((2, 1, 1), 0.1)
+    upper, both = (models.MixtureDenoiser(forward.scheduler, *(part[k:] for part in ends)) for k in (1, 0))
+    model = Model(Denoiser(upper), forward, None, guide=Denoiser(both), scale=2.0)
+    x0 = denoise(model, NOISE[:500], SamplerSettings(name, 50), [torch.Generator().manual_seed(0)])
+    assert (x0 > 0).float().mean() > 0.99 and x0.abs().max() <= 1
+
+
 def test_rescaling_gives_back_the_spread():
     random = torch.Generator().manual_seed(0)
     better, weaker = torch.randn(2, 5, 3, 8, 8, generator=random).unbind(0)

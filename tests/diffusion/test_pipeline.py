@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,16 @@ def test_plain_diffusers_draws_the_same_images_to_the_bit(folder, steps):
         ours = next(sampling.sample(model, 3, 3, 5, settings)).permute(0, 2, 3, 1).numpy()
         images = pipeline(labels=given[0], num_images=3, seed=5, num_inference_steps=steps, guidance_scale=scale).images
         assert np.array_equal(np.stack([np.asarray(image) for image in images]), ours)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_model_that_clips_draws_the_same_images_too(prediction, tmp_path):
+    model, process = made("guide"), models.process(clip_sample=True, prediction_type=prediction)
+    save_pipeline(tmp_path, "LDMPipeline", replace(model, process=process), process.sampler("ddim"))
+    loaded, pipeline = load_model(str(tmp_path)), opened(tmp_path)
+    ours = next(sampling.sample(loaded, 3, 3, 5, SamplerSettings(num_inference_steps=7))).permute(0, 2, 3, 1).numpy()
+    images = pipeline(num_images=3, seed=5, num_inference_steps=7).images
+    assert np.array_equal(np.stack([np.asarray(image) for image in images]), ours)
 
 
 def test_the_loaded_model_is_the_exported_one(folder):

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DModel, VQModel
 from torch import nn
 
+from tinyldm.diffusion.classifier import NoisyClassifier
 from tinyldm.diffusion.label_embedding import LabelEmbedding
 from tinyldm.diffusion.process import DiscreteVP
 
@@ -133,3 +134,25 @@ class MixtureDenoiser(nn.Module):
         eps = (values - a * x0) / b
         predicted = {"epsilon": eps, "v_prediction": a * eps - b * x0, "sample": x0}[self.kind]
         return SimpleNamespace(sample=predicted.float().view_as(x))
+
+
+class MixtureClassifier(nn.Module):
+    """What a classifier with no error says about the component of a mixture of normals, from x_t: see MixtureDenoiser.
+
+    Given component k, x_t ~ N(a m_k, S_k), so the logits are log share_k - 1/2 log det S_k - 1/2 |S_k^-1/2 (x_t - a m_k)|^2.
+    """
+
+    def __init__(self, forward: DDPMScheduler, shares: torch.Tensor, means: torch.Tensor, covariances: torch.Tensor):
+        super().__init__()
+        self.alphas_cumprod = forward.alphas_cumprod.double()
+        self.shares, self.means, self.covariances = shares.double(), means.double(), covariances.double()
+        self.values = {"component": [str(k) for k in range(len(shares))]}
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor) -> dict[str, torch.Tensor]:
+        abar = self.alphas_cumprod[int(timestep)]
+        noised = abar * self.covariances + (1 - abar) * torch.eye(x.shape[1])  # (K, C, C)
+        away = x.double().flatten(1) - abar.sqrt() * self.means[:, None]  # (K, B, C)
+        squares = (away @ noised.inverse() * away).sum(2)
+        return {"component": ((self.shares.log() - 0.5 * noised.logdet())[:, None] - 0.5 * squares).T}
+
+    numbers = NoisyClassifier.numbers

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from tinyldm.errors import UserError
 
-SCRIPTS = ("train_vq", "train_ldm", "train_ddpm")  # the values of the key `script`
+SCRIPTS = ("train_vq", "train_ldm", "train_ddpm", "train_classifier")  # the values of the key `script`
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ __all__ = [
     "Sample",
     "Sampler",
     "SamplerSettings",
+    "TrainClassifier",
     "TrainConfig",
     "TrainDDPM",
     "TrainLDM",
@@ -168,7 +169,35 @@ class TrainDDPM(Training):
         self.guidance.check(self.train.max_steps)
 
 
-TRAININGS: dict[str, type[Training]] = {"train_vq": TrainVQ, "train_ldm": TrainLDM, "train_ddpm": TrainDDPM}
+@dataclass(kw_only=True)
+class TrainClassifier(Training):
+    """Train a classifier of noisy latents or images, which guides an unconditional model (Dhariwal & Nichol 2021)."""
+
+    first_keys: ClassVar[tuple[str, ...]] = _first("data.label_columns", "first_stage.path")
+
+    script: Literal["train_classifier"] = "train_classifier"
+    """The script that the recipe is for. Another script refuses it."""
+    first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+    def check(self) -> None:
+        """See Training.check."""
+        super().check()
+        self.unet.check()
+        self.scheduler.check()
+        if not self.data.labels:
+            raise UserError("data.label_columns is null: name the columns of labels that the classifier shall tell")
+        if self.train.metrics_steps:
+            raise UserError("train.metrics_steps measures images, and a classifier draws none: set it to null")
+
+
+TRAININGS: dict[str, type[Training]] = {
+    "train_vq": TrainVQ,
+    "train_ldm": TrainLDM,
+    "train_ddpm": TrainDDPM,
+    "train_classifier": TrainClassifier,
+}
 
 
 @dataclass
@@ -186,10 +215,14 @@ class SamplerSettings:
     vary from seed to seed as they do in the data; `unknown` leaves one open to the network."""
     guidance_scale: PositiveFloat | None = None
     """How far to go away from the prediction of a weaker model, the guide. 1: no guidance. Larger: fewer flaws, less variety.
-    null: the scale stored with the model."""
+    null: the scale stored with the model. With a `classifier` the weight of its gradient: 1 is Bayes' rule and the default,
+    larger draws what the classifier is surer of."""
     guidance_model: str | None = None
     """The guide: a run, a checkpoint of it, or a pipeline over the same latents (autoguidance, Karras et al. 2024). null: the
     model's own guide, or the model itself without its labels (classifier-free guidance, Ho & Salimans 2022)."""
+    classifier: str | None = None
+    """A run of train_classifier.py over the same latents or images and the same noise (Dhariwal & Nichol 2021). It draws
+    `labels` with a model that has none, and takes the place of the guide. null: none."""
     guidance_interval: tuple[UnitInterval, UnitInterval] = (0.0, 1.0)
     """Guide only in this part of the way from noise to image, e.g. [0.2, 0.8] (Kynkaanniemi et al. 2024)."""
     guidance_rescale: UnitInterval = 0.0
@@ -203,6 +236,10 @@ class SamplerSettings:
         start, stop = self.guidance_interval
         if start >= stop:
             raise UserError(f"guidance_interval is [{start}, {stop}]: give its start first, such as [0.2, 0.8]")
+        if self.classifier is not None and self.labels is None:
+            raise UserError("classifier needs labels: say what to draw, such as --labels 'Smiling=true'")
+        if self.classifier is not None and (self.guidance_model is not None or self.guidance_rescale):
+            raise UserError("guidance_model and guidance_rescale are for a guide, not for a classifier: give one of the two")
         if self.eta and self.scheduler not in (None, "ddim"):
             raise UserError(f"eta only applies to DDIM, not {self.scheduler}: remove it or use --scheduler ddim")
 
@@ -212,8 +249,8 @@ class Sample(SamplerSettings):
     """Draw images with a trained model."""
 
     first_keys: ClassVar[tuple[str, ...]] = (
-        *("model", "num_images", "labels", "guidance_scale", "guidance_model", "seed", "scheduler", "num_inference_steps"),
-        *("batch_size", "output_dir", "overwrite", "strip", "interpolate", "device", "dtype"),
+        *("model", "num_images", "labels", "guidance_scale", "guidance_model", "classifier", "seed", "scheduler"),
+        *("num_inference_steps", "batch_size", "output_dir", "overwrite", "strip", "interpolate", "device", "dtype"),
     )
 
     model: str

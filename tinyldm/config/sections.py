@@ -91,8 +91,9 @@ class DataConfig:
 class FirstStageConfig:
     """The autoencoder between images and latents."""
 
-    path: str = "CompVis/ldm-celebahq-256"
-    """A run of train_vq.py, a folder, or a Hub id of a VQModel, AutoencoderKL or AutoencoderTiny."""
+    path: str | None = "CompVis/ldm-celebahq-256"
+    """A run of train_vq.py, a folder, or a Hub id of a VQModel, AutoencoderKL or AutoencoderTiny. null: none, for a classifier
+    of pixels."""
     subfolder: str | None = None
     """The subfolder that holds the autoencoder, e.g. `vqvae` in a pipeline."""
     revision: str | None = None

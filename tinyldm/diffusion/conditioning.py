@@ -10,12 +10,13 @@ import torch
 
 from tinyldm.config.schema import ConditionConfig
 from tinyldm.data.batch import UNCONDITIONAL, UNKNOWN, Condition
+from tinyldm.diffusion.classifier import NoisyClassifier
 from tinyldm.diffusion.label_embedding import LabelEmbedding
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 
 
-def parse_labels(embedding: LabelEmbedding | None, text: str | None) -> dict[str, int]:
+def parse_labels(embedding: LabelEmbedding | NoisyClassifier | None, text: str | None) -> dict[str, int]:
     """The numbers of the labels in a text: `Smiling=true,hat=cap`, or for a model with a single label its value alone.
 
     Raises:

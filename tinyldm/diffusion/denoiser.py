@@ -67,28 +67,36 @@ def make_denoiser(
     Raises:
         UserError: for a shape that cannot be built, or arguments that diffusers refuses.
     """
-    out_channels = 2 * channels if learns_variance else channels
-    halvings = len(config.block_out_channels) - 1
-    if side % 2**halvings:
-        raise UserError(
-            f"the denoiser halves its input of side {side} {halvings} times, but {side} is not divisible by {2**halvings}; "
-            "change data.resolution, or use fewer blocks in unet.block_out_channels"
-        )
-    pairs = zip(config.down_block_types, config.block_out_channels, strict=True)
-    attended = [width for kind, width in pairs if "Attn" in kind] + [config.block_out_channels[-1]] * config.add_attention
-    if config.attention_head_dim and config.attention_head_dim > min(attended, default=math.inf):  # it would have no head
-        raise UserError(f"unet.attention_head_dim {config.attention_head_dim} is wider than a block with attention")
-    derived: dict[str, Any] = {"sample_size": side, "in_channels": channels, "out_channels": out_channels}
+    arguments = unet_arguments(config, side, channels, 2 * channels if learns_variance else channels)
     if labels:
-        derived["class_embed_type"] = "identity"  # it adds the vectors of a LabelEmbedding to those of the time
+        arguments["class_embed_type"] = "identity"  # it adds the vectors of a LabelEmbedding to those of the time
     with boundary("cannot build a UNet2DModel from the section unet"):
-        arguments = {**config.arguments(), **derived}
         try_denoiser(arguments)
         unet = UNet2DModel(**arguments)
     if not labels:
         return Denoiser(unet)
     columns = [[column.name, column.values] for column in labels]
     return Denoiser(unet, LabelEmbedding(columns, embedding_width(unet), rows))
+
+
+def unet_arguments(config: UNetConfig, side: int, channels: int, out_channels: int) -> dict[str, Any]:
+    """The arguments of a UNet2DModel for inputs (B, channels, side, side).
+
+    Raises:
+        UserError: for a shape that cannot be built.
+    """
+    halvings = len(config.block_out_channels) - 1
+    if side % 2**halvings:
+        raise UserError(
+            f"the network halves its input of side {side} {halvings} times, but {side} is not divisible by {2**halvings}; "
+            "change data.resolution, or use fewer blocks in unet.block_out_channels"
+        )
+    pairs = zip(config.down_block_types, config.block_out_channels, strict=True)
+    attended = [width for kind, width in pairs if "Attn" in kind] + [config.block_out_channels[-1]] * config.add_attention
+    if config.attention_head_dim and config.attention_head_dim > min(attended, default=math.inf):  # it would have no head
+        raise UserError(f"unet.attention_head_dim {config.attention_head_dim} is wider than a block with attention")
+    derived = {"sample_size": side, "in_channels": channels, "out_channels": out_channels}
+    return {**config.arguments(), **derived}
 
 
 def embedding_width(unet: UNet2DModel) -> int:
@@ -110,20 +118,23 @@ def try_denoiser(arguments: Mapping[str, Any]) -> None:
         network(torch.zeros(1, channels, side, side), torch.zeros(1), class_labels=vectors)
 
 
-def switch_on(denoiser: Denoiser, train: TrainConfig) -> None:
+def switch_on(network: Any, train: TrainConfig) -> None:
     """Turn on gradient checkpointing and xformers' attention if the config asks for them.
+
+    Args:
+        network: has a UNet2DModel `unet`.
 
     Raises:
         UserError: for xformers without CUDA or the package.
     """
     if train.gradient_checkpointing:
-        denoiser.unet.enable_gradient_checkpointing()
+        network.unet.enable_gradient_checkpointing()
     if not train.xformers:
         return
     if not torch.cuda.is_available():
         raise UserError("train.xformers needs CUDA (and pip install xformers); set it to false to use PyTorch's own attention")
     try:
-        denoiser.unet.enable_xformers_memory_efficient_attention()
+        network.unet.enable_xformers_memory_efficient_attention()
     except (ImportError, ModuleNotFoundError, ValueError, NotImplementedError) as error:
         raise UserError(
             f"train.xformers: {error}; pip install xformers (a build for this torch), or set it to false"

@@ -5,8 +5,17 @@
 All predictions y of process.py are a x_0 + b eps with the same x_t, so it does not matter which of them is extrapolated. The
 guide is the network itself without its labels (classifier-free guidance, Ho & Salimans 2022), or an earlier or smaller one
 (autoguidance, Karras et al. 2024, equation 3). w is the guidance scale; 1 changes nothing.
+
+Or towards what a classifier calls by the wanted labels (Dhariwal & Nichol 2021, equation 14), with g = grad log p(labels | x_t)
+and the guidance scale s. The score moves by s g, so eps by -sigma s g, x_0 by sigma^2 / alpha s g, and y = a x_0 + b eps by
+
+    guided = y + s sigma (a sigma / alpha - b) g
+
+With s = 1 this is Bayes' rule: an unconditional model draws from p(x | labels). Larger scales do not draw from
+p(x) p(labels | x)^s, as is often said, but from something narrower (docs/theory/4-guidance.md).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +24,9 @@ from tinyldm.data.batch import Condition
 from tinyldm.diffusion.conditioning import without_labels
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.pipeline import extrapolate
-from tinyldm.diffusion.process import Process
+from tinyldm.diffusion.process import PREDICTIONS, Process
+
+FAINT = 1e-4  # the SNR below which x_t shows no labels; the formula would multiply errors of the classifier by over 100
 
 
 @dataclass
@@ -51,4 +62,46 @@ class Guidance:
             predicted, weaker = self.denoiser(torch.cat([x_t, x_t]), times, both).chunk(2)
         channels = x_t.shape[1]  # a learned variance is not guided
         guided = extrapolate(predicted[:, :channels], weaker[:, :channels], self.scale, self.rescale)
+        guided = self.process.clipped(x_t, guided, times.reshape(1))
         return torch.cat([guided, predicted[:, channels:]], 1)
+
+
+@dataclass
+class ClassifierGuidance:
+    """What a sampler calls in place of a denoiser. The gradient goes through the classifier only, in float32.
+
+    Attributes:
+        denoiser, process, interval: see Guidance.
+        classifier: (x_t, times) -> for each label the logits (B, number of values).
+        wanted: for each label that is asked for the number of its value. Labels count as independent of each other, given x_t.
+        scale: s.
+    """
+
+    denoiser: Denoiser
+    process: Process
+    classifier: Callable[..., Mapping[str, torch.Tensor]]
+    wanted: Mapping[str, int]
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __call__(self, x_t: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """See Guidance.__call__."""
+        predicted = self.denoiser(x_t, times, condition)
+        alpha, sigma = self.process.levels(times.reshape(1))
+        start, stop = self.interval
+        inside = start <= 1 - float(self.process.fraction(times)) <= stop
+        if not inside or (alpha / sigma).square() < FAINT:
+            return predicted
+        a, b = PREDICTIONS[self.process.prediction](alpha, sigma)
+        moved = self.scale * sigma * (a * sigma / alpha - b) * self.gradient(x_t, times)
+        channels = x_t.shape[1]  # a learned variance is not guided
+        guided = self.process.clipped(x_t, predicted[:, :channels] + moved.to(predicted.dtype), times.reshape(1))
+        return torch.cat([guided, predicted[:, channels:]], 1)
+
+    @torch.enable_grad()
+    def gradient(self, x_t: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """grad log p(wanted labels | x_t), (B, C, H, W)."""
+        x_t = x_t.detach().float().requires_grad_()
+        logits = self.classifier(x_t, times)
+        chances = torch.stack([logits[name].float().log_softmax(1)[:, number] for name, number in self.wanted.items()])
+        return torch.autograd.grad(chances.sum(), x_t)[0]

@@ -40,24 +40,8 @@ class LabelEmbedding(ModelMixin, ConfigMixin):
         return torch.stack([F.embedding(labels[:, i] + 1, vectors) for i, vectors in enumerate(self.vectors)]).sum(0)
 
     def numbers(self, labels: Mapping[str, Any]) -> dict[str, int]:
-        """The numbers of labels given by name, as {"hat": "cap", "Smiling": True}; "unknown" is UNKNOWN.
-
-        Raises:
-            ValueError: for a label or value that this model does not have.
-        """
-        numbers = {}
-        for name, value in labels.items():
-            if name not in self.values:
-                raise ValueError(f"this model has no label {name!r}; it has: {', '.join(self.values)}")
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            known = {"unknown": UNKNOWN, **{known: number for number, known in enumerate(self.values[name])}}
-            if text not in known:
-                near = difflib.get_close_matches(text, self.values[name], 1)
-                listed = ", ".join(self.values[name][:20]) + (", ..." if len(self.values[name]) > 20 else "")
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise ValueError(f"label {name} has no value {text!r}{hint}; it has: {listed}")
-            numbers[name] = known[text]
-        return numbers
+        """See numbers_of."""
+        return numbers_of(self.values, labels)
 
     def draw(self, seeds: Sequence[int], given: Mapping[str, int]) -> torch.Tensor:
         """Labels (B, A) for these seeds, on the CPU: those of an example that has the given ones, chosen by the seed alone.
@@ -72,3 +56,27 @@ class LabelEmbedding(ModelMixin, ConfigMixin):
         labels = torch.stack([rows[random.Random(f"labels of seed {seed}").randrange(len(rows))] for seed in seeds])
         labels[:, columns] = numbers
         return labels
+
+
+def numbers_of(values: Mapping[str, Sequence[str]], labels: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers of labels given by name, as {"hat": "cap", "Smiling": True}; "unknown" is UNKNOWN.
+
+    Args:
+        values: for each label of the model the names of its values.
+
+    Raises:
+        ValueError: for a label or value that the model does not have.
+    """
+    numbers = {}
+    for name, value in labels.items():
+        if name not in values:
+            raise ValueError(f"this model has no label {name!r}; it has: {', '.join(values)}")
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        known = {"unknown": UNKNOWN, **{known: number for number, known in enumerate(values[name])}}
+        if text not in known:
+            near = difflib.get_close_matches(text, values[name], 1)
+            listed = ", ".join(values[name][:20]) + (", ..." if len(values[name]) > 20 else "")
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"label {name} has no value {text!r}{hint}; it has: {listed}")
+        numbers[name] = known[text]
+    return numbers

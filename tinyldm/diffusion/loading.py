@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from tinyldm.config.schema import SamplerSettings
+from tinyldm.diffusion.classifier_loading import check_classifier, load_classifier
 from tinyldm.diffusion.denoiser import Denoiser, embedding_width, try_denoiser
 from tinyldm.diffusion.label_embedding import LabelEmbedding
 from tinyldm.diffusion.model import Model
@@ -69,16 +70,19 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
 
 
 def load_for(path: str, settings: SamplerSettings, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:
-    """Load a model with the average and the guide that the settings name.
+    """Load a model with the average, and the guide or the classifier, that the settings name.
 
     Raises:
-        UserError: see load_model; also for a guide that does not fit the model.
+        UserError: see load_model; also for a guide or a classifier that does not fit the model.
     """
     model = load_model(path, device, dtype, settings.ema)
     if settings.guidance_model is not None:
         guide = load_model(settings.guidance_model, device, dtype)
         check_guide(model, guide, settings.guidance_model)
         model.guide = guide.denoiser
+    if settings.classifier is not None:
+        model.classifier = load_classifier(settings.classifier, device)
+        check_classifier(model, model.classifier, settings.classifier)
     return model
 
 

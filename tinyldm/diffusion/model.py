@@ -9,13 +9,14 @@ from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.schema import SamplerSettings
+from tinyldm.diffusion.classifier import NoisyClassifier
 from tinyldm.diffusion.conditioning import parse_labels
 from tinyldm.diffusion.denoiser import Denoiser
-from tinyldm.diffusion.guidance import Guidance
-from tinyldm.diffusion.label_embedding import LabelEmbedding
+from tinyldm.diffusion.guidance import ClassifierGuidance, Guidance
+from tinyldm.diffusion.label_embedding import UNKNOWN, LabelEmbedding
 from tinyldm.diffusion.process import Process
 from tinyldm.errors import UserError, boundary
-from tinyldm.first_stage.autoencoder import AutoencoderModel
+from tinyldm.first_stage.autoencoder import AutoencoderModel, FirstStage
 
 DECODED_AT_ONCE = 2**14  # latent positions: 64 images of 64 px through an f4, or 4 of 256 px
 
@@ -27,6 +28,7 @@ class Model:
     Attributes:
         guide: a weaker network for guidance. None: a network with labels is its own guide.
         scale: the guidance scale to use where none is given.
+        classifier: draws labels that the network does not know. It takes the place of the guide.
     """
 
     denoiser: Denoiser
@@ -34,6 +36,7 @@ class Model:
     first_stage: AutoencoderModel | None
     guide: Denoiser | None = None
     scale: float = 1.0
+    classifier: NoisyClassifier | None = None
 
     @property
     def unet(self) -> UNet2DModel:
@@ -57,14 +60,21 @@ class Model:
 
     def given_labels(self, settings: SamplerSettings) -> dict[str, int]:
         """The numbers of the labels that these settings name. See parse_labels."""
-        return parse_labels(self.labels, settings.labels)
+        return parse_labels(self.classifier or self.labels, settings.labels)
 
-    def guided(self, settings: SamplerSettings) -> Guidance:
+    def guided(self, settings: SamplerSettings) -> Guidance | ClassifierGuidance:
         """The denoiser with the guidance of these settings.
 
         Raises:
-            UserError: for a guidance scale without a guide.
+            UserError: for a guidance scale without a guide, or a classifier without a label.
         """
+        if self.classifier is not None:
+            wanted = {name: number for name, number in self.given_labels(settings).items() if number != UNKNOWN}
+            if not wanted:
+                listed = ", ".join(self.classifier.values)
+                raise UserError(f"a classifier needs to know what to draw: give --labels NAME=VALUE; it tells {listed}")
+            scale = settings.guidance_scale or 1.0
+            return ClassifierGuidance(self.denoiser, self.process, self.classifier, wanted, scale, settings.guidance_interval)
         scale = self.scale if settings.guidance_scale is None else settings.guidance_scale
         if scale != 1 and self.guide is None and self.labels is None:
             raise UserError(
@@ -106,15 +116,16 @@ class Model:
             "scheduler_config": config,
         }
 
-    def _guidance_facts(self, guidance: Guidance) -> dict[str, Any]:
-        if guidance.scale == 1:
-            return {}
-        facts: dict[str, Any] = {
-            "guidance_scale": guidance.scale,
-            "guide": "without labels" if self.guide is None else "weaker model",
-        }
+    def _guidance_facts(self, guidance: Guidance | ClassifierGuidance) -> dict[str, Any]:
+        facts: dict[str, Any] = {"guidance_scale": guidance.scale}
         if guidance.interval != (0.0, 1.0):
             facts["guidance_interval"] = list(guidance.interval)
+        if isinstance(guidance, ClassifierGuidance):
+            assert self.classifier is not None
+            return {**facts, "classifier": FirstStage(self.classifier).fingerprint()[:16]}
+        if guidance.scale == 1:
+            return {}
+        facts["guide"] = "without labels" if self.guide is None else "weaker model"
         return {**facts, **({"guidance_rescale": guidance.rescale} if guidance.rescale else {})}
 
 

@@ -33,6 +33,18 @@ def extrapolate(predicted: torch.Tensor, weaker: torch.Tensor, scale: float, res
     return guided * (rescale * ratio + 1 - rescale)
 
 
+def clip_prediction(
+    x_t: torch.Tensor, predicted: torch.Tensor, alpha: Any, sigma: Any, a: Any, b: Any, limit: float
+) -> torch.Tensor:
+    """The prediction y = a x_0 + b eps (B, C, H, W) with x_0 clipped to [-limit, limit], and eps that of the clipped x_0.
+
+    A sampler that clips takes eps from the prediction as it is. Guidance moves x_0 and, the other way, eps: with x_0 clipped,
+    DDIM would keep the second only, and go away from what is wanted.
+    """
+    x_0 = ((b * x_t - sigma * predicted) / (alpha * b - sigma * a)).clamp(-limit, limit)
+    return (a * x_0 + b * (x_t - alpha * x_0) / sigma).to(predicted.dtype)
+
+
 class TinyLDMPipeline(DiffusionPipeline):
     """A UNet2DModel and a scheduler with, as far as the model has them, a first stage, labels and a guide."""
 
@@ -109,6 +121,12 @@ class TinyLDMPipeline(DiffusionPipeline):
             predicted, weaker = self.unet(torch.cat([x, x]), t, class_labels=self.labels(both)).sample.chunk(2)
         channels = x.shape[1]
         guided = extrapolate(predicted[:, :channels], weaker[:, :channels], scale)
+        config = self.scheduler.config
+        if config.clip_sample:
+            abar = self.scheduler.alphas_cumprod[int(t)].double()
+            alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+            a, b = {"epsilon": (0.0, 1.0), "sample": (1.0, 0.0), "v_prediction": (-sigma, alpha)}[config.prediction_type]
+            guided = clip_prediction(x, guided, alpha, sigma, a, b, config.clip_sample_range)
         return torch.cat([guided, predicted[:, channels:]], 1)
 
     def _file(self, name: str) -> Path:

@@ -7,16 +7,12 @@ import torch
 from accelerate import Accelerator
 
 from tinyldm.config.schema import TrainDDPM
-from tinyldm.data.batch import Batch
-from tinyldm.data.images import ImageBatches, Images, first_examples, mirror_half, to_float
-from tinyldm.data.sources import balanced_labels
 from tinyldm.diffusion.bound import prior_bits, step_bits
 from tinyldm.diffusion.export import save_pipeline
 from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.task import DiffusionTask
-from tinyldm.randomness import Draw, derive_seed
-from tinyldm.training.accelerator import rank_of
-from tinyldm.training.task import open_data
+from tinyldm.diffusion.training_data import PixelData
+from tinyldm.randomness import derive_seed
 
 TIMESTEPS_PER_IMAGE = 8  # to estimate the bound at each evaluation
 
@@ -27,29 +23,7 @@ class PixelTask(DiffusionTask):
     card = "ddpm"
 
     def __init__(self, config: TrainDDPM, accelerator: Accelerator):
-        data = config.data
-        train, held_out, self.data = open_data(config, accelerator)
-        if config.condition.balanced:
-            train.balance = balanced_labels(train, config.condition.balanced)
-        self.images, self.kept = Images.of(train, data), {}
-        stream = self.image_batches = ImageBatches(self.images, config.seed, config.train.batch_size, rank_of(accelerator))
-        # Counting a stream means reading it.
-        length = stream.length = train.length() if config.train.max_steps is None else None
-        held_out_images = Images.of(held_out, data)
-        self.readers = [self.images, held_out_images]
-        evaluated = first_examples(held_out_images, config.train.num_eval_images)
-        scaled = Batch(to_float(evaluated.x), evaluated.condition)
-        super().__init__(config, accelerator, stream, length, scaled, train.labels)
-
-    @property
-    def train_images(self) -> int | None:
-        """See Task.train_images."""
-        return self.image_batches.length
-
-    def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
-        """Images (B, C, S, S), half of them mirrored with `data.random_flip`."""
-        images = to_float(batch.x)
-        return mirror_half(images, draw) if self.config.data.random_flip else images
+        super().__init__(config, accelerator, PixelData(config, accelerator, config.condition.balanced))
 
     def evaluate(self) -> dict[str, torch.Tensor]:
         """See DiffusionTask.evaluate. Adds sums of the terms of the bound."""

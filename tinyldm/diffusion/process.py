@@ -37,6 +37,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.networks import SchedulerConfig
 from tinyldm.config.schema import Sampler
+from tinyldm.diffusion.pipeline import clip_prediction
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 
@@ -125,6 +126,12 @@ class Process(ABC):
         x0 = (b * x_t - sigma * predicted) / (alpha * b - sigma * a)
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
+    def clipped(self, x_t: torch.Tensor, predicted: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """The prediction (B, C, H, W) with its x_0 clipped as the samplers do: see clip_prediction."""
+        if self.clip is None:
+            return predicted
+        return clip_prediction(x_t, predicted, *self._coefficients(times), self.clip)
+
     def signal_to_noise(self, times: torch.Tensor) -> torch.Tensor:
         """SNR(t), (B,) in float64."""
         alpha, sigma = self.levels(times, torch.float64)
@@ -144,7 +151,7 @@ class Process(ABC):
 class DiscreteVP(Process):
     """DDPM's process in T steps: alpha_t^2 = abar_t = prod_{s <= t} (1 - beta_s), alpha_t^2 + sigma_t^2 = 1.
 
-    Times are timesteps 0 .. T-1 (int64), as in diffusers.
+    Times are timesteps 0 .. T-1 (int64), as in diffusers. Some samplers go in between; `levels` takes the nearest one.
 
     Args:
         scheduler: any diffusers scheduler of this process: it holds the betas and the prediction type.
@@ -178,7 +185,7 @@ class DiscreteVP(Process):
         """See Process.levels."""
         if self.abar.device != times.device:
             self.abar = self.abar.to(times.device)
-        abar = self.abar[times].to(dtype).view(-1, 1, 1, 1)
+        abar = self.abar[times.round().long()].to(dtype).view(-1, 1, 1, 1)
         return abar.sqrt(), (1 - abar).sqrt()
 
     def times(self, fractions: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,7 @@
 import copy
 import math
 import sys
-from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -19,17 +18,16 @@ from tqdm.auto import tqdm
 from tinyldm import pictures
 from tinyldm.config.schema import Sampler, SamplerSettings, TrainDDPM, TrainLDM
 from tinyldm.data.batch import Batch
-from tinyldm.data.columns import LabelColumn
 from tinyldm.diffusion.conditioning import drop_labels, preview_condition
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.diffusion.model import Model, to_images
+from tinyldm.diffusion.noisy_task import NoisyTask
 from tinyldm.diffusion.objective import diffusion_loss, error_of, loss_of
-from tinyldm.diffusion.process import LossHistory, discrete, make_process
+from tinyldm.diffusion.process import LossHistory, discrete
 from tinyldm.diffusion.sampling import denoise, generators, initial_noise, sample
-from tinyldm.first_stage.autoencoder import AutoencoderModel
-from tinyldm.randomness import Draw, derive_seed
-from tinyldm.training.accelerator import rank_of
-from tinyldm.training.task import Losses, Task
+from tinyldm.diffusion.training_data import TrainingData
+from tinyldm.randomness import Draw
+from tinyldm.training.task import Losses
 
 PREVIEW_SCALE = 2.0  # the guidance scale until one is measured
 GUIDE_SHARE = 1 / 6  # of the training, after which the guide is kept
@@ -37,30 +35,12 @@ FAST: tuple[Sampler, int] = ("dpm-solver++", 20)  # sampler and steps to compare
 BINS = 4  # the held-out loss is also reported per quarter of the way from image to noise
 
 
-class DiffusionTask(Task):
-    """See training.task.Task. A subclass defines x_0.
+class DiffusionTask(NoisyTask):
+    """See NoisyTask. The network is conditioned on the labels of the data."""
 
-    Args:
-        stream: position -> endless training batches from there on.
-        examples_per_epoch: see Task.
-        held_out: x_0 (N, C, S, S) as the network sees them, with their condition.
-        labels: the columns that the network is conditioned on.
-        first_stage: decodes x_0; None for pixels.
-    """
-
-    def __init__(
-        self,
-        config: TrainLDM | TrainDDPM,
-        accelerator: Accelerator,
-        stream: Callable[[int], Generator[Batch, None, None]],
-        examples_per_epoch: int | None,
-        held_out: Batch,
-        labels: Sequence[LabelColumn] = (),
-        first_stage: AutoencoderModel | None = None,
-    ):
-        self.config, self.accelerator, self.rank = config, accelerator, rank_of(accelerator)
-        self.stream, self.examples_per_epoch, self.first_stage = stream, examples_per_epoch, first_stage
-        self.process = make_process(config.scheduler)
+    def __init__(self, config: TrainLDM | TrainDDPM, accelerator: Accelerator, opened: TrainingData):
+        super().__init__(config, accelerator, opened)
+        self.config, self.first_stage, held_out, labels = config, opened.first_stage, opened.held_out, opened.labels
         torch.manual_seed(config.seed)
         channels, side = held_out.x.shape[1:3]
         denoiser = make_denoiser(config.unet, side, channels, labels, self.process.learns_variance, len(held_out.x))
@@ -78,24 +58,9 @@ class DiffusionTask(Task):
         if self.guide is not None:
             self.buffers |= {f"guide.{name}": value for name, value in self.guide.state_dict().items()}
 
-        # Held-out images, noise and times are the same at each evaluation, so that its losses can be compared.
-        fixed = torch.Generator().manual_seed(derive_seed("held out", config.seed))
-        count = len(held_out.x)
-        noise = torch.randn(held_out.x.shape, generator=fixed)
-        times = self.process.times((torch.randperm(count, generator=fixed) + 0.5) / count)
-        self.held_out, self.held_out_noise, self.held_out_times = held_out, noise, times
-
-    def batches(self, position: int) -> Generator[Batch, None, None]:
-        """See Task.batches."""
-        return self.stream(position)
-
-    @abstractmethod
-    def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
-        """The images or latents (B, C, S, S) of a batch, as the network sees them."""
-
     def losses(self, batch: Batch, step: int, draw: Draw) -> Losses:
         """The diffusion loss of a batch, with random times and noise."""
-        x0 = self.x0(batch, draw)
+        x0 = self.opened.x0(batch, draw)
         noise = draw.normal(x0.shape)
         kind, gamma = self.config.diffusion.loss, self.config.diffusion.snr_gamma
         weights: torch.Tensor | float = 1.0
@@ -149,18 +114,6 @@ class DiffusionTask(Task):
         return {"guidance_scale": best, "fd_guided": found[best], **without}
 
     # -------------------------------------------------------------------------------------------------- evaluation
-
-    def my_held_out(self) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
-        """This rank's share of (x_0 with its condition, noise, times), in batches on the device."""
-        size, device = self.config.train.batch_size, self.accelerator.device
-        mine = torch.arange(len(self.held_out.x))[self.rank.index :: self.rank.count]
-        for first in range(0, len(mine), size):
-            rows = mine[first : first + size]
-            yield (
-                self.held_out.take(rows).to(device),
-                self.held_out_noise[rows].to(device),
-                self.held_out_times[rows].to(device),
-            )
 
     def evaluate(self) -> dict[str, torch.Tensor]:
         """Sums of the error in units of v, by quarter of the way from image to noise, and of the loss that is trained."""

@@ -163,6 +163,8 @@ def load_first_stage(config: FirstStageConfig) -> FirstStage:
         UserError: if it is missing, or is not an autoencoder that this project can use.
     """
     path, subfolder = config.path, config.subfolder
+    if path is None:
+        raise UserError("first_stage.path is null: give a run of train_vq.py, a folder, or a Hub id")
     local = Path(path).expanduser()
     if local.is_dir():
         if subfolder is None and not (local / "config.json").exists():

@@ -29,7 +29,7 @@ from tinyldm.files import refuse_links
 from tinyldm.training import model_card
 
 # Folder of the model in a run -> its place in the repository: what diffusers loads goes to the root.
-PLACES = {"pipeline": "", "vqvae": "vqvae", "model": "model"}
+PLACES = {"pipeline": "", "vqvae": "vqvae", "classifier": "classifier", "model": "model"}
 BESIDE = (
     "config.yaml",
     "metrics.csv",
@@ -79,7 +79,8 @@ def push(run: Path, hub: HubConfig, message: str) -> str:
     """Upload a run in one commit and return its address. Temporary failures are retried.
 
     The pipeline's files go to the root, so that `DiffusionPipeline.from_pretrained(repo_id)` finds them; a first stage
-    stays in vqvae/, the generators of a zero-shot run in model/. Checkpoints and logs are not uploaded.
+    stays in vqvae/, a classifier in classifier/, the generators of a zero-shot run in model/. Checkpoints and logs are not
+    uploaded.
 
     Raises:
         UserError: for a folder without a model, or when the upload fails; the run on the disk is complete.

@@ -25,6 +25,7 @@ LABELS = {
     "eval_bits_prior": ("... of the prior", "bits_prior"),
     "eval_bits_steps": ("... of the steps", "bits_steps"),
     "eval_bits_decoder": ("... of the decoder", "bits_decoder"),
+    "eval_accuracy": ("accuracy over all labels and noise levels", "accuracy"),
     "eval_psnr": ("PSNR in dB", "psnr"),
     "eval_ssim": ("SSIM", "ssim"),
     "eval_perplexity": ("codebook perplexity", "perplexity"),
@@ -82,8 +83,8 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
 
 
 def task(values: dict[str, Any]) -> str:
-    """The name of the model's task."""
-    return f"{'' if values.get('labels') else 'un'}conditional-image-generation"
+    """The Hub's name of the model's task: the run's own, or to generate."""
+    return values.get("task") or f"{'' if values.get('labels') else 'un'}conditional-image-generation"
 
 
 def add_evaluation(run: Path, section: str, results: list[EvalResult]) -> None:

@@ -18,7 +18,7 @@ from tinyldm.training import checkpoint, power_ema
 
 Row = dict[str, Any]
 REPLACED = ("config.yaml", "metrics.csv", "README.md", "card.json", "evaluation.json", NAME)  # replace_text writes them here
-FOLDERS = ("checkpoints", "ema", "samples", "logs", "pipeline", "vqvae", "model", "jobs")
+FOLDERS = ("checkpoints", "ema", "samples", "logs", "pipeline", "vqvae", "classifier", "model", "jobs")
 
 
 class RunFolder:

@@ -1,0 +1,54 @@
+"""What the trainings of denoisers and classifiers have in common: a process, x_0, and fixed held-out noise."""
+
+from collections.abc import Generator, Iterator
+
+import torch
+from accelerate import Accelerator
+
+from tinyldm.config.schema import TrainClassifier, TrainDDPM, TrainLDM
+from tinyldm.data.batch import Batch
+from tinyldm.diffusion.process import make_process
+from tinyldm.diffusion.training_data import TrainingData
+from tinyldm.randomness import derive_seed
+from tinyldm.training.accelerator import rank_of
+from tinyldm.training.task import Task
+
+
+class NoisyTask(Task):
+    """See training.task.Task. A network is trained on x_t.
+
+    Attributes:
+        opened: gives x_0.
+        held_out, held_out_noise, held_out_times: the same at each evaluation, so that its losses can be compared.
+    """
+
+    def __init__(self, config: TrainLDM | TrainDDPM | TrainClassifier, accelerator: Accelerator, opened: TrainingData):
+        self.accelerator, self.rank, self.opened = accelerator, rank_of(accelerator), opened
+        self.process = make_process(config.scheduler)
+        self.batch_size = config.train.batch_size
+        self.data, self.readers, self.kept, self.built_on = opened.description, opened.readers, opened.kept, opened.built_on
+        self.examples_per_epoch, self.held_out = opened.length, opened.held_out
+        fixed = torch.Generator().manual_seed(derive_seed("held out", config.seed))
+        count = len(self.held_out.x)
+        self.held_out_noise = torch.randn(self.held_out.x.shape, generator=fixed)
+        self.held_out_times = self.process.times((torch.randperm(count, generator=fixed) + 0.5) / count)
+
+    @property
+    def train_images(self) -> int | None:
+        """See Task.train_images."""
+        return self.opened.count()
+
+    def batches(self, position: int) -> Generator[Batch, None, None]:
+        """See Task.batches."""
+        return self.opened.stream(position)
+
+    def my_held_out(self) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
+        """This rank's share of (x_0 with its condition, noise, times), in batches on the device."""
+        device = self.accelerator.device
+        mine = torch.arange(len(self.held_out.x))[self.rank.index :: self.rank.count]
+        for rows in mine.split(self.batch_size) if len(mine) else ():
+            yield (
+                self.held_out.take(rows).to(device),
+                self.held_out_noise[rows].to(device),
+                self.held_out_times[rows].to(device),
+            )

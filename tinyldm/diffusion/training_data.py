@@ -1,0 +1,141 @@
+"""What the trainings of denoisers and classifiers read: x_0 as latents or as pixels, with labels and a held-out part."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from tinyldm.config.schema import FirstStageConfig, Training
+from tinyldm.data.batch import Batch
+from tinyldm.data.columns import LabelColumn
+from tinyldm.data.description import Description
+from tinyldm.data.images import ImageBatches, Images, first_examples, mirror_half, to_float
+from tinyldm.data.sources import balanced_labels
+from tinyldm.data.subsets import random_rows
+from tinyldm.errors import UserError
+from tinyldm.first_stage.autoencoder import AutoencoderModel, load_first_stage
+from tinyldm.first_stage.latent_batches import EncodedBatches, LatentBatches
+from tinyldm.first_stage.latent_store import open_store
+from tinyldm.randomness import Draw
+from tinyldm.training import checkpoint
+from tinyldm.training.accelerator import rank_of
+from tinyldm.training.task import open_data
+
+
+class TrainingData(ABC):
+    """The data of a training, opened.
+
+    Attributes:
+        stream: position -> endless training batches from there on.
+        length: see Task.examples_per_epoch.
+        held_out: x_0 (N, C, S, S) as networks see them, with their conditions.
+        labels: the columns of labels.
+        description, readers, kept, built_on: see Task.
+        first_stage: decodes x_0; None for pixels.
+    """
+
+    stream: Callable[[int], Generator[Batch, None, None]]
+    length: int | None
+    held_out: Batch
+    labels: Sequence[LabelColumn]
+    description: Description
+    readers: list[Any]
+    kept: dict[str, float]
+    built_on: str = ""
+    first_stage: AutoencoderModel | None = None
+
+    @abstractmethod
+    def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
+        """The images or latents (B, C, S, S) of a batch, as networks see them."""
+
+    @abstractmethod
+    def count(self) -> int | None:
+        """See Task.train_images."""
+
+
+class PixelData(TrainingData):
+    """x_0 are images in [-1, 1].
+
+    Args:
+        balanced: a label column whose values are trained on equally often; None: as often as they are in the data.
+    """
+
+    def __init__(self, config: Training, accelerator: Accelerator, balanced: str | None = None):
+        data = self.config = config.data
+        train, held_out, self.description = open_data(config, accelerator)
+        if balanced:
+            train.balance = balanced_labels(train, balanced)
+        images, self.kept, self.labels = Images.of(train, data), {}, train.labels
+        stream = self.stream = self.batches = ImageBatches(images, config.seed, config.train.batch_size, rank_of(accelerator))
+        # Counting a stream means reading it.
+        self.length = stream.length = train.length() if config.train.max_steps is None else None
+        held_out_images = Images.of(held_out, data)
+        self.readers = [images, held_out_images]
+        evaluated = first_examples(held_out_images, config.train.num_eval_images)
+        self.held_out = Batch(to_float(evaluated.x), evaluated.condition)
+
+    def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
+        """Images (B, C, S, S), half of them mirrored with `data.random_flip`."""
+        images = to_float(batch.x)
+        return mirror_half(images, draw) if self.config.random_flip else images
+
+    def count(self) -> int | None:
+        """See TrainingData.count."""
+        return self.batches.length
+
+
+class LatentData(TrainingData):
+    """x_0 are latents, scaled to unit variance, either stored or encoded while the images are read.
+
+    Args:
+        balanced: see PixelData.
+    """
+
+    def __init__(self, config: Training, first_stage: FirstStageConfig, accelerator: Accelerator, balanced: str | None = None):
+        data, rank = config.data, rank_of(accelerator)
+        stage = load_first_stage(first_stage)
+        stage.check_resolution(data.resolution)
+        if stage.in_channels != data.channels:
+            raise UserError(f"the first stage takes images with {stage.in_channels} channels: set data.channels to that number")
+        stage.model.to(accelerator.device)
+        train, held_out_source, self.description = open_data(config, accelerator)
+        held_out = open_store(data, held_out_source, "held-out", config.seed, stage, accelerator, False)
+        self.images: ImageBatches | None = None
+        if first_stage.keep_latents:
+            self.store = open_store(data, train, "train", config.seed, stage, accelerator, data.random_flip)
+            balance = None
+            if balanced and self.store.labels is not None:
+                balance = self.store.labels[:, data.labels.index(balanced)]
+            self.stream = LatentBatches(self.store, config.seed, config.train.batch_size, rank, balance)
+            std = self.store.std
+            self.length = len(self.store)
+        else:
+            if balanced:
+                train.balance = balanced_labels(train, balanced)
+            self.images = ImageBatches(Images.of(train, data), config.seed, config.train.batch_size, rank)
+            self.stream = EncodedBatches(self.images, stage, accelerator.device, data.random_flip, config.seed)
+            std = held_out.std
+            # Counting a stream means reading it.
+            self.length = self.images.length = train.length() if config.train.max_steps is None else None
+        kept = checkpoint.kept(config)  # a picture more or less in the data must not change the scale of a run
+        if "latent_scale" in kept:
+            stage.scaling_factor = kept["latent_scale"]
+        elif (message := stage.choose_scale(1 / std)) and accelerator.is_main_process:
+            print(message)
+        self.readers = [self.images.images if self.images else self.store, held_out]
+        if self.description.held_out is None:
+            self.description.held_out = len(held_out) + held_out.corrupt
+        self.scale, self.built_on, self.first_stage = stage.scaling_factor, stage.fingerprint(), stage.model
+        self.kept, self.labels = {"latent_scale": self.scale}, train.labels
+        evaluated = held_out.batch(random_rows(len(held_out), config.train.num_eval_images))
+        self.held_out = Batch(evaluated.x * self.scale, evaluated.condition)
+
+    def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
+        """Latents (B, C, h, w), scaled."""
+        return batch.x * self.scale
+
+    def count(self) -> int | None:
+        """See TrainingData.count."""
+        return self.images.length if self.images else len(self.store) + self.store.corrupt
