@@ -125,9 +125,10 @@ def _render(run: Path, card: dict[str, Any]) -> str:
         eval_results=results or None,  # none before the first evaluation
     )
     values |= {"name": name, "repo_id": card["repo_id"] or str(run), "pushed": bool(card["repo_id"])}
-    draw = Template((TEMPLATES / "draw.md").read_text(encoding="utf-8")).render(values) if card["template"] in ("ldm", "ddpm") else ""
+    if card["template"] in ("ldm", "ddpm"):
+        values["draw"] = Template((TEMPLATES / "draw.md").read_text(encoding="utf-8")).render(values)
     template = str(TEMPLATES / f"{card['template']}.md")
-    return str(ModelCard.from_template(metadata, template, draw=draw, evaluation=evaluation["section"], **values))
+    return str(ModelCard.from_template(metadata, template, evaluation=evaluation["section"], **values))
 
 
 def remarks(train: TrainConfig, best_step: int | None) -> str:
