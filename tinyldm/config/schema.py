@@ -28,6 +28,7 @@ __all__ = [
     "ConditionConfig",
     "DataConfig",
     "DiffusionConfig",
+    "DiffusionTraining",
     "Features",
     "FirstStageConfig",
     "GuidanceConfig",
@@ -119,14 +120,9 @@ class TrainVQ(Training):
 
 
 @dataclass(kw_only=True)
-class TrainLDM(Training):
-    """Train a latent diffusion model on the latents of a first stage."""
+class DiffusionTraining(Training):
+    """The keys of a denoiser's training, on latents or pixels."""
 
-    first_keys: ClassVar[tuple[str, ...]] = _first("first_stage.path", "data.label_columns")
-
-    script: Literal["train_ldm"] = "train_ldm"
-    """The script that the recipe is for. Another script refuses it."""
-    first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -141,32 +137,35 @@ class TrainLDM(Training):
         self.diffusion.check(self.scheduler)
         self.condition.check(self.data)
         self.guidance.check(self.train.max_steps)
+
+
+@dataclass(kw_only=True)
+class TrainLDM(DiffusionTraining):
+    """Train a latent diffusion model on the latents of a first stage."""
+
+    first_keys: ClassVar[tuple[str, ...]] = _first("first_stage.path", "data.label_columns")
+
+    script: Literal["train_ldm"] = "train_ldm"
+    """The script that the recipe is for. Another script refuses it."""
+    first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
+
+    def check(self) -> None:
+        """See Training.check."""
+        super().check()
         if self.diffusion.loss != "simple":
             raise UserError(f"diffusion.loss {self.diffusion.loss} is a bound on pixels: use train_ddpm.py, or the loss simple")
 
 
 @dataclass(kw_only=True)
-class TrainDDPM(Training):
+class TrainDDPM(DiffusionTraining):
     """Train a diffusion model on pixels. The defaults of scheduler and loss are those of Ho et al. 2020."""
 
     first_keys: ClassVar[tuple[str, ...]] = _first("data.label_columns")
 
     script: Literal["train_ddpm"] = "train_ddpm"
     """The script that the recipe is for. Another script refuses it."""
-    unet: UNetConfig = field(default_factory=UNetConfig)
     scheduler: SchedulerConfig = field(default_factory=pixel_scheduler)
     diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(snr_gamma=None))
-    condition: ConditionConfig = field(default_factory=ConditionConfig)
-    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
-
-    def check(self) -> None:
-        """See Training.check."""
-        super().check()
-        self.unet.check()
-        self.scheduler.check()
-        self.diffusion.check(self.scheduler)
-        self.condition.check(self.data)
-        self.guidance.check(self.train.max_steps)
 
 
 @dataclass(kw_only=True)
@@ -187,7 +186,7 @@ class TrainClassifier(Training):
         self.unet.check()
         self.scheduler.check()
         if not self.data.labels:
-            raise UserError("data.label_columns is null: name the columns of labels that the classifier shall tell")
+            raise UserError("data.label_columns is null: name the columns that the classifier learns")
         if self.train.metrics_steps:
             raise UserError("train.metrics_steps measures images, and a classifier draws none: set it to null")
 

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator
 import torch
 from accelerate import Accelerator
 
-from tinyldm.config.schema import TrainClassifier, TrainDDPM, TrainLDM
+from tinyldm.config.schema import DiffusionTraining, TrainClassifier
 from tinyldm.data.batch import Batch
 from tinyldm.diffusion.process import make_process
 from tinyldm.diffusion.training_data import TrainingData
@@ -22,7 +22,7 @@ class NoisyTask(Task):
         held_out, held_out_noise, held_out_times: the same at each evaluation, so that its losses can be compared.
     """
 
-    def __init__(self, config: TrainLDM | TrainDDPM | TrainClassifier, accelerator: Accelerator, opened: TrainingData):
+    def __init__(self, config: DiffusionTraining | TrainClassifier, accelerator: Accelerator, opened: TrainingData):
         self.accelerator, self.rank, self.opened = accelerator, rank_of(accelerator), opened
         self.process = make_process(config.scheduler)
         self.batch_size = config.train.batch_size

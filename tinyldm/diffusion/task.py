@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from tinyldm import pictures
-from tinyldm.config.schema import Sampler, SamplerSettings, TrainDDPM, TrainLDM
+from tinyldm.config.schema import DiffusionTraining, Sampler, SamplerSettings
 from tinyldm.data.batch import Batch
 from tinyldm.diffusion.conditioning import drop_labels, preview_condition
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
@@ -38,7 +38,7 @@ BINS = 4  # the held-out loss is also reported per quarter of the way from image
 class DiffusionTask(NoisyTask):
     """See NoisyTask. The network is conditioned on the labels of the data."""
 
-    def __init__(self, config: TrainLDM | TrainDDPM, accelerator: Accelerator, opened: TrainingData):
+    def __init__(self, config: DiffusionTraining, accelerator: Accelerator, opened: TrainingData):
         super().__init__(config, accelerator, opened)
         self.config, self.first_stage, held_out, labels = config, opened.first_stage, opened.held_out, opened.labels
         torch.manual_seed(config.seed)
