@@ -76,8 +76,10 @@ def test_the_files_of_a_diffusion_run(ldm_run):
         "samples/step-0000006.png",
         "pipeline/model_index.json",
         "pipeline/scheduler/scheduler_config.json",
-        *(f"pipeline/{part}/config.json" for part in ("unet", "vqvae")),
-        *(f"pipeline/{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vqvae")),
+        "pipeline/guidance.json",
+        "pipeline/pipeline.py",
+        *(f"pipeline/{part}/config.json" for part in ("unet", "vqvae", "guide")),
+        *(f"pipeline/{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vqvae", "guide")),
         *(f"checkpoints/step-{n}/{name}.safetensors" for n in (4, 6) for name in ("denoiser", "ema")),
         *(f"checkpoints/step-{n}/{name}" for n in (4, 6) for name in ("optimizers.pt", "state.json", "checksums.json")),
     }
@@ -98,7 +100,7 @@ def test_the_exported_weights_are_the_averaged_ones(ldm_run):
     shipped = UNet2DModel.from_pretrained(ldm_run / "pipeline", subfolder="unet").state_dict()
     averaged = load_file(ldm_run / "checkpoints/step-6/ema.safetensors")
     raw = load_file(ldm_run / "checkpoints/step-6/denoiser.safetensors")
-    assert all(torch.equal(shipped[name], averaged[name]) for name in averaged)
+    assert all(torch.equal(shipped[name.removeprefix("unet.")], averaged[name]) for name in averaged)
     assert any(not torch.equal(raw[name], averaged[name]) for name in averaged)
 
 

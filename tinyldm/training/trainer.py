@@ -224,7 +224,7 @@ class Trainer:
             with self._may_fail("the choice of the guidance scale", all_ranks=True), self.averaged_weights():
                 figures |= self.task.finish(self._distance)
         if figures:
-            self._check_finite(figures)
+            self._check_finite({key: value for key, value in figures.items() if key.startswith("eval_loss")})
             self._report(figures)
         if save and figures.get(train.best_by, math.inf) < state.best_figure:
             state.best_figure, state.best_step = figures[train.best_by], state.step
