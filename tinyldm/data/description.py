@@ -156,7 +156,9 @@ def compare(before: dict[str, Any], now: dict[str, Any], folder: str) -> list[st
     Raises:
         UserError: if the number of a label now means another value.
     """
-    old, new = ({name: [v["name"] for v in e["values"]] for name, e in part["labels"].items()} for part in (before, now))
+    old, new = (
+        {name: [v["name"] for v in e["values"]] for name, e in part.get("labels", {}).items()} for part in (before, now)
+    )
     if list(old.items()) != list(new.items()):
         changed = next((name for name in old if name in new and old[name] != new[name]), None)
         what = (
