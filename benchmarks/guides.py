@@ -26,8 +26,8 @@ from tinyldm.training import checkpoint
 
 
 def main(
-    model: str,
-    guides: list[str],
+    model: str = "runs/demo",
+    guides: list[str] | None = None,
     scales: list[float] | None = None,
     images: int = 256,
     scheduler: Sampler = "dpm-solver++",
@@ -40,7 +40,8 @@ def main(
 
     Args:
         model: a run.
-        guides: runs, checkpoints or pipelines; `labels` is the model itself without its labels.
+        guides: runs, checkpoints or pipelines; `labels` is the model itself without its labels. None: each checkpoint of the
+            run but the last.
         scales: guidance scales. None: 1, 1.5, 2, 2.5, 3.
         images: images per distance. Fewer images make it larger.
         scheduler: the sampler.
@@ -53,6 +54,7 @@ def main(
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     loaded, quality = load_model(model, str(accelerator.device)), quality_of(model, features, images, data, accelerator)
     scales, rows = scales or [1.0, 1.5, 2.0, 2.5, 3.0], []
+    guides = guides or [f"{model}/checkpoints/step-{step}" for step in checkpoint.steps(Path(model))[:-1]]
     bar = tqdm(total=1 + len(guides) * sum(scale != 1 for scale in scales), unit="distance", dynamic_ncols=True)
     without = None
     for name in guides:
