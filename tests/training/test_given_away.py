@@ -194,3 +194,10 @@ def test_a_token_in_the_place_of_a_repository_is_not_repeated(server):
 def test_secrets_are_found_in_any_text():
     text = f"a {TOKEN}, https://u:p@h/x and ftp://u:p@h; https://h/x, mail me@h, 3:4@5"
     assert without_secrets(text) == "a ***, https://***@h/x and ftp://***@h; https://h/x, mail me@h, 3:4@5"
+
+
+def test_labels_that_look_like_paths_keep_their_names(tmp_path):
+    values = {"columns": [["kind", ["/m/01g317", "~x", "../a/b"]]], "_name_or_path": "/home/me/run/pipeline/labels"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    hub._copy(tmp_path / "config.json", tmp_path / "pushed/config.json")
+    assert json.loads((tmp_path / "pushed/config.json").read_text()) == values | {"_name_or_path": "labels"}

@@ -193,7 +193,10 @@ def _copy(source: Path, target: Path, link: bool = False) -> None:
     if source.suffix in (".json", ".yaml"):
         text = source.read_text()
         values = json.loads(text) if source.suffix == ".json" else yaml.safe_load(text)
-        if (cleaned := shareable(values)) != values:
+        cleaned = shareable(values)
+        if isinstance(values, dict) and "columns" in values:
+            cleaned["columns"] = values["columns"]  # names of labels, which may look like paths
+        if cleaned != values:
             target.write_text(json.dumps(cleaned, indent=2) if source.suffix == ".json" else dump(cleaned))
             return
     _link(source, target) if link else shutil.copy2(source, target)
