@@ -34,10 +34,14 @@ def made(kind: str) -> Model:
     return Model(denoiser, models.process(), models.vq_model(scaling_factor=0.7), guide, SCALE)
 
 
+def export(folder, model: Model) -> None:
+    save_pipeline(folder, "LDMPipeline", model, DDIMScheduler.from_config(models.scheduler().config))
+
+
 @pytest.fixture(scope="module", params=["labels", "guide", "both"])
 def folder(request, tmp_path_factory):
-    folder, model = tmp_path_factory.mktemp(request.param) / "pipeline", made(request.param)
-    save_pipeline(folder, "LDMPipeline", model, DDIMScheduler.from_config(models.scheduler().config))
+    folder = tmp_path_factory.mktemp(request.param) / "pipeline"
+    export(folder, made(request.param))
     return folder
 
 
