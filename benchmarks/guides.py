@@ -14,14 +14,11 @@ from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
 from benchmarks.measure import RESULTS, record, use_all_cores
-from tinyldm.config.evaluate import run_folder
-from tinyldm.config.parsing import read_yaml
-from tinyldm.config.schema import DataConfig, Features, Sampler, SamplerSettings, TrainConfig, TrainLDM
+from benchmarks.samplers import quality_of
+from tinyldm.config.schema import Features, Sampler, SamplerSettings
 from tinyldm.diffusion import sampling
 from tinyldm.diffusion.loading import check_guide, load_model
 from tinyldm.diffusion.model import Model
-from tinyldm.errors import UserError
-from tinyldm.metrics.while_training import Quality
 from tinyldm.training import checkpoint
 
 
@@ -72,18 +69,6 @@ def main(
         rows.append({"guide": name, "distances": distances})
         figures = {"features": features, "images": images, "sampler": scheduler, "steps": steps, "rows": rows}
     record("guides", figures, output, small=False)
-
-
-def quality_of(model: str, features: Features, images: int, data: str | None, accelerator: Accelerator) -> Quality:
-    """The distance to the held-out part of a run."""
-    run = run_folder(model)
-    if run is None:
-        raise UserError(f"{model} is not a run: its config.yaml says which images are held out")
-    values = read_yaml(run / "config.yaml")
-    part = DataConfig(**{**values["data"], **({"name": data} if data else {})})
-    train = TrainConfig(max_steps=1, metrics_features=features, num_metrics_images=images)
-    config = TrainLDM(output_dir="", seed=values["seed"], data=part, train=train)
-    return Quality(config, accelerator)
 
 
 def open_guide(model: Model, name: str) -> torch.nn.Module:

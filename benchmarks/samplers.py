@@ -6,9 +6,7 @@ The quality is the Frechet distance of train.metrics_steps: the same seeds for e
 Several sets of seeds show how reliable a difference is.
 """
 
-import dataclasses
 import time
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -16,10 +14,12 @@ from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
 from benchmarks.measure import RESULTS, record, use_all_cores
-from tinyldm.config.parsing import parse
-from tinyldm.config.schema import Features, Sampler, SamplerSettings, TrainLDM
+from tinyldm.config.evaluate import run_folder
+from tinyldm.config.parsing import read_yaml
+from tinyldm.config.schema import DataConfig, Features, Sampler, SamplerSettings, TrainConfig, TrainLDM
 from tinyldm.diffusion import sampling
 from tinyldm.diffusion.loading import load_model
+from tinyldm.errors import UserError
 from tinyldm.metrics.while_training import Quality
 
 # Samplers and steps, by cost. heun evaluates the network twice per step, except in the last.
@@ -61,12 +61,8 @@ def samplers(
 ) -> tuple[list[dict], list[str]]:
     """A row for each sampler (steps, evaluations, seconds per image, Frechet distances), and the samplers skipped for lack
     of time."""
-    run = Path(model)
-    args = ["--config", str(run / "config.yaml"), *(["--data.name", data] if data else [])]
-    config = parse(TrainLDM, "", args)
-    train = dataclasses.replace(config.train, metrics_steps=1, metrics_features=features, num_metrics_images=images)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    quality = Quality(dataclasses.replace(config, train=train), accelerator)
+    quality = quality_of(model, features, images, data, accelerator)
     loaded = load_model(model, str(accelerator.device))
     rows, left_out, end = [], [], time.monotonic() + 60 * minutes
     each = 0.0  # seconds per evaluation of the network in the last row, including everything else
@@ -87,6 +83,18 @@ def samplers(
         rows.append({"sampler": name, "steps": steps, "evaluations": evaluations, "seconds": seconds, "fds": fds})
         tqdm.write(f"{name}, {steps} steps: {seconds:.3f} s per image, distances {', '.join(f'{fd:.2f}' for fd in fds)}")
     return rows, left_out
+
+
+def quality_of(model: str, features: Features, images: int, data: str | None, accelerator: Accelerator) -> Quality:
+    """The distance to the held-out part of a run."""
+    run = run_folder(model)
+    if run is None:
+        raise UserError(f"{model} is not a run: its config.yaml says which images are held out")
+    values = read_yaml(run / "config.yaml")
+    part = DataConfig(**{**values["data"], **({"name": data} if data else {})})
+    train = TrainConfig(max_steps=1, metrics_features=features, num_metrics_images=images)
+    config = TrainLDM(output_dir="", seed=values["seed"], data=part, train=train)
+    return Quality(config, accelerator)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import train_ldm
 from tests.support import models
 from tests.support.published import HUB
 from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, rows, run, same_weights
-from tinyldm.config.networks import UNetConfig
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import SamplerSettings, TrainClassifier
 from tinyldm.data.columns import LabelColumn
@@ -38,19 +37,12 @@ PIXELS = [*DIGITS, *EVERY_STEP, *UNET, "--train.batch_size", "8", "--train.learn
 PIXELS += ["--data.label_columns", "label", "--scheduler.num_train_timesteps", "20"]
 STAGE = FirstStage(models.vq_model(scaling_factor=0.5))
 COLUMNS = [LabelColumn("hat", ["none", "cap", "bow"]), LabelColumn("glasses", ["false", "true"])]
-TINY = UNetConfig(
-    block_out_channels=(8, 16),
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    norm_num_groups=4,
-    attention_head_dim=8,
-)
 
 
 def classifier(side: int = 8, latents: dict | None = None, **scheduler) -> NoisyClassifier:
     torch.manual_seed(0)
     config = {key: value for key, value in models.scheduler(**scheduler).config.items() if not key.startswith("_")}
-    return make_classifier(TINY, side, 3, COLUMNS, config, latents).eval()
+    return make_classifier(models.SMALL, side, 3, COLUMNS, config, latents).eval()
 
 
 def of_stage(**changes) -> dict:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.models import scheduler
+from tests.support.models import SMALL, scheduler
 from tinyldm.config.networks import SchedulerConfig, UNetConfig
 from tinyldm.config.schema import TrainConfig
 from tinyldm.data.batch import UNKNOWN, Condition
@@ -12,14 +12,6 @@ from tinyldm.data.columns import LabelColumn
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.diffusion.process import make_process
 from tinyldm.errors import UserError
-
-SMALL = UNetConfig(
-    block_out_channels=(8, 16),
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    norm_num_groups=4,
-    attention_head_dim=8,
-)
 
 
 def test_the_defaults_have_five_million_parameters():

@@ -6,11 +6,20 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DModel, VQModel
 from torch import nn
 
+from tinyldm.config.networks import UNetConfig
 from tinyldm.diffusion.classifier import NoisyClassifier
 from tinyldm.diffusion.label_embedding import LabelEmbedding
 from tinyldm.diffusion.process import DiscreteVP
 
 torch.set_num_threads(1)  # tiny networks are slower with more threads
+
+SMALL = UNetConfig(  # a block with attention and one without
+    block_out_channels=(8, 16),
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    norm_num_groups=4,
+    attention_head_dim=8,
+)
 
 
 def scheduler(**changes) -> DDPMScheduler:

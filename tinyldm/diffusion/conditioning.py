@@ -4,6 +4,7 @@ data/batch.py defines a condition, label_embedding.py what the network makes of 
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,8 @@ from tinyldm.diffusion.classifier import NoisyClassifier
 from tinyldm.diffusion.label_embedding import LabelEmbedding
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
+
+NEXT = re.compile(r",(?=[^,=]*=)")  # the comma before the next name
 
 
 def parse_labels(embedding: LabelEmbedding | NoisyClassifier | None, text: str | None) -> dict[str, int]:
@@ -31,17 +34,13 @@ def parse_labels(embedding: LabelEmbedding | NoisyClassifier | None, text: str |
         pairs = [(names[0], text)]
     else:  # a value may hold a comma, but no name follows it
         pairs = [(name.strip(), value.strip()) for name, _, value in (part.partition("=") for part in re.split(NEXT, text))]
-    twice = {name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1}
-    if twice:
+    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
         raise UserError(f"labels is {text!r}, which gives {', '.join(sorted(twice))} twice")
     try:
         return embedding.numbers(dict(pairs))
     except ValueError as error:
         form = "" if "=" in text or len(names) == 1 else f" (write it as {names[0]}={embedding.values[names[0]][0]})"
         raise UserError(f"labels is {text!r}: {error}{form}") from error
-
-
-NEXT = re.compile(r",(?=[^,=]*=)")  # the comma before the next name
 
 
 def condition_for(embedding: LabelEmbedding | None, seeds: Sequence[int], given: dict[str, int]) -> Condition:

@@ -51,8 +51,7 @@ class Guidance:
 
     def __call__(self, x_t: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The guided prediction. For the arguments see Denoiser.forward; `times` is one for all."""
-        start, stop = self.interval
-        if self.scale == 1 or not start <= 1 - float(self.process.fraction(times)) <= stop:
+        if self.scale == 1 or not _inside(self.interval, self.process, times):
             return self.denoiser(x_t, times, condition)
         if self.guide is not None:
             predicted = self.denoiser(x_t, times, condition)
@@ -60,10 +59,9 @@ class Guidance:
         else:
             both = condition.join(without_labels(condition))
             predicted, weaker = self.denoiser(torch.cat([x_t, x_t]), times, both).chunk(2)
-        channels = x_t.shape[1]  # a learned variance is not guided
+        channels = x_t.shape[1]
         guided = extrapolate(predicted[:, :channels], weaker[:, :channels], self.scale, self.rescale)
-        guided = self.process.clipped(x_t, guided, times.reshape(1))
-        return torch.cat([guided, predicted[:, channels:]], 1)
+        return _finished(self.process, x_t, times, guided, predicted)
 
 
 @dataclass
@@ -88,15 +86,12 @@ class ClassifierGuidance:
         """See Guidance.__call__."""
         predicted = self.denoiser(x_t, times, condition)
         alpha, sigma = self.process.levels(times.reshape(1))
-        start, stop = self.interval
-        inside = start <= 1 - float(self.process.fraction(times)) <= stop
-        if not inside or (alpha / sigma).square() < FAINT:
+        if not _inside(self.interval, self.process, times) or (alpha / sigma).square() < FAINT:
             return predicted
         a, b = PREDICTIONS[self.process.prediction](alpha, sigma)
         moved = self.scale * sigma * (a * sigma / alpha - b) * self.gradient(x_t, times)
-        channels = x_t.shape[1]  # a learned variance is not guided
-        guided = self.process.clipped(x_t, predicted[:, :channels] + moved.to(predicted.dtype), times.reshape(1))
-        return torch.cat([guided, predicted[:, channels:]], 1)
+        guided = predicted[:, : x_t.shape[1]] + moved.to(predicted.dtype)
+        return _finished(self.process, x_t, times, guided, predicted)
 
     @torch.enable_grad()
     def gradient(self, x_t: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
@@ -105,3 +100,18 @@ class ClassifierGuidance:
         logits = self.classifier(x_t, times)
         chances = torch.stack([logits[name].float().log_softmax(1)[:, number] for name, number in self.wanted.items()])
         return torch.autograd.grad(chances.sum(), x_t)[0]
+
+
+def _inside(interval: tuple[float, float], process: Process, times: torch.Tensor) -> bool:
+    """Whether a time lies in this part of the way from noise to image."""
+    start, stop = interval
+    if (start, stop) == (0.0, 1.0):  # does not wait for the device
+        return True
+    return start <= 1 - float(process.fraction(times)) <= stop
+
+
+def _finished(
+    process: Process, x_t: torch.Tensor, times: torch.Tensor, guided: torch.Tensor, predicted: torch.Tensor
+) -> torch.Tensor:
+    """A guided prediction, clipped as the process clips, and a learned variance as predicted: it is not guided."""
+    return torch.cat([process.clipped(x_t, guided, times.reshape(1)), predicted[:, x_t.shape[1] :]], 1)

@@ -57,16 +57,20 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
         folder = local if local.is_dir() else _download(path)
         model = _read(path, folder, dtype)
         if step:
-            weights = checkpoint.load(step)[0]["ema"]
-            model.denoiser.load_state_dict({**model.denoiser.state_dict(), **weights})
+            _replace_weights(model.denoiser, checkpoint.load(step)[0]["ema"])
     if averaged is not None:
         with boundary(f"the snapshots of {path} are of another network than its model", "remove --ema"):
-            model.denoiser.load_state_dict({**dict(model.denoiser.named_buffers()), **averaged})
+            _replace_weights(model.denoiser, averaged)
     with boundary(f"device {device!r} cannot be used"):
         for part in (model.denoiser, model.guide, model.first_stage):
             if part is not None:
                 part.to(device).eval()
     return model
+
+
+def _replace_weights(denoiser: Denoiser, weights: dict[str, torch.Tensor]) -> None:
+    """Take over all weights by their names. Averages hold no buffers."""
+    denoiser.load_state_dict({**dict(denoiser.named_buffers()), **weights})
 
 
 def load_for(path: str, settings: SamplerSettings, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:

@@ -9,14 +9,15 @@ from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.schema import SamplerSettings
+from tinyldm.data.batch import UNKNOWN
 from tinyldm.diffusion.classifier import NoisyClassifier
 from tinyldm.diffusion.conditioning import parse_labels
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.guidance import ClassifierGuidance, Guidance
-from tinyldm.diffusion.label_embedding import UNKNOWN, LabelEmbedding
+from tinyldm.diffusion.label_embedding import LabelEmbedding
 from tinyldm.diffusion.process import Process
 from tinyldm.errors import UserError, boundary
-from tinyldm.first_stage.autoencoder import AutoencoderModel, FirstStage
+from tinyldm.first_stage.autoencoder import AutoencoderModel, fingerprint
 
 DECODED_AT_ONCE = 2**14  # latent positions: 64 images of 64 px through an f4, or 4 of 256 px
 
@@ -122,7 +123,7 @@ class Model:
             facts["guidance_interval"] = list(guidance.interval)
         if isinstance(guidance, ClassifierGuidance):
             assert self.classifier is not None
-            return {**facts, "classifier": FirstStage(self.classifier).fingerprint()[:16]}
+            return {**facts, "classifier": fingerprint(self.classifier)[:16]}
         if guidance.scale == 1:
             return {}
         facts["guide"] = "without labels" if self.guide is None else "weaker model"

@@ -13,7 +13,7 @@ from tinyldm.diffusion.loading import load_for
 from tinyldm.diffusion.model import Model
 from tinyldm.errors import UserError
 from tinyldm.files import digest
-from tinyldm.first_stage.autoencoder import SUBFOLDERS, FirstStage, load_first_stage
+from tinyldm.first_stage.autoencoder import SUBFOLDERS, FirstStage, fingerprint, load_first_stage
 from tinyldm.metrics.chunks import Batches, Chunks, fill
 from tinyldm.metrics.image_sets import ImageSet
 from tinyldm.training.power_ema import run_with_snapshots, snapshots
@@ -69,7 +69,7 @@ def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[st
         kind = f"EMA, decay {decay}" if decay else "raw"
         if config.ema is not None:
             kind = f"EMA, relative width {config.ema:g} at step {max(snapshots(run))}"
-    prints = [FirstStage(module).fingerprint() for module in modules if module is not None]
+    prints = [fingerprint(module) for module in modules if module is not None]
     return {"model": str(run.resolve()) if run else config.model, "weights": kind, "weights_hash": digest(prints)}
 
 

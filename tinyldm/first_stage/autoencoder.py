@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
@@ -37,6 +37,16 @@ def without_tf32() -> Iterator[None]:
                 yield
         finally:
             torch.backends.cuda.matmul.allow_tf32 = search
+
+
+def fingerprint(model: Any) -> str:
+    """Hash of the weights of a diffusers model and of its config without the scale of latents."""
+    config = {k: v for k, v in model.config.items() if not k.startswith("_") and k != "scaling_factor"}
+    digest = hashlib.sha256(json.dumps([type(model).__name__, config], sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass
@@ -117,13 +127,8 @@ class FirstStage:
         return self.model.decode(latents).sample
 
     def fingerprint(self) -> str:
-        """Hash of the weights and of the config without the scale: the same first stage gives the same latents."""
-        config = {k: v for k, v in self.model.config.items() if not k.startswith("_") and k != "scaling_factor"}
-        digest = hashlib.sha256(json.dumps([type(self.model).__name__, config], sort_keys=True).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """See the function: the same first stage gives the same latents."""
+        return fingerprint(self.model)
 
     def check_resolution(self, resolution: int) -> int:
         """Side of the latents of images of this side.

@@ -137,8 +137,8 @@ def inner_products(steps: Numbers, gammas: Numbers, steps2: Numbers, gammas2: Nu
 def mixture(steps: np.ndarray, gammas: np.ndarray, step: float, gamma: float) -> np.ndarray:
     """The weights (N,) of the snapshots whose profiles come nearest to that of `gamma` at `step`, in least squares.
 
-    Their sum is 1 by a Lagrange multiplier: a weight that never changed keeps its value. Without
-    it, wide averages of few snapshots are several percent too small.
+    Their sum is 1 by a Lagrange multiplier: a weight that never changed keeps its value. Without it, wide averages
+    of few snapshots are several percent too small.
 
     Args:
         steps, gammas: (N,) those of the snapshots, in float64.
