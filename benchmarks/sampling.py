@@ -54,7 +54,7 @@ def random_pipeline(folder: Path) -> str:
     config = parse(TrainLDM, "", ["--output_dir", "", "--train.max_steps", "1", *SMALL])
     stage = first_stage(folder / "vq", small=True)
     unet = make_denoiser(config.unet, 8, 3).unet
-    sampler = make_process(config.scheduler).sampler()
+    sampler = make_process(config.process, config.scheduler).sampler()
     LDMPipeline(vqvae=stage.model, unet=unet, scheduler=sampler).save_pretrained(folder / "pipeline")
     return str(folder / "pipeline")
 

@@ -121,7 +121,7 @@ def example(
     data = datasets.load_dataset(config.data.name, split="train")
     stage = FirstStage(task.first_stage) if task.first_stage is not None else None
     size, side, flip = config.train.batch_size, config.data.resolution, config.data.random_flip
-    process = make_process(dataclasses.replace(config.scheduler, prediction_type="epsilon"))
+    process = make_process(config.process, dataclasses.replace(config.scheduler, prediction_type="epsilon"))
     device, (channels, width) = task.accelerator.device, task.held_out.x.shape[1:3]
 
     def begin(steps: int) -> Example:

@@ -28,7 +28,6 @@ from tinyldm.data.columns import LabelColumn
 from tinyldm.data.sources import open_part, open_sources
 from tinyldm.diffusion.classifier import make_classifier
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
-from tinyldm.diffusion.process import make_process
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import FirstStage, load_first_stage
 from tinyldm.first_stage.latent_store import ENCODED_AT_ONCE
@@ -113,7 +112,7 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
     if isinstance(config, TrainClassifier):
         yield Part("classifier", lambda: _Classifier(unet, shape, labels), shape, denoises=True)
         return
-    learned = make_process(config.scheduler).learns_variance
+    learned = config.scheduler.variance_type == "learned_range"
 
     def denoiser() -> nn.Module:
         network = make_denoiser(unet, shape[1], shape[0], labels, learned)

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, LDMPipeline
 from safetensors.torch import load_file, save_file
 
 from tests.support import models
-from tinyldm.config.networks import SchedulerConfig
+from tinyldm.config.networks import ProcessConfig, SchedulerConfig
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion import sampling
 from tinyldm.diffusion.denoiser import Denoiser
@@ -104,8 +104,10 @@ def test_schedules_that_are_none(folder, changes):
 @pytest.mark.parametrize("betas", [[0.1, 2.0, 0.3], [0.1, 0.0, 0.3], [0.3, -0.2, 0.1], [0.5, 1.0, 0.5]])
 def test_a_recipe_with_such_a_schedule(betas):
     with pytest.raises(UserError, match="each beta lies between 0 and 1"):
-        make_process(SchedulerConfig(num_train_timesteps=3, extra={"trained_betas": betas}))
-    assert make_process(SchedulerConfig(num_train_timesteps=3, extra={"trained_betas": [0.3, 0.2, 1.0]}))  # ends in pure noise
+        make_process(ProcessConfig(), SchedulerConfig(num_train_timesteps=3, extra={"trained_betas": betas}))
+    assert make_process(
+        ProcessConfig(), SchedulerConfig(num_train_timesteps=3, extra={"trained_betas": [0.3, 0.2, 1.0]})
+    )  # ends in pure noise
 
 
 SHAPES = [

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.support.models import SMALL, scheduler
-from tinyldm.config.networks import SchedulerConfig, UNetConfig
+from tinyldm.config.networks import ProcessConfig, SchedulerConfig, UNetConfig
 from tinyldm.config.schema import TrainConfig
 from tinyldm.data.batch import UNKNOWN, Condition
 from tinyldm.data.columns import LabelColumn
@@ -52,10 +52,10 @@ def test_networks_that_diffusers_cannot_build():
 
 
 def test_the_default_forward_process_is_that_of_latent_diffusion():
-    built, expected = make_process(SchedulerConfig()), scheduler()
+    built, expected = make_process(ProcessConfig(), SchedulerConfig()), scheduler()
     assert torch.equal(built.abar, expected.alphas_cumprod)
     assert built.clip is None and built.scheduler.config.timestep_spacing == "trailing"
-    zero = make_process(replace(SchedulerConfig(), rescale_betas_zero_snr=True))
+    zero = make_process(ProcessConfig(), replace(SchedulerConfig(), rescale_betas_zero_snr=True))
     assert zero.abar[-1] == 0
 
 
@@ -68,7 +68,7 @@ def test_the_default_forward_process_is_that_of_latent_diffusion():
 )
 def test_forward_processes_that_cannot_be_used(changes, message):
     with pytest.raises(UserError, match=message):
-        make_process(replace(SchedulerConfig(), **changes))
+        make_process(ProcessConfig(), replace(SchedulerConfig(), **changes))
 
 
 def test_xformers_without_cuda_says_what_to_do(monkeypatch):

@@ -183,7 +183,7 @@ def test_without_a_name_the_models_scheduler_is_used():
 
 
 def test_schedulers_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match=r"unknown scheduler 'plms'.*ddim, ddpm"):
+    with pytest.raises(UserError, match=r"plms does not know the process vp.*ddim, ddpm"):
         models.process().sampler("plms")
     with pytest.raises(UserError, match="heun cannot start from zero terminal SNR"):
         models.process(rescale_betas_zero_snr=True).sampler("heun")

@@ -9,7 +9,7 @@ from torch import nn
 from tinyldm.config.networks import UNetConfig
 from tinyldm.diffusion.classifier import NoisyClassifier
 from tinyldm.diffusion.label_embedding import LabelEmbedding
-from tinyldm.diffusion.process import DiscreteVP
+from tinyldm.diffusion.process import ContinuousProcess, DiscreteVP, Process
 
 torch.set_num_threads(1)  # tiny networks are slower with more threads
 
@@ -31,6 +31,11 @@ def scheduler(**changes) -> DDPMScheduler:
 def process(**changes) -> DiscreteVP:
     """The process of `scheduler`."""
     return DiscreteVP(scheduler(**changes))
+
+
+def any_process(kind: str) -> Process:
+    """A process of this kind, with the settings of its paper."""
+    return process() if kind == "vp" else ContinuousProcess(kind)
 
 
 def labels(rows: int = 6) -> LabelEmbedding:

@@ -214,6 +214,63 @@ class SchedulerConfig(DiffusersSection):
             )
 
 
+Kind = Literal["vp", "vp-continuous", "subvp", "ve", "edm", "flow"]  # vp, and the keys of levels.KINDS
+SETTINGS = {
+    "ve": ("sigma_min", "sigma_max", "conditioned"),
+    "edm": ("sigma_min", "sigma_max", "sigma_data"),
+    "flow": ("shift",),
+}
+
+
+@dataclass
+class ProcessConfig:
+    """The forward process. A key that is null has the value of the process's paper."""
+
+    kind: Kind = "vp"
+    """vp: DDPM's, in timesteps, with all of the section scheduler (Ho et al. 2020). vp-continuous, subvp, ve: the three of Song
+    et al. 2021. edm: Karras et al. 2022. flow: rectified flow (Liu et al. 2022). Only vp uses the section scheduler."""
+    prediction: Literal["epsilon", "v_prediction", "sample", "flow"] | None = None
+    """What the network predicts; see scheduler.prediction_type. flow: the velocity, noise - x_0. null: flow predicts flow, edm
+    v_prediction, which is its own preconditioning, the others epsilon."""
+    times: Literal["uniform", "normal", "log-snr"] | None = None
+    """How training times are drawn. uniform: in time. normal: log SNR is normally distributed, which is edm's own; for flow it
+    is the logit-normal distribution of Esser et al. 2024. log-snr: uniform in log SNR."""
+    log_snr: tuple[float, PositiveFloat] | None = None
+    """Mean and standard deviation of log SNR for times: normal. null: [2.4, 2.4] for edm, [0, 2] for the others."""
+    shift: PositiveFloat | None = None
+    """For flow: above 1 spends more of the way at high noise, as large images need (Esser et al. 2024)."""
+    sigma_min: PositiveFloat | None = None
+    """For ve and edm: the least noise. null: 0.01 and 0.002."""
+    sigma_max: PositiveFloat | None = None
+    """For ve and edm: the most noise. null: for ve the largest distance between two held-out images (Song & Ermon 2020), for
+    edm 80."""
+    sigma_data: PositiveFloat | None = None
+    """For edm: the standard deviation of the data. null: 0.5 for pixels, 1 for latents."""
+    conditioned: bool | None = None
+    """For ve: false hides the noise level from the network (Song & Ermon 2020, technique 3)."""
+
+    def check(self) -> None:
+        """Raise UserError where keys contradict each other."""
+        for key in ("shift", "sigma_min", "sigma_max", "sigma_data", "conditioned"):
+            if getattr(self, key) is not None and key not in SETTINGS.get(self.kind, ()):
+                kinds = " and ".join(kind for kind, keys in SETTINGS.items() if key in keys)
+                raise UserError(f"process.{key} is for {kinds}, not for process.kind {self.kind}: remove it")
+        if self.kind == "vp" and (self.prediction or self.times):
+            key = "prediction" if self.prediction else "times"
+            other = "set scheduler.prediction_type" if self.prediction else "remove it"
+            raise UserError(f"process.{key} is for the processes in continuous time, not for vp: {other}")
+        if self.log_snr is not None and self.times != "normal" and self.kind != "edm":
+            raise UserError("process.log_snr is for process.times normal: set both, or remove it")
+        if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:
+            raise UserError(f"process.sigma_min {self.sigma_min:g} is not below process.sigma_max {self.sigma_max:g}")
+
+    def settings(self, measured: dict[str, float]) -> dict[str, Any]:
+        """The settings of the process, from the recipe or else from the data."""
+        given = {key: getattr(self, key) for key in SETTINGS.get(self.kind, ())}
+        both = {key: measured.get(key) if value is None else value for key, value in given.items()}
+        return {key: value for key, value in both.items() if value is not None}
+
+
 def pixel_scheduler() -> SchedulerConfig:
     """The forward process of Ho et al. 2020, for images in [-1, 1]."""
     return SchedulerConfig(

@@ -7,8 +7,8 @@ the recipe is refused by the others. This file imports neither torch nor diffuse
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from tinyldm.config.networks import SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
-from tinyldm.config.ranges import EMAWidth, PositiveFloat, PositiveInt, Seed, UnitInterval
+from tinyldm.config.networks import Kind, ProcessConfig, SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
+from tinyldm.config.ranges import EMAWidth, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, UnitInterval
 from tinyldm.config.sections import (
     ConditionConfig,
     DataConfig,
@@ -45,7 +45,8 @@ __all__ = [
     "VQLossConfig",
 ]
 
-Sampler = Literal["ddim", "ddpm", "dpm-solver++", "euler", "heun", "unipc"]  # keys of DiscreteVP.samplers
+# The first six are keys of DiscreteVP.samplers, all of solvers.SOLVERS.
+Sampler = Literal["ddim", "ddpm", "dpm-solver++", "euler", "heun", "unipc", "predictor-corrector", "langevin"]
 
 
 def _first(*own: str) -> tuple[str, ...]:
@@ -124,6 +125,7 @@ class DiffusionTraining(Training):
     """The keys of a denoiser's training, on latents or pixels."""
 
     unet: UNetConfig = field(default_factory=UNetConfig)
+    process: ProcessConfig = field(default_factory=ProcessConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     condition: ConditionConfig = field(default_factory=ConditionConfig)
@@ -134,7 +136,8 @@ class DiffusionTraining(Training):
         super().check()
         self.unet.check()
         self.scheduler.check()
-        self.diffusion.check(self.scheduler)
+        self.process.check()
+        self.diffusion.check(self.scheduler, self.process.kind)
         self.condition.check(self.data)
         self.guidance.check(self.train.max_steps)
 
@@ -178,12 +181,14 @@ class TrainClassifier(Training):
     """The script that the recipe is for. Another script refuses it."""
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
+    process: ProcessConfig = field(default_factory=ProcessConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def check(self) -> None:
         """See Training.check."""
         super().check()
         self.unet.check()
+        self.process.check()
         self.scheduler.check()
         if not self.data.labels:
             raise UserError("data.label_columns is null: name the columns that the classifier learns")
@@ -204,11 +209,17 @@ class SamplerSettings:
     """How noise becomes an image: the keys that sample.py and evaluate.py share."""
 
     scheduler: Sampler | None = None
-    """The sampler. null: the one saved with the model."""
+    """The sampler. null: the one saved with the model. predictor-corrector (Song et al. 2021) and langevin (annealed, Song &
+    Ermon 2019) are for processes in continuous time; langevin for ve."""
     num_inference_steps: PositiveInt = 50
     """Denoising steps. About 20 are enough for dpm-solver++."""
     eta: UnitInterval = 0.0
     """Noise added by DDIM at each step, from 0 (deterministic) to 1 (as much as DDPM)."""
+    process: Kind | None = None
+    """Sample as if the model had this process, at the same signal-to-noise ratios, which changes the steps but not what the
+    network knows. null: the model's own."""
+    churn: NonNegativeFloat = 0.0
+    """For heun in continuous time: noise added and removed again in all steps together (S_churn of Karras et al. 2022)."""
     labels: str | None = None
     """What to draw, for a model with labels: 'Smiling=true,hat=cap', or 'cat' where there is only one label. Labels not given
     vary from seed to seed as they do in the data; `unknown` leaves one open to the network."""

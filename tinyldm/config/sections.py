@@ -192,20 +192,33 @@ class TrainConfig:
 class DiffusionConfig:
     """The denoiser's loss, and the previews."""
 
-    snr_gamma: PositiveFloat | None = 5.0
-    """Gamma of the min-SNR loss weight (Hang et al. 2023). null: no weight, so that all timesteps count equally in the loss of
-    the chosen `scheduler.prediction_type`."""
-    loss: Literal["simple", "hybrid", "bound"] = "simple"
+    snr_gamma: PositiveFloat | Literal["auto"] | None = "auto"
+    """Gamma of the min-SNR loss weight (Hang et al. 2023). null: no weight, so that all times count equally in the loss of the
+    chosen prediction. auto: 5 for `process.kind: vp`, null for the others."""
+    loss: Literal["simple", "hybrid", "bound", "likelihood"] = "simple"
     """simple: the squared error (Ho et al. 2020). hybrid: adds 0.001 times the variational bound, to learn the variance. bound:
-    the bound alone, at timesteps drawn by importance (Nichol & Dhariwal 2021). The last two need `scheduler.variance_type:
-    learned_range` and train_ddpm.py."""
+    the bound alone, at timesteps drawn by importance (Nichol & Dhariwal 2021). These two need `process.kind: vp`,
+    `scheduler.variance_type: learned_range` and train_ddpm.py. likelihood: the same in continuous time (Song et al. 2021b)."""
     preview_images: Pictures = 16
     """Images per sample grid drawn during training."""
     preview_steps: PositiveInt = 50
     """DDIM steps per preview image."""
 
-    def check(self, scheduler: SchedulerConfig) -> None:
+    def gamma(self, kind: str) -> float | None:
+        """`snr_gamma` for a kind of process."""
+        if self.snr_gamma == "auto":
+            return 5.0 if kind == "vp" else None
+        return self.snr_gamma
+
+    def check(self, scheduler: SchedulerConfig, kind: str) -> None:
         """Raise UserError for values that contradict each other."""
+        if self.loss in ("bound", "likelihood") and isinstance(self.snr_gamma, float):
+            raise UserError(f"diffusion.loss {self.loss} has its own weights; set diffusion.snr_gamma to null")
+        if kind != "vp":
+            self._check_continuous(scheduler, kind)
+            return
+        if self.loss == "likelihood":
+            raise UserError("diffusion.loss likelihood is for processes in continuous time; vp has the loss bound")
         if self.preview_steps > scheduler.num_train_timesteps:
             raise UserError(
                 f"diffusion.preview_steps is {self.preview_steps}; give at most scheduler.num_train_timesteps, "
@@ -216,8 +229,12 @@ class DiffusionConfig:
                 f"diffusion.loss {self.loss} does not fit scheduler.variance_type {scheduler.variance_type}: a learned "
                 "variance (learned_range) needs the loss hybrid or bound, and those losses need a learned variance"
             )
-        if self.loss == "bound" and self.snr_gamma is not None:
-            raise UserError("diffusion.loss bound has its own weights; set diffusion.snr_gamma to null")
+
+    def _check_continuous(self, scheduler: SchedulerConfig, kind: str) -> None:
+        if self.loss in ("hybrid", "bound"):
+            raise UserError(f"diffusion.loss {self.loss} needs process.kind vp, not {kind}: use the loss simple or likelihood")
+        if scheduler.variance_type == "learned_range":
+            raise UserError(f"scheduler.variance_type learned_range needs process.kind vp, not {kind}: set it to fixed_small")
 
 
 @dataclass

@@ -44,8 +44,7 @@ class NoisyClassifier(ModelMixin, ConfigMixin):
         """For each label the logits (B, number of values) of its values.
 
         Args:
-            x_t: (B, C, S, S).
-            times: (B,) or (), in the units of Process.network_times.
+            x_t, times: (B, C, S, S) and (B,) or (), as Process.inputs gives them.
         """
         features = self.unet(x_t, times).sample.mean((2, 3))
         return {name: head(features) for name, head in zip(self.values, self.heads, strict=True)}

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler
 
 from tinyldm.diffusion.classifier import NoisyClassifier, try_classifier
 from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.process import DiscreteVP
+from tinyldm.diffusion.process import process_from, same_noise
 from tinyldm.errors import UserError, boundary
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.limits import check_finite, check_numbers, read_text
@@ -30,7 +29,7 @@ def load_classifier(path: str, device: str = "cpu") -> NoisyClassifier:
         if config.get("_class_name") != NoisyClassifier.__name__:
             raise ValueError(f"its config.json is that of a {config.get('_class_name')}")
         check_numbers(config)
-        DiscreteVP(DDPMScheduler.from_config(config["scheduler"]))
+        process_from(config["scheduler"])
         try_classifier({key: config.get(key) for key in ("columns", "network", "scheduler", "latents")})
         classifier, info = NoisyClassifier.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
         if missing := info["missing_keys"]:  # diffusers would use random ones
@@ -60,9 +59,7 @@ def check_classifier(model: Model, classifier: NoisyClassifier, name: str) -> No
         raise UserError(
             f"classifier {name} was trained on other latents or images than the model: train one over the same first stage"
         )
-    process = DiscreteVP(DDPMScheduler.from_config(classifier.config.scheduler))
-    assert isinstance(model.process, DiscreteVP)
-    if not torch.equal(process.abar, model.process.abar.cpu()):
+    if not same_noise(process_from(classifier.config.scheduler), model.process):
         raise UserError(
             f"classifier {name} was trained with another noise schedule than the model: train one with its section scheduler"
         )

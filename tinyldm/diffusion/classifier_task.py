@@ -15,6 +15,7 @@ from tinyldm.data.batch import UNKNOWN, Batch
 from tinyldm.diffusion.classifier import NoisyClassifier, make_classifier
 from tinyldm.diffusion.denoiser import switch_on
 from tinyldm.diffusion.noisy_task import NoisyTask
+from tinyldm.diffusion.process import scheduler_config
 from tinyldm.diffusion.training_data import LatentData, PixelData, TrainingData
 from tinyldm.randomness import Draw
 from tinyldm.training.task import Losses
@@ -44,7 +45,7 @@ class ClassifierTask(NoisyTask):
         self.config = config
         torch.manual_seed(config.seed)
         channels, side = self.held_out.x.shape[1:3]
-        scheduler = {key: value for key, value in self.process.sampler().config.items() if not key.startswith("_")}
+        scheduler = scheduler_config(self.process)
         classifier = make_classifier(config.unet, side, channels, opened.labels, scheduler, latents)
         switch_on(classifier, config.train)
         self.networks = {"classifier": classifier}
@@ -57,8 +58,8 @@ class ClassifierTask(NoisyTask):
         """The cross entropy of a batch, with random times and noise."""
         x0 = self.opened.x0(batch, draw)
         noise, times = draw.normal(x0.shape), self.process.draw_times(len(x0), draw)
-        x_t, network_times = self.process.noisy(x0, noise, times), self.process.network_times(times)
-        logits = self.networks["classifier"](x_t, network_times)
+        x_t = self.process.noisy(x0, noise, times)
+        logits = self.networks["classifier"](*self.process.inputs(x_t, times))
         loss = cross_entropy(logits, batch.condition.labels).mean()
         yield "classifier", loss, {"loss": loss}
 
@@ -80,7 +81,7 @@ class ClassifierTask(NoisyTask):
             assert condition.labels is not None
             for level in range(LEVELS):
                 moved = self.process.times((level + self.process.fraction(times)) / LEVELS)
-                logits = network(self.process.noisy(x0, noise, moved), self.process.network_times(moved))
+                logits = network(*self.process.inputs(self.process.noisy(x0, noise, moved), moved))
                 loss += cross_entropy(logits, condition.labels).sum()
                 guesses = torch.stack([logits[name].argmax(1) for name in self.names], 1)
                 right[level] += (guesses == condition.labels).sum(0)

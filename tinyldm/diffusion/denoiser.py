@@ -39,8 +39,7 @@ class Denoiser(nn.Module):
         """The prediction (B, C, H, W), or (B, 2 C, H, W) from a network that learns the variance.
 
         Args:
-            x_t: (B, C, H, W).
-            times: (B,) or (), in the units of Process.network_times.
+            x_t, times: (B, C, H, W) and (B,) or (), as Process.inputs gives them.
         """
         vectors = None
         if self.labels is not None:

@@ -7,23 +7,26 @@ from typing import Any
 
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from tinyldm.diffusion import label_embedding, pipeline
+from tinyldm.diffusion import label_embedding, levels, pipeline
 from tinyldm.diffusion.loading import GUIDANCE, INDEX
 from tinyldm.diffusion.model import Model
+from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.files import replace_text
 
+OURS: dict[type, Any] = {label_embedding.LabelEmbedding: label_embedding, levels.ProcessScheduler: levels}  # with their files
 CUSTOM = ["pipeline", "TinyLDMPipeline"]  # the module in the folder, and its class
 
 
 def save_pipeline(folder: Path, plain: str, model: Model, scheduler: SchedulerMixin) -> None:
     """Write the parts of a model, each in its own folder, and model_index.json.
 
-    A model without labels gets the index of a plain pipeline, which draws without guidance. For one with labels the index
-    names the pipeline of pipeline.py.
+    A model of DDPM's process without labels gets the index of a plain pipeline, which draws without guidance. For any other the
+    index names the pipeline of pipeline.py.
 
     Args:
-        plain: diffusers' class for a model without labels.
+        plain: diffusers' class for a plain model.
     """
+    custom = model.labels is not None or not isinstance(model.process, DiscreteVP)
     parts: dict[str, Any] = {"unet": model.unet, "scheduler": scheduler}
     if model.first_stage is not None:
         parts["vqvae"] = model.first_stage
@@ -34,22 +37,22 @@ def save_pipeline(folder: Path, plain: str, model: Model, scheduler: SchedulerMi
         guide = {"guide": model.guide.unet, **({} if model.guide.labels is None else {"guide_labels": model.guide.labels})}
     for name, part in {**parts, **guide}.items():
         part.save_pretrained(folder / name)
-        if isinstance(part, label_embedding.LabelEmbedding):
-            (folder / name / "label_embedding.py").write_text(_source(label_embedding))
-    listed = {**parts, **guide} if model.labels is not None else parts
+        if module := OURS.get(type(part)):
+            (folder / name / f"{_library(part)}.py").write_text(_source(module))
+    listed = {**parts, **guide} if custom else parts
     index = {
-        "_class_name": CUSTOM if model.labels is not None else plain,
+        "_class_name": CUSTOM if custom else plain,
         "_diffusers_version": version("diffusers"),
         **{name: [_library(part), type(part).__name__] for name, part in sorted(listed.items())},
     }
     replace_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
-    if model.labels is not None or model.guide is not None:
+    if custom or model.guide is not None:
         replace_text(folder / GUIDANCE, json.dumps({"scale": model.scale}) + "\n")
         (folder / "pipeline.py").write_text(_source(pipeline))
 
 
 def _library(part: Any) -> str:
-    return "label_embedding" if isinstance(part, label_embedding.LabelEmbedding) else "diffusers"
+    return OURS[type(part)].__name__.split(".")[-1] if type(part) in OURS else "diffusers"
 
 
 def _source(module: Any) -> str:

@@ -24,7 +24,7 @@ from tinyldm.data.batch import Condition
 from tinyldm.diffusion.conditioning import without_labels
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.pipeline import extrapolate
-from tinyldm.diffusion.process import PREDICTIONS, Process
+from tinyldm.diffusion.process import Process
 
 FAINT = 1e-4  # the SNR below which x_t shows no labels; the formula would multiply errors of the classifier by over 100
 
@@ -50,15 +50,22 @@ class Guidance:
     rescale: float = 0.0
 
     def __call__(self, x_t: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
-        """The guided prediction. For the arguments see Denoiser.forward; `times` is one for all."""
+        """The guided prediction.
+
+        Args:
+            x_t: (B, C, H, W).
+            times: of the process, one for all: ().
+            condition: see Denoiser.forward.
+        """
         if self.scale == 1 or not _inside(self.interval, self.process, times):
-            return self.denoiser(x_t, times, condition)
+            return self.denoiser(*self.process.inputs(x_t, times), condition)
+        inputs, time = self.process.inputs(x_t, times)
         if self.guide is not None:
-            predicted = self.denoiser(x_t, times, condition)
-            weaker = self.guide(x_t, times, condition)
+            predicted = self.denoiser(inputs, time, condition)
+            weaker = self.guide(inputs, time, condition)
         else:
             both = condition.join(without_labels(condition))
-            predicted, weaker = self.denoiser(torch.cat([x_t, x_t]), times, both).chunk(2)
+            predicted, weaker = self.denoiser(torch.cat([inputs, inputs]), time, both).chunk(2)
         channels = x_t.shape[1]
         guided = extrapolate(predicted[:, :channels], weaker[:, :channels], self.scale, self.rescale)
         return _finished(self.process, x_t, times, guided, predicted)
@@ -84,11 +91,11 @@ class ClassifierGuidance:
 
     def __call__(self, x_t: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
         """See Guidance.__call__."""
-        predicted = self.denoiser(x_t, times, condition)
+        predicted = self.denoiser(*self.process.inputs(x_t, times), condition)
         alpha, sigma = self.process.levels(times.reshape(1))
         if not _inside(self.interval, self.process, times) or (alpha / sigma).square() < FAINT:
             return predicted
-        a, b = PREDICTIONS[self.process.prediction](alpha, sigma)
+        a, b = self.process.prediction_of(alpha, sigma)
         moved = self.scale * sigma * (a * sigma / alpha - b) * self.gradient(x_t, times)
         guided = predicted[:, : x_t.shape[1]] + moved.to(predicted.dtype)
         return _finished(self.process, x_t, times, guided, predicted)
@@ -97,7 +104,7 @@ class ClassifierGuidance:
     def gradient(self, x_t: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """grad log p(wanted labels | x_t), (B, C, H, W)."""
         x_t = x_t.detach().float().requires_grad_()
-        logits = self.classifier(x_t, times)
+        logits = self.classifier(*self.process.inputs(x_t, times))
         chances = torch.stack([logits[name].float().log_softmax(1)[:, number] for name, number in self.wanted.items()])
         return torch.autograd.grad(chances.sum(), x_t)[0]
 

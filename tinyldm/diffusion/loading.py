@@ -9,10 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import UNet2DModel, VQModel
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from tinyldm.config.schema import SamplerSettings
@@ -20,7 +18,7 @@ from tinyldm.diffusion.classifier_loading import check_classifier, load_classifi
 from tinyldm.diffusion.denoiser import Denoiser, embedding_width, try_denoiser
 from tinyldm.diffusion.label_embedding import LabelEmbedding
 from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.process import DiscreteVP, process_of
+from tinyldm.diffusion.process import process_of, same_noise, scheduler_class
 from tinyldm.errors import UserError, boundary
 from tinyldm.first_stage.autoencoder import KINDS, SUBFOLDERS, AutoencoderModel, FirstStage, check_autoencoder
 from tinyldm.limits import check_finite, check_numbers, read_text
@@ -93,8 +91,7 @@ def load_for(path: str, settings: SamplerSettings, device: str = "cpu", dtype: t
 def check_guide(model: Model, guide: Model, name: str) -> None:
     """Raise UserError for a guide whose predictions are not of the same x_t, time and labels as the model's."""
     ours, theirs = model.process, guide.process
-    assert isinstance(ours, DiscreteVP) and isinstance(theirs, DiscreteVP)
-    same_process = ours.prediction == theirs.prediction and torch.equal(ours.abar, theirs.abar)
+    same_process = ours.prediction == theirs.prediction and same_noise(ours, theirs)
     stages = [None if m.first_stage is None else FirstStage(m.first_stage) for m in (model, guide)]
     latents = [stage and (stage.fingerprint(), round(stage.scaling_factor, 6)) for stage in stages]
     shapes = [(m.unet.config.in_channels, m.unet.config.sample_size) for m in (model, guide)]
@@ -137,10 +134,7 @@ def _read(path: str, folder: Path, dtype: torch.dtype) -> Model:
     }
     stages = [name for name in SUBFOLDERS if name in kinds]
     stage = KINDS[kinds[stages[0]]].from_pretrained(folder, subfolder=stages[0], dtype=dtype) if stages else None
-    scheduler: Any = getattr(diffusers, kinds["scheduler"], object)
-    if not issubclass(scheduler, SchedulerMixin):
-        raise ValueError(f"diffusers has no scheduler {kinds['scheduler']}")
-    process = process_of(scheduler.from_pretrained(folder, subfolder="scheduler"))
+    process = process_of(scheduler_class(kinds["scheduler"]).from_pretrained(folder, subfolder="scheduler"))
     _check([*networks.values(), *filter(None, [stage])], stage, f" in {str(dtype).removeprefix('torch.')}")
     if isinstance(stage, VQModel):
         stage.float()  # in half precision some latents would be assigned another code

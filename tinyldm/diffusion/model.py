@@ -15,7 +15,8 @@ from tinyldm.diffusion.conditioning import parse_labels
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.guidance import ClassifierGuidance, Guidance
 from tinyldm.diffusion.label_embedding import LabelEmbedding
-from tinyldm.diffusion.process import Process
+from tinyldm.diffusion.process import DiscreteVP, Process, scheduler_config
+from tinyldm.diffusion.solvers import Solver, make_solver
 from tinyldm.errors import UserError, boundary
 from tinyldm.first_stage.autoencoder import AutoencoderModel, fingerprint
 
@@ -85,8 +86,8 @@ class Model:
         interval, rescale = settings.guidance_interval, settings.guidance_rescale
         return Guidance(self.denoiser, self.process, scale, self.guide, interval, rescale)
 
-    def sampler(self, settings: SamplerSettings) -> SchedulerMixin:
-        """The diffusers scheduler that these settings ask for, with its timesteps set.
+    def sampler(self, settings: SamplerSettings) -> SchedulerMixin | Solver:
+        """The sampler that these settings ask for, with its times set: for vp a scheduler of diffusers.
 
         Raises:
             UserError: for a sampler that cannot reverse this process, an eta that the sampler does not have, more steps than
@@ -94,6 +95,10 @@ class Model:
         """
         self.given_labels(settings)
         self.guided(settings)
+        if settings.process is not None or not isinstance(self.process, DiscreteVP):
+            return make_solver(self.process, settings)
+        if settings.churn:
+            raise UserError("churn is for processes in continuous time: remove it, or add --process edm")
         sampler = self.process.sampler(settings.scheduler)
         steps = sampler.config.num_train_timesteps
         if settings.num_inference_steps > steps:
@@ -107,9 +112,14 @@ class Model:
     def sampler_facts(self, settings: SamplerSettings) -> dict[str, Any]:
         """The settings that the samples depend on besides the weights and the seed, as JSON."""
         sampler = self.sampler(settings)
-        config = {key: value for key, value in sorted(sampler.config.items()) if not key.startswith("_")}
+        if isinstance(sampler, Solver):
+            own = {"sampler": sampler.name, "process": sampler.kind, "churn": settings.churn}
+            config = scheduler_config(self.process)
+        else:
+            own = {"sampler": type(sampler).__name__}
+            config = {key: value for key, value in sorted(sampler.config.items()) if not key.startswith("_")}
         return {
-            "sampler": type(sampler).__name__,
+            **own,
             "num_inference_steps": settings.num_inference_steps,
             "eta": settings.eta,
             **({} if settings.labels is None else {"labels": settings.labels}),

@@ -10,6 +10,7 @@ from tinyldm.data.batch import Batch
 from tinyldm.diffusion.process import make_process
 from tinyldm.diffusion.training_data import TrainingData
 from tinyldm.randomness import derive_seed
+from tinyldm.training import checkpoint
 from tinyldm.training.accelerator import rank_of
 from tinyldm.training.task import Task
 
@@ -24,14 +25,23 @@ class NoisyTask(Task):
 
     def __init__(self, config: DiffusionTraining | TrainClassifier, accelerator: Accelerator, opened: TrainingData):
         self.accelerator, self.rank, self.opened = accelerator, rank_of(accelerator), opened
-        self.process = make_process(config.scheduler)
         self.batch_size = config.train.batch_size
         self.data, self.readers, self.kept, self.built_on = opened.description, opened.readers, opened.kept, opened.built_on
         self.examples_per_epoch, self.held_out = opened.length, opened.held_out
+        self.process = make_process(config.process, config.scheduler, **self._measured(config))
         fixed = torch.Generator().manual_seed(derive_seed("held out", config.seed))
         count = len(self.held_out.x)
         self.held_out_noise = torch.randn(self.held_out.x.shape, generator=fixed)
         self.held_out_times = self.process.times((torch.randperm(count, generator=fixed) + 0.5) / count)
+
+    def _measured(self, config: DiffusionTraining | TrainClassifier) -> dict[str, float]:
+        """The settings of the process that follow from the data. A resumed run keeps them."""
+        measured = {"sigma_data": 0.5 if self.opened.first_stage is None else 1.0}
+        if config.process.kind != "ve" or config.process.sigma_max:
+            return measured
+        x = self.held_out.x.flatten(1)
+        self.kept = {**self.kept, "sigma_max": checkpoint.kept(config).get("sigma_max") or float(torch.cdist(x, x).max())}
+        return {**measured, "sigma_max": self.kept["sigma_max"]}
 
     @property
     def train_images(self) -> int | None:

@@ -6,6 +6,8 @@ process.py has the levels alpha_t and sigma_t and the predictions y. A loss of a
 the process of DDPM, an error e of x_0 is an error of eps of sqrt(SNR) e, and of v of sqrt(SNR + 1) e.
 """
 
+import math
+
 import torch
 
 from tinyldm.data.batch import UNCONDITIONAL, Condition
@@ -26,6 +28,17 @@ def weight(process: Process, times: torch.Tensor, snr_gamma: float | None) -> to
     return (process.signal_to_noise(times).clamp(max=snr_gamma) * process.x0_error(times)).float()
 
 
+def likelihood_weight(process: Process, times: torch.Tensor) -> torch.Tensor:
+    """Weights (B,) that make the loss a bound on the negative log-likelihood, at times drawn uniformly in log SNR.
+
+    The bound is half the integral over log SNR of the squared error of eps (Kingma et al. 2021, equation 16; for VP it is the
+    weight g^2 of Song et al. 2021b, "Maximum Likelihood Training of Score-Based Diffusion Models", with importance sampling).
+    Its unit is nats per dimension, without the terms that do not depend on the network.
+    """
+    low, high = process.ratio_ends()
+    return (math.log(high / low) * process.signal_to_noise(times) * process.x0_error(times)).float()
+
+
 def diffusion_loss(
     denoiser: Predictor,
     process: Process,
@@ -44,11 +57,12 @@ def diffusion_loss(
         times: (B,) times of the process.
         snr_gamma: see `weight`.
         kind: simple, weighted squared errors; hybrid, plus 0.001 of the bound, which trains only the variance
-            (Nichol & Dhariwal 2021, equation 16); bound, T L_t in bits per dimension. The last two need a DiscreteVP.
+            (Nichol & Dhariwal 2021, equation 16); bound, T L_t in bits per dimension. These two need a DiscreteVP.
+            likelihood: see likelihood_weight.
         condition: what the denoiser is given besides x_t and the time.
     """
     x_t = process.noisy(x0, noise, times)
-    predicted = denoiser(x_t, process.network_times(times), condition).float()
+    predicted = denoiser(*process.inputs(x_t, times), condition).float()
     return loss_of(process, predicted, x0, x_t, noise, times, snr_gamma, kind)
 
 
@@ -67,6 +81,8 @@ def loss_of(
         return _bound(process, predicted, x0, x_t, times)
     mean, variance = predicted[:, : x0.shape[1]], predicted[:, x0.shape[1] :]
     error = (mean - process.target(x0, noise, times)).square().mean((1, 2, 3))
+    if kind == "likelihood":
+        return likelihood_weight(process, times) * error
     loss = weight(process, times, snr_gamma) * error
     if kind == "hybrid":
         loss = loss + 0.001 * _bound(process, torch.cat([mean.detach(), variance], 1), x0, x_t, times)
@@ -93,7 +109,7 @@ def held_out_error(
     predictions. For the arguments see diffusion_loss.
     """
     x_t = process.noisy(x0, noise, times)
-    return error_of(process, denoiser(x_t, process.network_times(times), condition).float(), x0, x_t, times)
+    return error_of(process, denoiser(*process.inputs(x_t, times), condition).float(), x0, x_t, times)
 
 
 def error_of(

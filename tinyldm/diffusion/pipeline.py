@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ImagePipelineOutput,
+    UNet2DModel,
+)
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import hf_hub_download
 
@@ -81,7 +88,6 @@ class TinyLDMPipeline(DiffusionPipeline):
         config, scheduler = self.unet.config, self.scheduler
         random = [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
         x = randn_tensor((num_images, config.in_channels, config.sample_size, config.sample_size), generator=random)
-        x = x.to(self.device, self.dtype) * scheduler.init_noise_sigma
         numbers = None
         if self.labels is not None:
             numbers = self.labels.draw(range(seed, seed + num_images), self.labels.numbers(labels or {})).to(self.device)
@@ -92,13 +98,20 @@ class TinyLDMPipeline(DiffusionPipeline):
         if scale != 1 and self.guide is None and self.labels is None:  # the index of a plain pipeline does not list it
             self.guide = UNet2DModel.from_pretrained(self.config._name_or_path, subfolder="guide", torch_dtype=self.dtype)
             self.guide.to(self.device)
-        scheduler.set_timesteps(num_inference_steps, device=self.device)
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # its own choice of times has one close to the image
+            scheduler.set_timesteps(
+                sigmas=[1 - i / num_inference_steps for i in range(num_inference_steps)], device=self.device
+            )
+        else:
+            scheduler.set_timesteps(num_inference_steps, device=self.device)
+        x = x.to(self.device, self.dtype) * getattr(scheduler, "init_noise_sigma", 1.0)
         after = [*scheduler.timesteps.tolist()[1:], -1]
         extra = {"generator": random} if isinstance(scheduler, DDPMScheduler) else {}
         for t, following in zip(self.progress_bar(scheduler.timesteps), after, strict=True):
             if isinstance(scheduler, DDIMScheduler):  # it misses timesteps where the steps do not divide their number
                 scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, int(t) - following)
-            predicted = self._predict(scheduler.scale_model_input(x, t), t, numbers, scale)
+            seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            predicted = self._predict(seen, t, numbers, scale)
             if not isinstance(scheduler, DDPMScheduler):  # no other one uses a learned variance
                 predicted = predicted[:, : config.in_channels]
             x = scheduler.step(predicted, t, x, **extra).prev_sample
@@ -122,7 +135,7 @@ class TinyLDMPipeline(DiffusionPipeline):
         channels = x.shape[1]
         guided = extrapolate(predicted[:, :channels], weaker[:, :channels], scale)
         config = self.scheduler.config
-        if config.clip_sample:
+        if config.get("clip_sample"):
             abar = self.scheduler.alphas_cumprod[int(t)].double()
             alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
             a, b = {"epsilon": (0.0, 1.0), "sample": (1.0, 0.0), "v_prediction": (-sigma, alpha)}[config.prediction_type]

@@ -61,6 +61,6 @@ class PixelTask(DiffusionTask):
         """See DiffusionTask.facts."""
         return {
             **super().facts(),
-            "steps_to_draw": self.process.sampler().config.num_train_timesteps,
+            "steps_to_draw": self.process.steps if isinstance(self.process, DiscreteVP) else 50,
             "timesteps_per_image": TIMESTEPS_PER_IMAGE if isinstance(self.process, DiscreteVP) else None,
         }

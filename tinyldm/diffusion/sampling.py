@@ -4,6 +4,7 @@ Image i of seed s uses the generator s + i, so seed 7 gives the same image at an
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -15,7 +16,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.diffusion.conditioning import condition_for
+from tinyldm.diffusion.denoiser import Predictor
 from tinyldm.diffusion.model import Model, to_images
+from tinyldm.diffusion.process import exact
+from tinyldm.diffusion.solvers import Level, Solver
 from tinyldm.errors import UserError
 
 
@@ -55,6 +59,8 @@ def denoise(
         UserError: see Model.sampler; also if the network's values are not finite.
     """
     sampler, denoiser, condition = model.sampler(settings), model.guided(settings), condition.to(model.device)
+    if isinstance(sampler, Solver):
+        return _solve(model, sampler, denoiser, noise, random, condition, watch)
     accepted = inspect.signature(sampler.step).parameters
     extra = {key: value for key, value in {"eta": settings.eta, "generator": random}.items() if key in accepted}
     # Only the ancestral sampler uses a learned variance.
@@ -80,6 +86,36 @@ def denoise(
         )
     if watch:
         watch(len(sampler.timesteps), x)
+    return x
+
+
+def _solve(
+    model: Model,
+    solver: Solver,
+    denoiser: Predictor,
+    noise: torch.Tensor,
+    random: list[torch.Generator] | None,
+    condition: Condition,
+    watch: Callable[[int, torch.Tensor], None] | None,
+) -> torch.Tensor:
+    """`denoise` by a solver of solvers.py."""
+    process, device = model.process, model.device
+    numbers, seen = {level: number for number, level in enumerate(solver.path.levels)}, -1
+
+    def predict(x: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal seen
+        x_t, time = (level.scale * x).to(model.dtype), torch.tensor(level.time, device=device, dtype=exact(x))
+        if watch and numbers.get(level, seen) > seen:  # not for the second evaluation of a step
+            seen = numbers[level]
+            watch(seen, x / math.hypot(level.alpha, level.sigma))
+        predicted = denoiser(x_t, time, condition)[:, : x.shape[1]]
+        return process.to_x0_and_noise(x_t, predicted.to(x.dtype), time)
+
+    x = solver(predict, noise.to(device), lambda: randn_tensor(noise.shape, generator=random).to(device))
+    if not x.isfinite().all():
+        raise UserError("the images are not finite: the weights are damaged or do not fit their precision (--dtype float32)")
+    if watch:
+        watch(len(solver.path.levels) - 1, x)
     return x
 
 

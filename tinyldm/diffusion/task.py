@@ -23,7 +23,7 @@ from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.noisy_task import NoisyTask
 from tinyldm.diffusion.objective import diffusion_loss, error_of, loss_of
-from tinyldm.diffusion.process import LossHistory, discrete
+from tinyldm.diffusion.process import DiscreteVP, LossHistory, discrete
 from tinyldm.diffusion.sampling import denoise, generators, initial_noise, sample
 from tinyldm.diffusion.training_data import TrainingData
 from tinyldm.randomness import Draw
@@ -47,7 +47,7 @@ class DiffusionTask(NoisyTask):
         if denoiser.labels is not None:
             denoiser.labels.rows = held_out.condition.labels
         switch_on(denoiser, config.train)
-        self.networks = {"denoiser": denoiser}
+        self.networks, self.gamma = {"denoiser": denoiser}, config.diffusion.gamma(self.process.kind)
         # The guide, the step it was taken at (0: not yet) and the guidance scale (nan: not measured).
         self.guide = None if self.guide_step(1) == 0 else copy.deepcopy(denoiser).to(accelerator.device).eval()
         self.guided_since, self.guidance_scale = torch.tensor(0), torch.tensor(math.nan, dtype=torch.float64)
@@ -62,7 +62,7 @@ class DiffusionTask(NoisyTask):
         """The diffusion loss of a batch, with random times and noise."""
         x0 = self.opened.x0(batch, draw)
         noise = draw.normal(x0.shape)
-        kind, gamma = self.config.diffusion.loss, self.config.diffusion.snr_gamma
+        kind, gamma = self.config.diffusion.loss, self.gamma
         weights: torch.Tensor | float = 1.0
         if self.history:
             times, weights = (part.to(x0.device) for part in self.history.draw(len(x0), draw))
@@ -118,11 +118,11 @@ class DiffusionTask(NoisyTask):
     def evaluate(self) -> dict[str, torch.Tensor]:
         """Sums of the error in units of v, by quarter of the way from image to noise, and of the loss that is trained."""
         sums, trained = torch.zeros(2, BINS, device=self.accelerator.device), torch.zeros((), device=self.accelerator.device)
-        kind, gamma = self.config.diffusion.loss, self.config.diffusion.snr_gamma
+        kind, gamma = self.config.diffusion.loss, self.gamma
         denoiser = self.model().denoiser  # the bare network: ranks may hold unequal shares
         for (x0, condition), noise, times in self.my_held_out():
             x_t = self.process.noisy(x0, noise, times)
-            predicted = denoiser(x_t, self.process.network_times(times), condition).float()
+            predicted = denoiser(*self.process.inputs(x_t, times), condition).float()
             errors = error_of(self.process, predicted, x0, x_t, times)
             trained += loss_of(self.process, predicted, x0, x_t, noise, times, gamma, kind).sum()
             bins = (self.process.fraction(times) * BINS).long()
@@ -188,10 +188,10 @@ class DiffusionTask(NoisyTask):
         return {
             "shape": f"{channels} x {side} x {side}",
             "process": self.process.describe(),
-            "timesteps": self.process.sampler().config.num_train_timesteps,
+            "timesteps": self.process.steps if isinstance(self.process, DiscreteVP) else None,
             "prediction_type": self.process.prediction,
             "loss": self.config.diffusion.loss,
-            "snr_gamma": self.config.diffusion.snr_gamma,
+            "snr_gamma": self.gamma,
             "eval_images": len(self.held_out.x),
             "labels": (labels := {} if model.labels is None else model.labels.values),
             "example": {name: values[-1] for name, values in [*labels.items()][:1]},
