@@ -91,6 +91,34 @@ def _blocks(count: int) -> dict:
     return {"down_block_types": ("DownEncoderBlock2D",) * count, "up_block_types": ("UpDecoderBlock2D",) * count}
 
 
+class ExactNetwork(nn.Module):
+    """What a network with no error predicts, for any process.
+
+    Args:
+        estimate: (x_t (B, C, H, W), alpha, sigma) -> E[x_0 | x_t], in float64.
+    """
+
+    def __init__(self, process: Process, estimate, channels: int = 1, side: int = 1):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))  # gives device and dtype
+        self.config = SimpleNamespace(sample_size=side, in_channels=channels)
+        self.process, self.estimate = process, estimate
+
+    def forward(self, inputs: torch.Tensor, time: torch.Tensor, class_labels: None = None) -> SimpleNamespace:
+        law, time = getattr(self.process, "law", None), time.double()
+        if self.process.kind == "edm":
+            time = law.fraction((4 * time).exp())
+        elif self.process.kind == "flow":
+            time = law.fraction(time / (1000 - time))
+        elif law:
+            time = time / 1000
+        alpha, sigma = self.process.levels(time.reshape(-1), torch.float64)
+        x_t = inputs.double() / (law.input_scale(sigma) if law else 1.0)
+        x0 = self.estimate(x_t, alpha, sigma)
+        a, b = self.process.prediction_of(alpha, sigma)
+        return SimpleNamespace(sample=(a * x0 + b * (x_t - alpha * x0) / sigma).float())
+
+
 class GaussianDenoiser(nn.Module):
     """What a network with no error predicts when every x_0 value is drawn from N(mean, std^2).
 

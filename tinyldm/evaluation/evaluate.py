@@ -1,8 +1,9 @@
-"""Measures a model or a set of images: what evaluate.py does. samples.py and first_stage.py say what is compared."""
+"""Measures a model or a set of images: what evaluate.py does. samples.py and its neighbours say what is measured."""
 
 from tinyldm.config.evaluate import Evaluate
 from tinyldm.evaluation import report
 from tinyldm.evaluation.first_stage import measure_first_stage
+from tinyldm.evaluation.likelihood import measure_likelihood
 from tinyldm.evaluation.models import open_model
 from tinyldm.evaluation.samples import measure_samples
 from tinyldm.evaluation.workspace import Workspace
@@ -18,6 +19,8 @@ def evaluate(config: Evaluate) -> str:
     workspace = Workspace(config)
     workspace.check_output()
     model = open_model(config, workspace.device) if config.model else None
+    if config.chosen == ["likelihood"]:
+        return measure_likelihood(workspace, model)
     if isinstance(model, FirstStage):
         images, result = measure_first_stage(workspace, model)
     else:

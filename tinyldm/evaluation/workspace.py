@@ -30,7 +30,16 @@ SAMPLES, REAL, RECONSTRUCTIONS = "samples", "real images", "reconstructions"  # 
 OTHER = {"train": "held_out", "held_out": "train"}
 REFERENCES = "reference-*.npz"
 FILES = (  # written to output_dir
-    *("evaluation.json", "samples.png", "reconstructions.png", "neighbours-*.png", "labels.png", "guidance.png", "sweep.png"),
+    *(
+        "evaluation.json",
+        "likelihood.json",
+        "samples.png",
+        "reconstructions.png",
+        "neighbours-*.png",
+        "labels.png",
+        "guidance.png",
+        "sweep.png",
+    ),
     REFERENCES,
 )
 FOLDERS = ("drawn", "features", "sheets", "sweep")
