@@ -11,8 +11,8 @@ import torch
 from benchmarks.measure import TimedLatents, TimedPixels
 from tinyldm.data.batch import Batch
 from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.objective import held_out_error
-from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.task import DiffusionTask
 
 

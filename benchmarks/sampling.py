@@ -18,7 +18,7 @@ from tinyldm.config.schema import SamplerSettings, TrainLDM
 from tinyldm.diffusion import sampling
 from tinyldm.diffusion.denoiser import make_denoiser
 from tinyldm.diffusion.loading import load_model
-from tinyldm.diffusion.process import make_process
+from tinyldm.diffusion.processes import make_process
 
 
 def main(

@@ -29,7 +29,7 @@ from tinyldm.config.parsing import parse
 from tinyldm.config.schema import Features, SamplerSettings, TrainDDPM, TrainLDM
 from tinyldm.diffusion.denoiser import Denoiser, make_denoiser
 from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.process import make_process
+from tinyldm.diffusion.processes import make_process
 from tinyldm.diffusion.sampling import sample
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.first_stage.autoencoder import FirstStage

@@ -112,7 +112,7 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
     if isinstance(config, TrainClassifier):
         yield Part("classifier", lambda: _Classifier(unet, shape, labels), shape, denoises=True)
         return
-    learned = config.scheduler.variance_type == "learned_range"
+    learned = config.scheduler.learns_variance
 
     def denoiser() -> nn.Module:
         network = make_denoiser(unet, shape[1], shape[0], labels, learned)

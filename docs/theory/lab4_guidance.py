@@ -16,7 +16,7 @@ from labkit import Mixture, Record
 
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion.denoiser import Denoiser
-from tinyldm.diffusion.process import DiscreteVP
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.sampling import Model, denoise
 
 COUNT, STEPS, TAU_MAX = 20_000, 1000, 1e4

@@ -72,4 +72,6 @@ def test_defaults_are_those_of_the_script():
     assert "--scheduler.prediction_type (type: one of epsilon, v_prediction, sample; default: epsilon)" in " ".join(
         help_text(TrainDDPM, "", everything=True).split()
     )
-    assert "--diffusion.snr_gamma (type: number above 0, or null; default: null)" in help_text(TrainDDPM, "", everything=True)
+    assert "--diffusion.snr_gamma (type: number above 0 or auto, or null; default: null)" in help_text(
+        TrainDDPM, "", everything=True
+    )

@@ -321,5 +321,5 @@ def test_misspelt_keys(args, words):
 
 
 def test_an_unknown_sampler_lists_the_samplers():
-    with pytest.raises(UserError, match=r"scheduler is pndm; give one of ddim, ddpm, .*, unipc, or null"):
+    with pytest.raises(UserError, match=r"scheduler is pndm; give one of ddim, ddpm, .*, langevin, or null"):
         parsed("--scheduler", "pndm", schema=Sample)

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from tinyldm.diffusion.bound import Normal, divergence, log_likelihood, posterior, prior_bits, reverse_step, step_bits
-from tinyldm.diffusion.process import DiscreteVP
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 
 T = 50
 KINDS = [("linear", "epsilon"), ("squaredcos_cap_v2", "v_prediction"), ("scaled_linear", "sample")]

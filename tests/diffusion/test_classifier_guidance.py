@@ -12,9 +12,9 @@ from tests.support.models import GaussianDenoiser, MixtureClassifier, MixtureDen
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL
 from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.guidance import ClassifierGuidance
 from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.sampling import denoise
 from tinyldm.errors import UserError
 

@@ -16,7 +16,7 @@ from tinyldm.diffusion import sampling
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.loading import load_model
 from tinyldm.diffusion.model import Model, to_images
-from tinyldm.diffusion.process import make_process
+from tinyldm.diffusion.processes import make_process
 from tinyldm.errors import UserError
 
 UNET, VQ = "unet/diffusion_pytorch_model.safetensors", "vqvae/diffusion_pytorch_model.safetensors"

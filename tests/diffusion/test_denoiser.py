@@ -10,7 +10,7 @@ from tinyldm.config.schema import TrainConfig
 from tinyldm.data.batch import UNKNOWN, Condition
 from tinyldm.data.columns import LabelColumn
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
-from tinyldm.diffusion.process import make_process
+from tinyldm.diffusion.processes import make_process
 from tinyldm.errors import UserError
 
 

@@ -9,9 +9,11 @@ from scipy.integrate import quad
 
 from tests.support import models
 from tinyldm.config.networks import ProcessConfig, SchedulerConfig
+from tinyldm.diffusion.continuous import ContinuousProcess
 from tinyldm.diffusion.levels import EDM, KINDS, VE, ContinuousVP, Flow, SubVP, grid
 from tinyldm.diffusion.objective import diffusion_loss, likelihood_weight, weight
-from tinyldm.diffusion.process import ContinuousProcess, make_process, process_from, process_of, same_noise, scheduler_config
+from tinyldm.diffusion.process import same_noise
+from tinyldm.diffusion.processes import make_process, process_from, process_of, scheduler_config
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 

@@ -5,10 +5,13 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from tests.support import models
+from tinyldm.diffusion.continuous import ContinuousProcess
 from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.discrete_vp import discrete
 from tinyldm.diffusion.levels import KINDS
 from tinyldm.diffusion.objective import diffusion_loss, held_out_error, weight
-from tinyldm.diffusion.process import PREDICTIONS, ContinuousProcess, discrete, process_of
+from tinyldm.diffusion.process import PREDICTIONS
+from tinyldm.diffusion.processes import process_of
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 

@@ -11,8 +11,8 @@ from tests.support.models import GaussianDenoiser, MixtureDenoiser
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion.bound import posterior
 from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.sampling import denoise
 
 pytestmark = pytest.mark.slow

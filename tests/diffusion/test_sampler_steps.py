@@ -10,8 +10,8 @@ from tests.support import models
 from tests.support.models import GaussianDenoiser
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.sampling import denoise
 from tinyldm.errors import UserError
 

@@ -14,9 +14,9 @@ from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion import model as diffusion_model
 from tinyldm.diffusion import sampling
 from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.loading import load_model
 from tinyldm.diffusion.model import Model, to_images
-from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.sampling import denoise, generators, initial_noise, sample, slerp
 from tinyldm.errors import UserError
 from tinyldm.pictures import to_pil

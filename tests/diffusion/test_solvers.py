@@ -9,8 +9,8 @@ from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, FlowMat
 
 from tests.support import models
 from tinyldm.config.schema import SamplerSettings
+from tinyldm.diffusion.continuous import ContinuousProcess
 from tinyldm.diffusion.levels import KINDS
-from tinyldm.diffusion.process import ContinuousProcess
 from tinyldm.diffusion.solvers import IMAGE, LANGEVIN_STEPS, SOLVERS, Level, Path, langevin_size, make_solver
 from tinyldm.errors import UserError
 

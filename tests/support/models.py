@@ -8,8 +8,10 @@ from torch import nn
 
 from tinyldm.config.networks import UNetConfig
 from tinyldm.diffusion.classifier import NoisyClassifier
+from tinyldm.diffusion.continuous import ContinuousProcess
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.label_embedding import LabelEmbedding
-from tinyldm.diffusion.process import ContinuousProcess, DiscreteVP, Process
+from tinyldm.diffusion.process import Process
 
 torch.set_num_threads(1)  # tiny networks are slower with more threads
 

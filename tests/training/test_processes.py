@@ -103,7 +103,7 @@ def test_the_largest_noise_of_ve_is_the_distance_of_two_images(trained, monkeypa
     folder = trained("ve", "pixels", False)
     measured = load_model(str(folder)).process.law.sigma_max
     assert 3 < measured < 16  # images of 64 pixels in [-1, 1] are at most 16 apart
-    assert checkpoint.load(folder / "checkpoints/step-3")[1]["kept"]["sigma_max"] == pytest.approx(measured)
+    assert checkpoint.load_state(folder / "checkpoints/step-3")["kept"]["sigma_max"] == pytest.approx(measured)
 
 
 def test_a_guide_of_another_process_is_refused(trained, tmp_path, monkeypatch):

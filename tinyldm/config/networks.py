@@ -194,6 +194,11 @@ class SchedulerConfig(DiffusersSection):
     extra: dict[str, Any] = field(default_factory=dict)
     """Any other argument of diffusers.DDPMScheduler: trained_betas, clip_sample_range, steps_offset."""
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the network sets the variance of the ancestral sampler's steps."""
+        return self.variance_type == "learned_range"
+
     def check(self) -> None:
         """Raise UserError where arguments contradict each other."""
         self.check_extra()

@@ -224,7 +224,7 @@ class DiffusionConfig:
                 f"diffusion.preview_steps is {self.preview_steps}; give at most scheduler.num_train_timesteps, "
                 f"{scheduler.num_train_timesteps}"
             )
-        if (self.loss == "simple") == (scheduler.variance_type == "learned_range"):
+        if (self.loss == "simple") == scheduler.learns_variance:
             raise UserError(
                 f"diffusion.loss {self.loss} does not fit scheduler.variance_type {scheduler.variance_type}: a learned "
                 "variance (learned_range) needs the loss hybrid or bound, and those losses need a learned variance"
@@ -233,7 +233,7 @@ class DiffusionConfig:
     def _check_continuous(self, scheduler: SchedulerConfig, kind: str) -> None:
         if self.loss in ("hybrid", "bound"):
             raise UserError(f"diffusion.loss {self.loss} needs process.kind vp, not {kind}: use the loss simple or likelihood")
-        if scheduler.variance_type == "learned_range":
+        if scheduler.learns_variance:
             raise UserError(f"scheduler.variance_type learned_range needs process.kind vp, not {kind}: set it to fixed_small")
 
 

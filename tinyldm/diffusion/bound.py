@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch.special import log_ndtr
 
-from tinyldm.diffusion.process import DiscreteVP
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 
 BIN = 1 / 255  # half the width of one of 256 values in [-1, 1]
 

@@ -7,7 +7,8 @@ import torch
 
 from tinyldm.diffusion.classifier import NoisyClassifier, try_classifier
 from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.process import process_from, same_noise
+from tinyldm.diffusion.process import same_noise
+from tinyldm.diffusion.processes import process_from
 from tinyldm.errors import UserError, boundary
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.limits import check_finite, check_numbers, read_text

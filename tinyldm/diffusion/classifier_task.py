@@ -15,7 +15,7 @@ from tinyldm.data.batch import UNKNOWN, Batch
 from tinyldm.diffusion.classifier import NoisyClassifier, make_classifier
 from tinyldm.diffusion.denoiser import switch_on
 from tinyldm.diffusion.noisy_task import NoisyTask
-from tinyldm.diffusion.process import scheduler_config
+from tinyldm.diffusion.processes import scheduler_config
 from tinyldm.diffusion.training_data import LatentData, PixelData, TrainingData
 from tinyldm.randomness import Draw
 from tinyldm.training.task import Losses

@@ -8,9 +8,9 @@ from typing import Any
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.diffusion import label_embedding, levels, pipeline
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.loading import GUIDANCE, INDEX
 from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.files import replace_text
 
 OURS: dict[type, Any] = {label_embedding.LabelEmbedding: label_embedding, levels.ProcessScheduler: levels}  # with their files

@@ -18,7 +18,8 @@ from tinyldm.diffusion.classifier_loading import check_classifier, load_classifi
 from tinyldm.diffusion.denoiser import Denoiser, embedding_width, try_denoiser
 from tinyldm.diffusion.label_embedding import LabelEmbedding
 from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.process import process_of, same_noise, scheduler_class
+from tinyldm.diffusion.process import same_noise
+from tinyldm.diffusion.processes import process_of, scheduler_class
 from tinyldm.errors import UserError, boundary
 from tinyldm.first_stage.autoencoder import KINDS, SUBFOLDERS, AutoencoderModel, FirstStage, check_autoencoder
 from tinyldm.limits import check_finite, check_numbers, read_text

@@ -13,9 +13,11 @@ from tinyldm.data.batch import UNKNOWN
 from tinyldm.diffusion.classifier import NoisyClassifier
 from tinyldm.diffusion.conditioning import parse_labels
 from tinyldm.diffusion.denoiser import Denoiser
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.guidance import ClassifierGuidance, Guidance
 from tinyldm.diffusion.label_embedding import LabelEmbedding
-from tinyldm.diffusion.process import DiscreteVP, Process, scheduler_config
+from tinyldm.diffusion.process import Process
+from tinyldm.diffusion.processes import scheduler_config
 from tinyldm.diffusion.solvers import Solver, make_solver
 from tinyldm.errors import UserError, boundary
 from tinyldm.first_stage.autoencoder import AutoencoderModel, fingerprint

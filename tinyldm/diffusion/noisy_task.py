@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from tinyldm.config.schema import DiffusionTraining, TrainClassifier
 from tinyldm.data.batch import Batch
-from tinyldm.diffusion.process import make_process
+from tinyldm.diffusion.processes import make_process
 from tinyldm.diffusion.training_data import TrainingData
 from tinyldm.randomness import derive_seed
 from tinyldm.training import checkpoint
@@ -29,6 +29,8 @@ class NoisyTask(Task):
         self.data, self.readers, self.kept, self.built_on = opened.description, opened.readers, opened.kept, opened.built_on
         self.examples_per_epoch, self.held_out = opened.length, opened.held_out
         self.process = make_process(config.process, config.scheduler, **self._measured(config))
+        if self.process.kind != "vp" and accelerator.is_main_process:
+            print(f"process: {self.process.describe()}; the section scheduler, which is for vp, is not used")
         fixed = torch.Generator().manual_seed(derive_seed("held out", config.seed))
         count = len(self.held_out.x)
         self.held_out_noise = torch.randn(self.held_out.x.shape, generator=fixed)

@@ -13,7 +13,8 @@ import torch
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.diffusion.bound import step_bits
 from tinyldm.diffusion.denoiser import Predictor
-from tinyldm.diffusion.process import Process, discrete
+from tinyldm.diffusion.discrete_vp import discrete
+from tinyldm.diffusion.process import Process
 
 
 def weight(process: Process, times: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 
 from tinyldm.config.schema import TrainDDPM
 from tinyldm.diffusion.bound import prior_bits, step_bits
+from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.export import save_pipeline
-from tinyldm.diffusion.process import DiscreteVP
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.diffusion.training_data import PixelData
 from tinyldm.randomness import derive_seed

@@ -21,7 +21,8 @@ from scipy.optimize import minimize_scalar
 
 from tinyldm.config.networks import Kind, ProcessConfig, SchedulerConfig
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion.process import Process, make_process
+from tinyldm.diffusion.process import Process
+from tinyldm.diffusion.processes import make_process
 from tinyldm.errors import UserError
 
 CORRECTOR_SNR = 0.16  # signal-to-noise ratio of Langevin steps between predictor steps (Song et al. 2021, appendix G)

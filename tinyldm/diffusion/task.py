@@ -20,10 +20,10 @@ from tinyldm.config.schema import DiffusionTraining, Sampler, SamplerSettings
 from tinyldm.data.batch import Batch
 from tinyldm.diffusion.conditioning import drop_labels, preview_condition
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
+from tinyldm.diffusion.discrete_vp import DiscreteVP, LossHistory, discrete
 from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.noisy_task import NoisyTask
 from tinyldm.diffusion.objective import diffusion_loss, error_of, loss_of
-from tinyldm.diffusion.process import DiscreteVP, LossHistory, discrete
 from tinyldm.diffusion.sampling import denoise, generators, initial_noise, sample
 from tinyldm.diffusion.training_data import TrainingData
 from tinyldm.randomness import Draw
