@@ -4,11 +4,13 @@
 """
 
 import json
+import math
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from benchmarks import (
     busy,
@@ -16,6 +18,7 @@ from benchmarks import (
     data,
     decoding,
     ema,
+    forward_processes,
     latents,
     loop,
     measure,
@@ -164,6 +167,32 @@ def test_each_sampler_has_its_steps_and_the_seeds_of_each_set(ldm_run, monkeypat
     ]
     assert not left_out and len(seen) == 4 and all(images.dtype == torch.uint8 for images in seen)
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+
+
+def test_processes_are_compared_on_the_same_questions(ldm_run, tmp_path, monkeypatch):
+    class Counting:
+        def __init__(self, config, accelerator):
+            pass
+
+        def sums(self, batches):
+            return torch.cat(list(batches))
+
+        def distance(self, images):
+            return float(images.float().std())
+
+    monkeypatch.setattr(forward_processes, "Quality", Counting)
+    monkeypatch.setattr(forward_processes, "EVALUATIONS", (4, 6))
+    stage = yaml.safe_load((ldm_run / "config.yaml").read_text())["first_stage"]["path"]
+    where = {"runs": str(tmp_path / "runs"), "output": str(tmp_path / "out"), "recipe": str(ldm_run / "config.yaml")}
+    for _ in range(2):  # the second call trains nothing again
+        forward_processes.main(**where, first_stage=stage, minutes=0.01, kinds=["flow", "vp"], images=4, sets=2)
+    found = json.loads((tmp_path / "out/forward_processes.json").read_text())
+    assert list(found["rows"]) == ["vp", "flow"] and found["small"]
+    for row in found["rows"].values():
+        assert len(row["distances"]) == 8 and all(len(each["fds"]) == 2 for each in row["distances"])
+        known = [error for error in row["errors"] if not math.isnan(error)]
+        assert len(known) > 6 and known == sorted(known)  # more noise, more error
+    assert (tmp_path / "out/forward_processes.png").exists()
 
 
 def test_speed_counts_images():
