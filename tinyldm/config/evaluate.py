@@ -21,9 +21,8 @@ class LikelihoodConfig:
 
     tolerance: PositiveFloat = 1e-5
     """Relative and absolute error of a step of the solver. The network works in float32, so below 1e-6 it measures rounding."""
-    divergence: Literal["auto", "exact", "hutchinson"] = "auto"
-    """exact: one backward pass per dimension. hutchinson: an unbiased estimate from `probes` backward passes. auto: exact up to
-    192 dimensions."""
+    divergence: Literal["hutchinson", "exact"] = "hutchinson"
+    """hutchinson: an unbiased estimate from `probes` backward passes. exact: one backward pass per dimension."""
     probes: PositiveInt = 1
     """Random directions per image for hutchinson. The interval of the result includes their noise."""
 

@@ -20,7 +20,6 @@ from tinyldm.files import replace_text
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics import distances
 
-EXACT = 192  # dimensions up to which the divergence is computed exactly by default
 ENCODED = 16  # images that are also encoded and decoded again
 
 
@@ -40,7 +39,7 @@ def measure_likelihood(workspace: Workspace, model: Model | FirstStage | None) -
         )
     images = images_of(workspace, model)
     held_out, dimensions = Batch(images, condition_of(workspace, model, len(images))), images[0].numel()
-    exact = settings.divergence == "exact" or (settings.divergence == "auto" and dimensions <= EXACT)
+    exact = settings.divergence == "exact"
     bits, calls = [], []
     workspace.start()
     with tqdm(total=len(images), unit="image", desc="likelihood", dynamic_ncols=True) as bar:
