@@ -280,6 +280,23 @@ CONTRADICTIONS = [
     (Sample, "classifier runs/c labels a=1 guidance_model runs/d", "are for a guide, not for a classifier"),
     (Sample, "classifier runs/c labels a=1 guidance_rescale 0.5", "are for a guide, not for a classifier"),
     (Sample, "eta 0.5 scheduler euler", "eta only applies to DDIM, not euler"),
+    (
+        TrainLDM,
+        "process.kind flow process.prediction epsilon",
+        "process.prediction epsilon does not work with process.kind flow",
+    ),
+    (
+        TrainLDM,
+        "process.kind ve process.sigma_min 5 process.sigma_max 1",
+        "process.sigma_min 5 is not below process.sigma_max 1",
+    ),
+    (TrainLDM, "process.kind edm process.shift 2", "process.shift is for flow, not for process.kind edm: remove it"),
+    (TrainLDM, "process.prediction epsilon", "for the processes in continuous time.* set scheduler.prediction_type"),
+    (TrainLDM, "process.kind flow process.log_snr [0,1]", "process.log_snr is for process.times normal"),
+    (TrainDDPM, "process.kind edm diffusion.loss hybrid", "diffusion.loss hybrid needs process.kind vp, not edm"),
+    (TrainDDPM, "process.kind edm scheduler.variance_type learned_range", "learned_range needs process.kind vp, not edm"),
+    (TrainLDM, "diffusion.loss likelihood diffusion.snr_gamma null", "likelihood is for processes in continuous time; vp has"),
+    (TrainLDM, "process.kind flow diffusion.loss likelihood diffusion.snr_gamma 5", "likelihood has its own weights"),
 ]
 
 

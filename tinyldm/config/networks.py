@@ -12,6 +12,7 @@ anything is downloaded. diffusers is imported for that check only, so that parsi
 
 import difflib
 import inspect
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -264,6 +265,13 @@ class ProcessConfig:
             key = "prediction" if self.prediction else "times"
             other = "set scheduler.prediction_type" if self.prediction else "remove it"
             raise UserError(f"process.{key} is for the processes in continuous time, not for vp: {other}")
+        if (self.kind, self.prediction) == ("flow", "epsilon"):
+            raise UserError(
+                "process.prediction epsilon does not work with process.kind flow: at pure noise, the noise carries no "
+                "information about the image; use flow, v_prediction or sample"
+            )
+        if self.log_snr is not None and not math.isfinite(self.log_snr[0]):
+            raise UserError(f"process.log_snr has the mean {self.log_snr[0]}; give a finite number")
         if self.log_snr is not None and self.times != "normal" and self.kind != "edm":
             raise UserError("process.log_snr is for process.times normal: set both, or remove it")
         if self.sigma_min and self.sigma_max and self.sigma_min >= self.sigma_max:

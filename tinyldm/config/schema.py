@@ -155,7 +155,7 @@ class TrainLDM(DiffusionTraining):
     def check(self) -> None:
         """See Training.check."""
         super().check()
-        if self.diffusion.loss != "simple":
+        if self.diffusion.loss in ("hybrid", "bound"):
             raise UserError(f"diffusion.loss {self.diffusion.loss} is a bound on pixels: use train_ddpm.py, or the loss simple")
 
 

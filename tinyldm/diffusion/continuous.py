@@ -11,7 +11,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from tinyldm.config.networks import Kind
 from tinyldm.diffusion.levels import EDM, KINDS, Flow, ProcessScheduler, grid
 from tinyldm.diffusion.process import Process, exact
-from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 
 
@@ -42,11 +41,8 @@ class ContinuousProcess(Process):
         self.sigma_data = self.law.sigma_data
         self.training_times = times or ("uniform" if self.law.uniform else "normal")
         self.normal = normal or self.law.normal
-        if kind == "flow" and self.prediction == "epsilon":
-            raise UserError(
-                "process.prediction epsilon does not work with process.kind flow: at pure noise, the noise carries no "
-                "information about the image; use flow, v_prediction or sample"
-            )
+        if (kind, self.prediction) == ("flow", "epsilon"):
+            raise ValueError("a flow cannot predict epsilon, which says nothing about the image at pure noise")
 
     def levels(self, times: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
         """See Process.levels."""
