@@ -205,7 +205,7 @@ def test_impossible_steps_and_eta_are_refused(name):
 
 def test_a_few_images_decoded_at_a_time_are_the_same_images(pipeline_folder, monkeypatch):
     model = load_model(str(pipeline_folder))
-    x0 = denoise(model, initial_noise(model.unet, generators(0, 7)), SamplerSettings(num_inference_steps=3))
+    x0 = denoise(model, initial_noise(model, generators(0, 7)), SamplerSettings(num_inference_steps=3))
     together, decoded, decode = to_images(model, x0), [], model.first_stage.decode
     monkeypatch.setattr(diffusion_model, "DECODED_AT_ONCE", 3 * x0[0, 0].numel() + 1)
     monkeypatch.setattr(model.first_stage, "decode", lambda part: decoded.append(len(part)) or decode(part))
@@ -243,7 +243,7 @@ def test_frames_go_from_noise_to_the_sampled_image(pipeline_folder, name):
     assert torch.equal(frames[-1], next(sample(model, 2, 2, 3, settings)))
     # Euler's x starts 84 times as large as the network's input. The first frame still shows the noise.
     pixels = Model(model.denoiser, model.process, None)
-    noise = to_images(pixels, initial_noise(model.unet, generators(3, 2)))
+    noise = to_images(pixels, initial_noise(model, generators(3, 2)))
     frames = sampling.denoising_frames(pixels, 2, 3, settings)
     assert (frames[0].int() - noise.int()).abs().max() <= 1
     assert len(sampling.denoising_frames(model, 1, 0, SamplerSettings(name, 2), frames=12)) == 3

@@ -68,7 +68,7 @@ def test_a_process_is_trained_drawn_and_opened_by_diffusers(kind, space, labelle
     assert model.process.kind == kind and model.scale == 2 and float(rows(folder)[-1]["eval_loss"]) > 0
     assert f"| forward process | {model.process.describe()}" in (folder / "README.md").read_text()
     condition = condition_for(model.labels, range(2), {})
-    noise = sampling.initial_noise(model.unet, sampling.generators(0, 2))
+    noise = sampling.initial_noise(model, sampling.generators(0, 2))
     plain, guided = (
         sampling.denoise(model, noise, SamplerSettings(num_inference_steps=4, guidance_scale=scale), condition=condition)
         for scale in (1, None)

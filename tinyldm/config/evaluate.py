@@ -69,9 +69,12 @@ class Evaluate(SamplerSettings):
     num_images: PositiveInt | None = None
     """Number of samples, or of `images` chosen at random. null: 10,000, or all of `images`, or for a first stage the whole
     held-out split. Fewer images give larger distances: compare results with equal numbers only."""
+    small_from: str | None = None
+    """For a super-resolution stage: the model that draws the small images, as in a cascade. null: real ones, which are the
+    held-out images made small, and show what the stage itself can do."""
     sweep: str | None = None
     """Also measure several values of one key of the sampler, each with the same noise: guidance_scale=1,1.5,2,3. Other keys are
-    num_inference_steps, eta and guidance_rescale."""
+    num_inference_steps, eta, guidance_rescale and augmentation."""
     anchors: bool = True
     """Also measure equally many real images outside the reference (a lower limit for any model) and their reconstructions by
     the first stage (a lower limit for this model)."""
@@ -133,6 +136,8 @@ class Evaluate(SamplerSettings):
             raise UserError("give exactly one of --model (a run, pipeline or Hub id) and --images (a folder or npz)")
         if list(self.swept) and self.images is not None:
             raise UserError("sweep draws samples with several settings: give --model, not --images")
+        if self.small_from is not None and self.model is None:
+            raise UserError("small_from is for a super-resolution stage: give --model too")
         if self.ema is not None and self.model is None:
             raise UserError("ema averages the weights of a run: give --model, or remove --ema")
         unknown = [name for name in self.chosen if name not in METRICS]

@@ -218,6 +218,9 @@ class SamplerSettings:
     process: Kind | None = None
     """Sample as if the model had this process, at the same signal-to-noise ratios, which changes the steps but not what the
     network knows. null: the model's own."""
+    augmentation: UnitInterval | None = None
+    """For a super-resolution stage: the noise level of the small image, at most `condition.augmentation` of its training. null:
+    0.1."""
     churn: NonNegativeFloat = 0.0
     """For heun in continuous time: noise added and removed again in all steps together (S_churn of Karras et al. 2022)."""
     labels: str | None = None
@@ -260,8 +263,8 @@ class Sample(SamplerSettings):
 
     first_keys: ClassVar[tuple[str, ...]] = (
         *("model", "num_images", "labels", "guidance_scale", "guidance_model", "classifier", "seed", "scheduler"),
-        *("num_inference_steps", "batch_size", "image", "strength", "mask", "invert", "output_dir", "overwrite", "strip"),
-        *("interpolate", "device", "dtype"),
+        *("num_inference_steps", "batch_size", "then", "upscale", "image", "strength", "mask", "invert", "output_dir"),
+        *("overwrite", "strip", "interpolate", "device", "dtype"),
     )
 
     model: str
@@ -276,6 +279,10 @@ class Sample(SamplerSettings):
     """Folder for images/, grid.png, samples.npz, and what `strip` and `interpolate` add."""
     overwrite: bool = False
     """Replace the pictures that an earlier sample.py wrote to `output_dir`. Other files stay."""
+    then: str | None = None
+    """Super-resolution stages that enlarge what `model` draws, separated by commas: runs, pipeline folders or Hub ids."""
+    upscale: str | None = None
+    """With a super-resolution stage as `model`: a small image, or a folder of images, to enlarge."""
     image: str | None = None
     """An image to start from, or a folder of images: `num_images` variations of each (SDEdit, Meng et al. 2022)."""
     strength: Strength = 0.5
@@ -306,7 +313,7 @@ class Sample(SamplerSettings):
             raise UserError("mask says which part of an image to draw: give --image too")
         if self.mask is not None and self.strength != Sample.strength:
             raise UserError("strength is for variations; with a mask, its part of the image is drawn from noise: remove one")
-        if self.image is not None and self.invert is not None:
-            raise UserError("image and invert are two different things to do: give one of them")
-        if (self.image is not None or self.invert is not None) and (self.strip or self.interpolate):
-            raise UserError("strip and interpolate show drawing from noise: remove them, or image and invert")
+        if len(chosen := [key for key in ("then", "upscale", "image", "invert") if getattr(self, key) is not None]) > 1:
+            raise UserError(f"{chosen[0]} and {chosen[1]} are two different things to do: give one of them")
+        if chosen and (self.strip or self.interpolate):
+            raise UserError(f"strip and interpolate show one model drawing from noise: remove them, or {chosen[0]}")

@@ -247,6 +247,12 @@ class ConditionConfig:
     """With several labels: probability that one of them is dropped, each by itself. So single labels can be left unknown."""
     balanced: str | None = None
     """A label column whose values are trained on equally often. null: as often as they are in the data."""
+    low_resolution: PositiveInt | None = None
+    """Train a super-resolution stage: the network sees each image at this smaller side, enlarged (Saharia et al. 2021). null:
+    an ordinary model."""
+    augmentation: UnitInterval = 0.5
+    """The highest level of noise that is added to the smaller image in training; each image draws its own. It makes the stage
+    forgive the flaws of generated images (Ho et al. 2022)."""
 
     def check(self, data: DataConfig) -> None:
         """Raise UserError for values that contradict each other."""
@@ -254,6 +260,8 @@ class ConditionConfig:
             raise UserError(
                 f"condition.balanced is {self.balanced!r}; name one of data.label_columns: {', '.join(data.labels) or 'none'}"
             )
+        if self.low_resolution and self.low_resolution >= data.resolution:
+            raise UserError(f"condition.low_resolution {self.low_resolution} is not below data.resolution {data.resolution}")
 
 
 @dataclass

@@ -1,15 +1,19 @@
-"""What sample.py can do with a model: draw, vary, fill a part, invert. Each action yields the images to save, in batches."""
+"""What sample.py can do with a model: draw, enlarge, vary, fill, invert. Each action yields the images to save, in batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 
 from tinyldm.config.schema import Sample
 from tinyldm.data.batch import UNCONDITIONAL, UNKNOWN, Condition
 from tinyldm.data.given import parse_box, read_images, read_mask
 from tinyldm.diffusion import editing, sampling
+from tinyldm.diffusion.cascade import check_chain, sample_chain, upscale
+from tinyldm.diffusion.loading import load_model
 from tinyldm.diffusion.model import Model, to_images
+from tinyldm.errors import UserError
 
 
 @dataclass
@@ -39,11 +43,47 @@ def act(model: Model, config: Sample) -> Result:
         UserError: for images that cannot be read, and settings that do not fit the model.
     """
     model.sampler(config)
+    if config.upscale is not None:
+        return _upscale(model, config)
+    if config.then is not None:
+        return _chain(model, config)
+    check_chain([model], [config.model])
     if config.invert is not None:
         return _invert(model, config)
     if config.image is not None:
         return _edit(model, config)
     return Result(config.num_images, sampling.sample(model, config.num_images, config.batch_size, config.seed, config))
+
+
+def _chain(model: Model, config: Sample) -> Result:
+    """Images of several models, each of which enlarges those of the one before."""
+    assert config.then is not None
+    names = [name.strip() for name in config.then.split(",")]
+    models = [model, *(load_model(name, str(model.device), model.dtype) for name in names)]
+    check_chain(models, [config.model, *names])
+    return Result(config.num_images, sample_chain(models, config.num_images, config.batch_size, config.seed, config))
+
+
+def _upscale(model: Model, config: Sample) -> Result:
+    """The given images, enlarged."""
+    assert config.upscale is not None
+    if model.low_resolution is None:
+        raise UserError(f"{config.model} is not a super-resolution stage: train one with condition.low_resolution")
+    side = model.low_resolution.config.side
+    small, notes = read_images(config.upscale, side)
+    result = Result(len(small), iter(()), columns=2, notes=notes)
+
+    def batches() -> Iterator[torch.Tensor]:
+        for first in range(0, len(small), config.batch_size):
+            part = small[first : first + config.batch_size]
+            seeds = range(config.seed + first, config.seed + first + len(part))
+            made = upscale(model, part, seeds, config, named_labels(model, config, len(part)))
+            enlarged = F.interpolate(part.float(), size=model.side, mode="nearest-exact").to(torch.uint8)
+            result.rows += [torch.stack([enlarged, made], 1).flatten(0, 1)]
+            yield made
+
+    result.batches = batches()
+    return result
 
 
 def _edit(model: Model, config: Sample) -> Result:

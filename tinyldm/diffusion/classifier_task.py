@@ -56,7 +56,7 @@ class ClassifierTask(NoisyTask):
 
     def losses(self, batch: Batch, step: int, draw: Draw) -> Losses:
         """The cross entropy of a batch, with random times and noise."""
-        x0 = self.opened.x0(batch, draw)
+        x0 = self.opened.example(batch, draw).x
         noise, times = draw.normal(x0.shape), self.process.draw_times(len(x0), draw)
         x_t = self.process.noisy(x0, noise, times)
         logits = self.networks["classifier"](*self.process.inputs(x_t, times))

@@ -1,4 +1,4 @@
-"""The labels that a model is conditioned on: read from a command line, dropped out in training, drawn for seeds.
+"""What a model is conditioned on: labels, read from a command line, dropped out in training, drawn for seeds; small images.
 
 data/batch.py defines a condition, label_embedding.py what the network makes of it.
 """
@@ -6,6 +6,7 @@ data/batch.py defines a condition, label_embedding.py what the network makes of 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -13,6 +14,8 @@ from tinyldm.config.schema import ConditionConfig
 from tinyldm.data.batch import UNCONDITIONAL, UNKNOWN, Condition
 from tinyldm.diffusion.classifier import NoisyClassifier
 from tinyldm.diffusion.label_embedding import LabelEmbedding
+from tinyldm.diffusion.low_resolution import add_noise
+from tinyldm.diffusion.pipeline import AUGMENTATION_SEED, DEFAULT_AUGMENTATION
 from tinyldm.errors import UserError
 from tinyldm.randomness import Draw
 
@@ -48,6 +51,27 @@ def condition_for(embedding: LabelEmbedding | None, seeds: Sequence[int], given:
     return UNCONDITIONAL if embedding is None else Condition(embedding.draw(seeds, given))
 
 
+def clean(condition: Condition) -> Condition:
+    """The condition with its low-resolution images as they are, without noise."""
+    if condition.low_resolution is None:
+        return condition
+    return replace(condition, augmentation=torch.zeros(len(condition.low_resolution), device=condition.low_resolution.device))
+
+
+def with_small(condition: Condition, small: torch.Tensor | None, level: float | None, seeds: Sequence[int]) -> Condition:
+    """The condition with low-resolution images (B, C, S, S), as the network sees them, and noise from these seeds in them.
+
+    Args:
+        level: of the noise; None: that of DEFAULT_AUGMENTATION.
+    """
+    if small is None:
+        return condition
+    random = [torch.Generator().manual_seed(AUGMENTATION_SEED + seed) for seed in seeds]
+    noise = torch.stack([torch.randn(small.shape[1:], generator=generator) for generator in random]).to(small)
+    levels = torch.full((len(small),), DEFAULT_AUGMENTATION if level is None else level, device=small.device)
+    return augment(replace(condition, low_resolution=small), levels, noise)
+
+
 def preview_condition(embedding: LabelEmbedding | None, count: int) -> Condition:
     """The condition of `count` pictures: the classes in turn if there is one label with no more of them, else as for seeds."""
     if embedding is None:
@@ -60,7 +84,9 @@ def preview_condition(embedding: LabelEmbedding | None, count: int) -> Condition
 
 def without_labels(condition: Condition) -> Condition:
     """The same condition with all labels unknown: what an unconditional model gets."""
-    return condition.map(lambda labels: torch.full_like(labels, UNKNOWN))
+    if condition.labels is None:
+        return condition
+    return replace(condition, labels=torch.full_like(condition.labels, UNKNOWN))
 
 
 def drop_labels(condition: Condition, config: ConditionConfig, draw: Draw) -> Condition:
@@ -75,4 +101,16 @@ def drop_labels(condition: Condition, config: ConditionConfig, draw: Draw) -> Co
     dropped = draw.uniform(count)[:, None] < config.dropout
     if columns > 1:
         dropped = dropped | (draw.uniform(count * columns).view(count, columns) < config.dropout_each)
-    return Condition(condition.labels.masked_fill(dropped, UNKNOWN))
+    return replace(condition, labels=condition.labels.masked_fill(dropped, UNKNOWN))
+
+
+def augment(condition: Condition, levels: torch.Tensor, noise: torch.Tensor) -> Condition:
+    """The condition with noise added to its low-resolution images, if it has some.
+
+    Args:
+        levels: (B,), from 0 to 1.
+        noise: standard normal, of the shape of the low-resolution images.
+    """
+    if condition.low_resolution is None:
+        return condition
+    return replace(condition, low_resolution=add_noise(condition.low_resolution, levels, noise), augmentation=levels)

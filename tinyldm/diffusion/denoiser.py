@@ -16,6 +16,7 @@ from tinyldm.config.schema import TrainConfig
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.data.columns import LabelColumn
 from tinyldm.diffusion.label_embedding import LabelEmbedding
+from tinyldm.diffusion.low_resolution import LowResolution
 from tinyldm.errors import UserError, boundary
 from tinyldm.limits import check_parameters
 
@@ -28,12 +29,13 @@ class Denoiser(nn.Module):
     Attributes:
         unet: returns an object with `.sample`.
         labels: None for a model without labels.
+        low_resolution: None for a model that starts from noise alone.
     """
 
-    def __init__(self, unet: Any, labels: LabelEmbedding | None = None):
+    def __init__(self, unet: Any, labels: LabelEmbedding | None = None, low_resolution: LowResolution | None = None):
         super().__init__()
         self.unet: Any = unet
-        self.labels = labels
+        self.labels, self.low_resolution = labels, low_resolution
 
     def forward(self, x_t: torch.Tensor, times: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         """The prediction (B, C, H, W), or (B, 2 C, H, W) from a network that learns the variance.
@@ -45,6 +47,11 @@ class Denoiser(nn.Module):
         if self.labels is not None:
             assert condition.labels is not None
             vectors = self.labels(condition.labels)
+        if self.low_resolution is not None:
+            assert condition.low_resolution is not None and condition.augmentation is not None
+            x_t = torch.cat([x_t, condition.low_resolution.to(x_t)], 1)
+            level = self.low_resolution(condition.augmentation)
+            vectors = level if vectors is None else vectors + level
         return self.unet(x_t, times, class_labels=vectors).sample
 
 
@@ -55,6 +62,7 @@ def make_denoiser(
     labels: Sequence[LabelColumn] = (),
     learns_variance: bool = False,
     rows: int = 1,
+    low_resolution: tuple[int, int, float] | None = None,
 ) -> Denoiser:
     """Make a denoiser for inputs (B, channels, side, side). These values determine what the section unet does not set.
 
@@ -62,20 +70,23 @@ def make_denoiser(
         labels: the columns that it is conditioned on.
         learns_variance: the output has twice the channels, the second half for the variance.
         rows: see LabelEmbedding.
+        low_resolution: side, channels and highest noise of the low-resolution images; see LowResolution.
 
     Raises:
         UserError: for a shape that cannot be built, or arguments that diffusers refuses.
     """
     arguments = unet_arguments(config, side, channels, 2 * channels if learns_variance else channels)
-    if labels:
-        arguments["class_embed_type"] = "identity"  # it adds the vectors of a LabelEmbedding to those of the time
+    if low_resolution:
+        arguments["in_channels"] += low_resolution[1]
+    if labels or low_resolution:
+        arguments["class_embed_type"] = "identity"  # it adds vectors to those of the time
     with boundary("cannot build a UNet2DModel from the section unet"):
         try_denoiser(arguments)
         unet = UNet2DModel(**arguments)
-    if not labels:
-        return Denoiser(unet)
-    columns = [[column.name, column.values] for column in labels]
-    return Denoiser(unet, LabelEmbedding(columns, embedding_width(unet), rows))
+    width, columns = embedding_width(unet), [[column.name, column.values] for column in labels]
+    embedding = LabelEmbedding(columns, width, rows) if labels else None
+    small = LowResolution(low_resolution[0], low_resolution[1], width, low_resolution[2]) if low_resolution else None
+    return Denoiser(unet, embedding, small)
 
 
 def unet_arguments(config: UNetConfig, side: int, channels: int, out_channels: int) -> dict[str, Any]:

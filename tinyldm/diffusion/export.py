@@ -7,13 +7,18 @@ from typing import Any
 
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from tinyldm.diffusion import label_embedding, levels, pipeline
+from tinyldm.diffusion import label_embedding, levels, low_resolution, pipeline
+from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.loading import GUIDANCE, INDEX
 from tinyldm.diffusion.model import Model
 from tinyldm.files import replace_text
 
-OURS: dict[type, Any] = {label_embedding.LabelEmbedding: label_embedding, levels.ProcessScheduler: levels}  # with their files
+OURS: dict[type, Any] = {  # classes of ours, with the files that travel with them
+    label_embedding.LabelEmbedding: label_embedding,
+    low_resolution.LowResolution: low_resolution,
+    levels.ProcessScheduler: levels,
+}
 CUSTOM = ["pipeline", "TinyLDMPipeline"]  # the module in the folder, and its class
 
 
@@ -26,15 +31,14 @@ def save_pipeline(folder: Path, plain: str, model: Model, scheduler: SchedulerMi
     Args:
         plain: diffusers' class for a plain model.
     """
-    custom = model.labels is not None or not isinstance(model.process, DiscreteVP)
+    custom = bool(_conditions("", model.denoiser)) or not isinstance(model.process, DiscreteVP)
     parts: dict[str, Any] = {"unet": model.unet, "scheduler": scheduler}
     if model.first_stage is not None:
         parts["vqvae"] = model.first_stage
     guide: dict[str, Any] = {}
-    if model.labels is not None:
-        parts["labels"] = model.labels
+    parts |= _conditions("", model.denoiser)
     if model.guide is not None:
-        guide = {"guide": model.guide.unet, **({} if model.guide.labels is None else {"guide_labels": model.guide.labels})}
+        guide = {"guide": model.guide.unet, **_conditions("guide_", model.guide)}
     for name, part in {**parts, **guide}.items():
         part.save_pretrained(folder / name)
         if module := OURS.get(type(part)):
@@ -49,6 +53,12 @@ def save_pipeline(folder: Path, plain: str, model: Model, scheduler: SchedulerMi
     if custom or model.guide is not None:
         replace_text(folder / GUIDANCE, json.dumps({"scale": model.scale}) + "\n")
         (folder / "pipeline.py").write_text(_source(pipeline))
+
+
+def _conditions(prefix: str, denoiser: Denoiser) -> dict[str, Any]:
+    """What a denoiser has besides its UNet, by the names of the folders."""
+    parts = {"labels": denoiser.labels, "low_resolution": denoiser.low_resolution}
+    return {f"{prefix}{name}": part for name, part in parts.items() if part is not None}
 
 
 def _library(part: Any) -> str:

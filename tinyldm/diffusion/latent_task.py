@@ -17,7 +17,7 @@ class LatentTask(DiffusionTask):
     card = "ldm"
 
     def __init__(self, config: TrainLDM, accelerator: Accelerator):
-        latents = LatentData(config, config.first_stage, accelerator, config.condition.balanced)
+        latents = LatentData(config, config.first_stage, accelerator, config.condition)
         super().__init__(config, accelerator, latents)
         self.first_stage_path, self.scale = config.first_stage.path, latents.scale
 

@@ -17,6 +17,7 @@ from tinyldm.config.schema import SamplerSettings
 from tinyldm.diffusion.classifier_loading import check_classifier, load_classifier
 from tinyldm.diffusion.denoiser import Denoiser, embedding_width, try_denoiser
 from tinyldm.diffusion.label_embedding import LabelEmbedding
+from tinyldm.diffusion.low_resolution import LowResolution
 from tinyldm.diffusion.model import Model
 from tinyldm.diffusion.process import same_noise
 from tinyldm.diffusion.processes import process_of, scheduler_class
@@ -28,7 +29,8 @@ from tinyldm.training import checkpoint
 from tinyldm.training.power_ema import reconstruct
 
 INDEX, GUIDANCE = "model_index.json", "guidance.json"
-NETWORKS: dict[str, Any] = {"unet": UNet2DModel, "labels": LabelEmbedding, "guide": UNet2DModel, "guide_labels": LabelEmbedding}
+NETWORKS: dict[str, Any] = {"unet": UNet2DModel, "labels": LabelEmbedding, "low_resolution": LowResolution}
+NETWORKS |= {"guide": UNet2DModel, "guide_labels": LabelEmbedding, "guide_low_resolution": LowResolution}
 LARGEST = 2**28  # numbers in x_0
 
 
@@ -95,7 +97,9 @@ def check_guide(model: Model, guide: Model, name: str) -> None:
     same_process = ours.prediction == theirs.prediction and same_noise(ours, theirs)
     stages = [None if m.first_stage is None else FirstStage(m.first_stage) for m in (model, guide)]
     latents = [stage and (stage.fingerprint(), round(stage.scaling_factor, 6)) for stage in stages]
-    shapes = [(m.unet.config.in_channels, m.unet.config.sample_size) for m in (model, guide)]
+    shapes = [
+        (m.channels, m.unet.config.sample_size, m.low_resolution and m.low_resolution.config.side) for m in (model, guide)
+    ]
     labels = [None if m.labels is None else m.labels.values for m in (model, guide)]
     if latents[0] != latents[1] or shapes[0] != shapes[1]:
         raise UserError(
@@ -139,15 +143,18 @@ def _read(path: str, folder: Path, dtype: torch.dtype) -> Model:
     _check([*networks.values(), *filter(None, [stage])], stage, f" in {str(dtype).removeprefix('torch.')}")
     if isinstance(stage, VQModel):
         stage.float()  # in half precision some latents would be assigned another code
-    guide = _denoiser(networks["guide"], networks.get("guide_labels")) if "guide" in networks else None
-    return Model(_denoiser(networks["unet"], networks.get("labels")), process, stage, guide, _scale(folder))
+    guide = _denoiser(networks, "guide", "guide_") if "guide" in networks else None
+    return Model(_denoiser(networks, "unet", ""), process, stage, guide, _scale(folder))
 
 
-def _denoiser(unet: UNet2DModel, labels: LabelEmbedding | None) -> Denoiser:
-    expected = embedding_width(unet) if unet.config.class_embed_type else None
-    if expected != (labels and labels.config.width):
-        raise ValueError("its UNet2DModel and the embedding of its labels do not fit together")
-    return Denoiser(unet, labels)
+def _denoiser(networks: dict[str, Any], name: str, prefix: str) -> Denoiser:
+    unet, labels, small = networks[name], networks.get(f"{prefix}labels"), networks.get(f"{prefix}low_resolution")
+    widths = {part.config.width for part in (labels, small) if part is not None}
+    if widths != ({embedding_width(unet)} if unet.config.class_embed_type else set()):
+        raise ValueError("its UNet2DModel and the embeddings of its labels do not fit together")
+    if unet.config.in_channels <= (small.config.channels if small else 0):
+        raise ValueError("its UNet2DModel has no channels for the low-resolution image")
+    return Denoiser(unet, labels, small)
 
 
 def _is_part(value: Any) -> bool:

@@ -1,7 +1,8 @@
 """A trained model: its sampler, its guidance, and turning x_0 into images. loading.py reads one."""
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,13 +10,14 @@ from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.data.batch import UNKNOWN
+from tinyldm.data.batch import UNKNOWN, Condition
 from tinyldm.diffusion.classifier import NoisyClassifier
-from tinyldm.diffusion.conditioning import parse_labels
+from tinyldm.diffusion.conditioning import condition_for, parse_labels, with_small
 from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.guidance import ClassifierGuidance, Guidance
 from tinyldm.diffusion.label_embedding import LabelEmbedding
+from tinyldm.diffusion.low_resolution import LowResolution
 from tinyldm.diffusion.process import Process
 from tinyldm.diffusion.processes import scheduler_config
 from tinyldm.diffusion.solvers import Solver, make_solver
@@ -33,6 +35,9 @@ class Model:
         guide: a weaker network for guidance. None: a network with labels is its own guide.
         scale: the guidance scale to use where none is given.
         classifier: draws labels that the network does not know. It takes the place of the guide.
+        small: for a super-resolution stage the low-resolution images (N, C, S, S) as its network sees them. Seed s has number
+            s mod N.
+        small_from: what they are, as JSON.
     """
 
     denoiser: Denoiser
@@ -41,6 +46,8 @@ class Model:
     guide: Denoiser | None = None
     scale: float = 1.0
     classifier: NoisyClassifier | None = None
+    small: torch.Tensor | None = None
+    small_from: dict[str, Any] = field(default_factory=dict)
 
     @property
     def unet(self) -> UNet2DModel:
@@ -53,9 +60,15 @@ class Model:
         return self.denoiser.labels
 
     @property
+    def low_resolution(self) -> LowResolution | None:
+        """The embedding of a super-resolution stage; None for a model that starts from noise alone."""
+        return self.denoiser.low_resolution
+
+    @property
     def channels(self) -> int:
         """Channels of x_0."""
-        return self.unet.config.in_channels
+        small = self.low_resolution
+        return self.unet.config.in_channels - (0 if small is None else small.config.channels)
 
     @property
     def side(self) -> int:
@@ -75,6 +88,19 @@ class Model:
     def given_labels(self, settings: SamplerSettings) -> dict[str, int]:
         """The numbers of the labels that these settings name. See parse_labels."""
         return parse_labels(self.classifier or self.labels, settings.labels)
+
+    def condition(self, seeds: Sequence[int], settings: SamplerSettings) -> Condition:
+        """What the network is given for these seeds besides x_t and the time.
+
+        Raises:
+            UserError: see given_labels; also for a super-resolution stage without images.
+        """
+        labels = condition_for(self.labels, seeds, self.given_labels(settings))
+        if self.low_resolution is None:
+            return labels
+        if self.small is None:
+            raise UserError("this is a super-resolution stage: give it small images with --upscale, or name it in --then")
+        return with_small(labels, self.small[[seed % len(self.small) for seed in seeds]], settings.augmentation, seeds)
 
     def guided(self, settings: SamplerSettings) -> Guidance | ClassifierGuidance:
         """The denoiser with the guidance of these settings.
@@ -135,6 +161,7 @@ class Model:
             "num_inference_steps": settings.num_inference_steps,
             "eta": settings.eta,
             **({} if settings.labels is None else {"labels": settings.labels}),
+            **({} if self.low_resolution is None else {"augmentation": settings.augmentation, **self.small_from}),
             **self._guidance_facts(self.guided(settings)),
             "scheduler_config": config,
         }

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from tinyldm.config.schema import DiffusionTraining, TrainClassifier
 from tinyldm.data.batch import Batch
+from tinyldm.diffusion.conditioning import clean
 from tinyldm.diffusion.processes import make_process
 from tinyldm.diffusion.training_data import TrainingData
 from tinyldm.randomness import derive_seed
@@ -55,12 +56,12 @@ class NoisyTask(Task):
         return self.opened.stream(position)
 
     def my_held_out(self) -> Iterator[tuple[Batch, torch.Tensor, torch.Tensor]]:
-        """This rank's share of (x_0 with its condition, noise, times), in batches on the device."""
+        """This rank's share of (x_0 with its condition, noise, times), in batches on the device.
+
+        Low-resolution images are without noise: the loss is that of the best case.
+        """
         device = self.accelerator.device
         mine = torch.arange(len(self.held_out.x))[self.rank.index :: self.rank.count]
         for rows in mine.split(self.batch_size) if len(mine) else ():
-            yield (
-                self.held_out.take(rows).to(device),
-                self.held_out_noise[rows].to(device),
-                self.held_out_times[rows].to(device),
-            )
+            x0, condition = self.held_out.take(rows).to(device)
+            yield Batch(x0, clean(condition)), self.held_out_noise[rows].to(device), self.held_out_times[rows].to(device)

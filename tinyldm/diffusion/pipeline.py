@@ -11,7 +11,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -24,6 +26,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import hf_hub_download
 
 UNKNOWN = -1  # the number of a label that is missing
+DEFAULT_AUGMENTATION = 0.1  # the level of the noise in the small image of a super-resolution stage
+AUGMENTATION_SEED = 2**32  # plus an image's seed: of that noise
 
 
 def extrapolate(predicted: torch.Tensor, weaker: torch.Tensor, scale: float, rescale: float = 0.0) -> torch.Tensor:
@@ -53,17 +57,27 @@ def clip_prediction(
 
 
 class TinyLDMPipeline(DiffusionPipeline):
-    """A UNet2DModel and a scheduler with, as far as the model has them, a first stage, labels and a guide."""
+    """A UNet2DModel and a scheduler with, as far as the model has them, a first stage, labels, small images and a guide."""
 
-    _optional_components: ClassVar = ["vqvae", "labels", "guide", "guide_labels"]
+    _optional_components: ClassVar = ["vqvae", "labels", "low_resolution", "guide", "guide_labels", "guide_low_resolution"]
 
     def __init__(
-        self, unet: Any, scheduler: Any, vqvae: Any = None, labels: Any = None, guide: Any = None, guide_labels: Any = None
+        self,
+        unet: Any,
+        scheduler: Any,
+        vqvae: Any = None,
+        labels: Any = None,
+        low_resolution: Any = None,
+        guide: Any = None,
+        guide_labels: Any = None,
+        guide_low_resolution: Any = None,
     ):
         super().__init__()
         self.labels: Any  # set by register_modules
+        self.low_resolution: Any
         self.guide: Any
-        parts = {"vqvae": vqvae, "labels": labels, "guide": guide, "guide_labels": guide_labels}
+        own = {"vqvae": vqvae, "labels": labels, "low_resolution": low_resolution}
+        parts = {**own, "guide": guide, "guide_labels": guide_labels, "guide_low_resolution": guide_low_resolution}
         self.register_modules(unet=unet, scheduler=scheduler, **parts)
 
     @torch.no_grad()
@@ -74,6 +88,8 @@ class TinyLDMPipeline(DiffusionPipeline):
         seed: int = 0,
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
+        small: list[Any] | None = None,
+        augmentation: float = DEFAULT_AUGMENTATION,
     ) -> ImagePipelineOutput:
         """Draw images as PIL images.
 
@@ -81,13 +97,20 @@ class TinyLDMPipeline(DiffusionPipeline):
             labels: {name: value}. Labels that are not given vary with the seed as they do in the data.
             num_images: number of images, with the seeds `seed`, `seed` + 1, ...
             guidance_scale: 1 is no guidance. None: the scale that is stored with the model.
+            small: for a super-resolution stage the PIL images to enlarge, of its side; they replace num_images.
+            augmentation: the level of the noise that is added to them, from 0 to 1.
 
         Raises:
-            ValueError: for a label or value that the model does not have.
+            ValueError: for a label or value that the model does not have, or a stage without small images.
         """
-        config, scheduler = self.unet.config, self.scheduler
+        scheduler, side = self.scheduler, self.unet.config.sample_size
+        if (self.low_resolution is None) != (small is None):
+            raise ValueError("small images are for a super-resolution stage, which needs them")
+        num_images = num_images if small is None else len(small)
+        channels = self.unet.config.in_channels - (0 if small is None else self.low_resolution.config.channels)
         random = [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
-        x = randn_tensor((num_images, config.in_channels, config.sample_size, config.sample_size), generator=random)
+        x = randn_tensor((num_images, channels, side, side), generator=random)
+        seen, levels = (None, None) if small is None else self._enlarged(small, channels, augmentation, seed)
         numbers = None
         if self.labels is not None:
             numbers = self.labels.draw(range(seed, seed + num_images), self.labels.numbers(labels or {})).to(self.device)
@@ -110,28 +133,52 @@ class TinyLDMPipeline(DiffusionPipeline):
         for t, following in zip(self.progress_bar(scheduler.timesteps), after, strict=True):
             if isinstance(scheduler, DDIMScheduler):  # it misses timesteps where the steps do not divide their number
                 scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, int(t) - following)
-            seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            predicted = self._predict(seen, t, numbers, scale)
+            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            predicted = self._predict(scaled, t, numbers, scale, seen, levels)
             if not isinstance(scheduler, DDPMScheduler):  # no other one uses a learned variance
-                predicted = predicted[:, : config.in_channels]
+                predicted = predicted[:, :channels]
             x = scheduler.step(predicted, t, x, **extra).prev_sample
         if self.vqvae is not None:
             x = self.vqvae.decode(x.to(self.vqvae.dtype) / self.vqvae.config.scaling_factor).sample
         pixels = (x.float() / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
         return ImagePipelineOutput(images=self.numpy_to_pil(pixels))
 
-    def _predict(self, x: torch.Tensor, t: torch.Tensor, numbers: Any, scale: float) -> torch.Tensor:
+    def _enlarged(self, small: list[Any], channels: int, level: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The small images as the network sees them, with noise of a level (B, C, S, S), and the levels (B,)."""
+        factor = 1 if self.vqvae is None else 2 ** (len(self.vqvae.config.block_out_channels) - 1)
+        pixels = torch.stack([torch.from_numpy(np.asarray(image.convert("RGB"))).permute(2, 0, 1) for image in small])
+        x = pixels.to(self.device).float() / 127.5 - 1
+        x = F.interpolate(x, size=self.unet.config.sample_size * factor, mode="bicubic").clamp(-1, 1)
+        if self.vqvae is None:
+            x = x[:, :channels]
+        else:
+            x = self.vqvae.encode(x.to(self.vqvae.dtype)).latents.float() * self.vqvae.config.scaling_factor
+        random = [torch.Generator().manual_seed(AUGMENTATION_SEED + seed + i) for i in range(len(small))]
+        noise = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in random]).to(x)
+        levels = torch.full((len(small),), float(level), device=x.device)
+        s = levels.view(-1, 1, 1, 1)
+        return (1 - s * s).sqrt() * x + s * noise, levels
+
+    def _network(self, prefix: str, x: torch.Tensor, t: torch.Tensor, numbers: Any, seen: Any, levels: Any) -> torch.Tensor:
+        """The prediction of the model ("") or of its guide ("guide_")."""
+        labels, small = getattr(self, f"{prefix}labels"), getattr(self, f"{prefix}low_resolution")
+        vectors = [] if labels is None else [labels(numbers)]
+        if small is not None:
+            x = torch.cat([x, seen.to(x)], 1)
+            vectors.append(small(levels))
+        return (self.guide if prefix else self.unet)(x, t, class_labels=sum(vectors) if vectors else None).sample
+
+    def _predict(self, x: torch.Tensor, t: torch.Tensor, numbers: Any, scale: float, seen: Any, levels: Any) -> torch.Tensor:
         """The prediction (B, C, H, W) or (B, 2 C, H, W), guided by the guide, or by the network itself without labels."""
-        vectors = None if self.labels is None else self.labels(numbers)
         if scale == 1:
-            return self.unet(x, t, class_labels=vectors).sample
+            return self._network("", x, t, numbers, seen, levels)
         if self.guide is not None:
-            predicted = self.unet(x, t, class_labels=vectors).sample
-            vectors = None if self.guide_labels is None else self.guide_labels(numbers)
-            weaker = self.guide(x, t, class_labels=vectors).sample
+            predicted = self._network("", x, t, numbers, seen, levels)
+            weaker = self._network("guide_", x, t, numbers, seen, levels)
         else:
             both = torch.cat([numbers, torch.full_like(numbers, UNKNOWN)])
-            predicted, weaker = self.unet(torch.cat([x, x]), t, class_labels=self.labels(both)).sample.chunk(2)
+            twice = [None if part is None else torch.cat([part, part]) for part in (seen, levels)]
+            predicted, weaker = self._network("", torch.cat([x, x]), t, both, *twice).chunk(2)
         channels = x.shape[1]
         guided = extrapolate(predicted[:, :channels], weaker[:, :channels], scale)
         config = self.scheduler.config

@@ -23,7 +23,7 @@ class PixelTask(DiffusionTask):
     card = "ddpm"
 
     def __init__(self, config: TrainDDPM, accelerator: Accelerator):
-        super().__init__(config, accelerator, PixelData(config, accelerator, config.condition.balanced))
+        super().__init__(config, accelerator, PixelData(config, accelerator, config.condition))
 
     def evaluate(self) -> dict[str, torch.Tensor]:
         """See DiffusionTask.evaluate. Adds sums of the terms of the bound."""

@@ -10,12 +10,11 @@ from dataclasses import replace
 from fractions import Fraction
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL, Condition
-from tinyldm.diffusion.conditioning import condition_for
 from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.process import exact
 from tinyldm.diffusion.solvers import Level, Normal, Predict, Solver
@@ -27,10 +26,10 @@ def generators(seed: int, count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed + i) for i in range(count)]
 
 
-def initial_noise(unet: UNet2DModel, random: list[torch.Generator]) -> torch.Tensor:
+def initial_noise(model: Model, random: list[torch.Generator]) -> torch.Tensor:
     """Standard normal (B, C, S, S) in float32, exactly as LDMPipeline and DDPMPipeline draw it for these generators."""
-    side, channels = unet.config.sample_size, unet.config.in_channels
-    return randn_tensor((len(random), channels, side, side), generator=random)
+    side = model.unet.config.sample_size
+    return randn_tensor((len(random), model.channels, side, side), generator=random)
 
 
 @torch.no_grad()
@@ -135,9 +134,9 @@ def sample(model: Model, num_images: int, batch_size: int, seed: int, settings: 
     """uint8 batches (B, C, H, W) of the images of seeds `seed`, `seed` + 1, ...; a seed gives the same image in any batch."""
     for first in range(0, num_images, batch_size):
         random = generators(seed + first, min(batch_size, num_images - first))
-        noise = initial_noise(model.unet, random)
-        condition = condition_for(model.labels, range(seed + first, seed + first + len(random)), model.given_labels(settings))
-        yield to_images(model, denoise(model, noise, settings, random, condition)).cpu()
+        noise = initial_noise(model, random)
+        seeds = range(seed + first, seed + first + len(random))
+        yield to_images(model, denoise(model, noise, settings, random, model.condition(seeds, settings))).cpu()
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:
@@ -157,8 +156,8 @@ def denoising_frames(
     """Frames of the sampling of these seeds: `frames` uint8 batches (B, 3, H, W), the last one with the finished images."""
     random = generators(seed, num_images)
     states: list[torch.Tensor] = []
-    condition = condition_for(model.labels, range(seed, seed + num_images), model.given_labels(settings))
-    denoise(model, initial_noise(model.unet, random), settings, random, condition, lambda step, x: states.append(x))
+    condition = model.condition(range(seed, seed + num_images), settings)
+    denoise(model, initial_noise(model, random), settings, random, condition, lambda step, x: states.append(x))
     kept = torch.linspace(0, len(states) - 1, min(frames, len(states))).round().int().tolist()
     return [to_images(model, states[i]).cpu() for i in kept]
 
@@ -167,8 +166,8 @@ def interpolate(model: Model, seed_a: int, seed_b: int, settings: SamplerSetting
     """uint8 images (frames, 3, H, W) from the image of one seed to that of another: slerp between their noises.
 
     The sampler is deterministic, so that similar noises give similar images."""
-    a, b = initial_noise(model.unet, [*generators(seed_a, 1), *generators(seed_b, 1)])
+    a, b = initial_noise(model, [*generators(seed_a, 1), *generators(seed_b, 1)])
     noise = slerp(a, b, torch.linspace(0, 1, frames))
-    condition = condition_for(model.labels, [seed_a] * frames, model.given_labels(settings))
+    condition = model.condition([seed_a] * frames, settings)
     deterministic = replace(settings, scheduler=model.process.deterministic, eta=0.0)
     return to_images(model, denoise(model, noise, deterministic, condition=condition)).cpu()

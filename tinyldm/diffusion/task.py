@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from tinyldm import pictures
 from tinyldm.config.schema import DiffusionTraining, Sampler, SamplerSettings
-from tinyldm.data.batch import Batch
-from tinyldm.diffusion.conditioning import drop_labels, preview_condition
+from tinyldm.data.batch import Batch, Condition
+from tinyldm.diffusion.conditioning import augment, drop_labels, preview_condition
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.diffusion.discrete_vp import DiscreteVP, LossHistory, discrete
 from tinyldm.diffusion.model import Model, to_images
@@ -43,7 +43,12 @@ class DiffusionTask(NoisyTask):
         self.config, self.first_stage, held_out, labels = config, opened.first_stage, opened.held_out, opened.labels
         torch.manual_seed(config.seed)
         channels, side = held_out.x.shape[1:3]
-        denoiser = make_denoiser(config.unet, side, channels, labels, self.process.learns_variance, len(held_out.x))
+        small = None
+        if held_out.condition.low_resolution is not None:
+            assert config.condition.low_resolution
+            low_channels = held_out.condition.low_resolution.shape[1]
+            small = config.condition.low_resolution, low_channels, config.condition.augmentation
+        denoiser = make_denoiser(config.unet, side, channels, labels, self.process.learns_variance, len(held_out.x), small)
         if denoiser.labels is not None:
             denoiser.labels.rows = held_out.condition.labels
         switch_on(denoiser, config.train)
@@ -60,7 +65,7 @@ class DiffusionTask(NoisyTask):
 
     def losses(self, batch: Batch, step: int, draw: Draw) -> Losses:
         """The diffusion loss of a batch, with random times and noise."""
-        x0 = self.opened.x0(batch, draw)
+        x0, condition = self.opened.example(batch, draw)
         noise = draw.normal(x0.shape)
         kind, gamma = self.config.diffusion.loss, self.gamma
         weights: torch.Tensor | float = 1.0
@@ -68,12 +73,19 @@ class DiffusionTask(NoisyTask):
             times, weights = (part.to(x0.device) for part in self.history.draw(len(x0), draw))
         else:
             times = self.process.draw_times(len(x0), draw)
-        condition = drop_labels(batch.condition, self.config.condition, draw)
+        condition = self.augmented(drop_labels(condition, self.config.condition, draw), draw)
         losses = diffusion_loss(self.networks["denoiser"], self.process, x0, noise, times, gamma, kind, condition)
         if self.history:
             self.history.update(*(self.accelerator.gather(part) for part in (times, losses.detach())))
         loss = (weights * losses).mean()
         yield "denoiser", loss, {"loss": loss}
+
+    def augmented(self, condition: Condition, draw: Draw) -> Condition:
+        """The condition with noise of a random level in its low-resolution images, if it has some."""
+        small = condition.low_resolution
+        if small is None:
+            return condition
+        return augment(condition, self.config.condition.augmentation * draw.uniform(len(small)), draw.normal(small.shape))
 
     def guide_step(self, max_steps: int) -> int:
         """The step after which the averaged weights are kept as the guide; 0: none."""
@@ -143,11 +155,12 @@ class DiffusionTask(NoisyTask):
         """The current weights, as sampling needs them."""
         guide = self.guide if self.guided_since else None
         denoiser = self.accelerator.unwrap_model(self.networks["denoiser"])
+        small = self.held_out.condition.low_resolution
         if guide is None and denoiser.labels is None:
-            return Model(denoiser, self.process, self.first_stage)
+            return Model(denoiser, self.process, self.first_stage, small=small)
         measured = None if self.guidance_scale.isnan() else float(self.guidance_scale)
         scale = self.config.guidance.scale or measured or PREVIEW_SCALE
-        return Model(denoiser, self.process, self.first_stage, guide, scale)
+        return Model(denoiser, self.process, self.first_stage, guide, scale, small=small)
 
     @property
     def preview(self) -> SamplerSettings:
@@ -166,7 +179,9 @@ class DiffusionTask(NoisyTask):
     def _preview(self, settings: SamplerSettings) -> Image.Image:
         model, random = self.model(), generators(0, self.config.diffusion.preview_images)
         condition = preview_condition(model.labels, len(random))
-        x0 = denoise(model, initial_noise(model.unet, random), settings, condition=condition)
+        if model.low_resolution is not None:
+            condition = replace(model.condition(range(len(random)), settings), labels=condition.labels)
+        x0 = denoise(model, initial_noise(model, random), settings, condition=condition)
         return pictures.grid(to_images(model, x0))
 
     def make_images(self, count: int) -> Iterator[torch.Tensor]:

@@ -2,16 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
-from tinyldm.config.schema import FirstStageConfig, Training
+from tinyldm.config.schema import ConditionConfig, FirstStageConfig, Training
 from tinyldm.data.batch import Batch
 from tinyldm.data.columns import LabelColumn
 from tinyldm.data.description import Description
 from tinyldm.data.images import ImageBatches, Images, first_examples, mirror_half, to_float
+from tinyldm.data.small import enlarge, shrink
 from tinyldm.data.sources import balanced_labels
 from tinyldm.data.subsets import random_rows
 from tinyldm.errors import UserError
@@ -47,8 +48,8 @@ class TrainingData(ABC):
     first_stage: AutoencoderModel | None = None
 
     @abstractmethod
-    def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
-        """The images or latents (B, C, S, S) of a batch, as networks see them."""
+    def example(self, batch: Batch, draw: Draw) -> Batch:
+        """The x_0 (B, C, S, S) of a batch as networks see them, with their conditions."""
 
     @abstractmethod
     def count(self) -> int | None:
@@ -59,11 +60,12 @@ class PixelData(TrainingData):
     """x_0 are images in [-1, 1].
 
     Args:
-        balanced: a label column whose values are trained on equally often; None: as often as they are in the data.
+        condition: how labels are balanced, and the side of the smaller images. None: as for an ordinary model.
     """
 
-    def __init__(self, config: Training, accelerator: Accelerator, balanced: str | None = None):
-        data = self.config = config.data
+    def __init__(self, config: Training, accelerator: Accelerator, condition: ConditionConfig | None = None):
+        data, wanted = config.data, condition or ConditionConfig()
+        self.config, self.small, balanced = config.data, wanted.low_resolution, wanted.balanced
         train, held_out, self.description = open_data(config, accelerator)
         if balanced:
             train.balance = balanced_labels(train, balanced)
@@ -74,12 +76,19 @@ class PixelData(TrainingData):
         held_out_images = Images.of(held_out, data)
         self.readers = [images, held_out_images]
         evaluated = first_examples(held_out_images, config.train.num_eval_images)
-        self.held_out = Batch(to_float(evaluated.x), evaluated.condition)
+        self.held_out = self.with_small(Batch(to_float(evaluated.x), evaluated.condition))
 
-    def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
+    def example(self, batch: Batch, draw: Draw) -> Batch:
         """Images (B, C, S, S), half of them mirrored with `data.random_flip`."""
         images = to_float(batch.x)
-        return mirror_half(images, draw) if self.config.random_flip else images
+        return self.with_small(Batch(mirror_half(images, draw) if self.config.random_flip else images, batch.condition))
+
+    def with_small(self, batch: Batch) -> Batch:
+        """The batch with its smaller images, if they are wanted."""
+        if self.small is None:
+            return batch
+        small = enlarge(shrink(batch.x, self.small), batch.x.shape[-1])
+        return Batch(batch.x, replace(batch.condition, low_resolution=small))
 
     def count(self) -> int | None:
         """See TrainingData.count."""
@@ -90,21 +99,28 @@ class LatentData(TrainingData):
     """x_0 are latents, scaled to unit variance, either stored or encoded while the images are read.
 
     Args:
-        balanced: see PixelData.
+        condition: see PixelData.
     """
 
-    def __init__(self, config: Training, first_stage: FirstStageConfig, accelerator: Accelerator, balanced: str | None = None):
-        data, rank = config.data, rank_of(accelerator)
+    def __init__(
+        self,
+        config: Training,
+        first_stage: FirstStageConfig,
+        accelerator: Accelerator,
+        condition: ConditionConfig | None = None,
+    ):
+        data, rank, wanted = config.data, rank_of(accelerator), condition or ConditionConfig()
+        small, balanced = wanted.low_resolution, wanted.balanced
         stage = load_first_stage(first_stage)
         stage.check_resolution(data.resolution)
         if stage.in_channels != data.channels:
             raise UserError(f"the first stage takes images with {stage.in_channels} channels: set data.channels to that number")
         stage.model.to(accelerator.device)
         train, held_out_source, self.description = open_data(config, accelerator)
-        held_out = open_store(data, held_out_source, "held-out", config.seed, stage, accelerator, False)
+        held_out = open_store(data, held_out_source, "held-out", config.seed, stage, accelerator, False, small)
         self.images: ImageBatches | None = None
         if first_stage.keep_latents:
-            self.store = open_store(data, train, "train", config.seed, stage, accelerator, data.random_flip)
+            self.store = open_store(data, train, "train", config.seed, stage, accelerator, data.random_flip, small)
             balance = None
             if balanced and self.store.labels is not None:
                 balance = self.store.labels[:, data.labels.index(balanced)]
@@ -115,7 +131,7 @@ class LatentData(TrainingData):
             if balanced:
                 train.balance = balanced_labels(train, balanced)
             self.images = ImageBatches(Images.of(train, data), config.seed, config.train.batch_size, rank)
-            self.stream = EncodedBatches(self.images, stage, accelerator.device, data.random_flip, config.seed)
+            self.stream = EncodedBatches(self.images, stage, accelerator.device, data.random_flip, config.seed, small)
             std = held_out.std
             # Counting a stream means reading it.
             self.length = self.images.length = train.length() if config.train.max_steps is None else None
@@ -130,11 +146,13 @@ class LatentData(TrainingData):
         self.scale, self.built_on, self.first_stage = stage.scaling_factor, stage.fingerprint(), stage.model
         self.kept, self.labels = {"latent_scale": self.scale}, train.labels
         evaluated = held_out.batch(random_rows(len(held_out), config.train.num_eval_images))
-        self.held_out = Batch(evaluated.x * self.scale, evaluated.condition)
+        self.held_out = self.example(evaluated, Draw(0, 0, 0))
 
-    def x0(self, batch: Batch, draw: Draw) -> torch.Tensor:
+    def example(self, batch: Batch, draw: Draw) -> Batch:
         """Latents (B, C, h, w), scaled."""
-        return batch.x * self.scale
+        small = batch.condition.low_resolution
+        scaled = None if small is None else small * self.scale
+        return Batch(batch.x * self.scale, replace(batch.condition, low_resolution=scaled))
 
     def count(self) -> int | None:
         """See TrainingData.count."""

@@ -18,6 +18,7 @@ from tinyldm.evaluation import sheets, sweep
 from tinyldm.evaluation.first_stage import reconstruct
 from tinyldm.evaluation.labels import Labelled, LabelMetrics, renumber
 from tinyldm.evaluation.models import draw
+from tinyldm.evaluation.small import give_small
 from tinyldm.evaluation.workspace import OTHER, REAL, RECONSTRUCTIONS, SAMPLES, START_OVER, Workspace, entry
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics import distances
@@ -44,6 +45,7 @@ def measure_samples(workspace: Workspace, model: Model | None) -> tuple[dict[str
     else:
         assert model is not None  # Evaluate.check: either a model or images
         count = config.num_images or NUM_IMAGES
+        model.small_from = give_small(workspace, model, count)
         images = draw(config, model, count, workspace.manifest.own_folder(workspace.output / "drawn"), START_OVER)
     columns = {SAMPLES: workspace.own_features("samples", images, count, workspace.network.embed)}
     if config.anchors:

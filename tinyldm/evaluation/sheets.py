@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tinyldm import pictures
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.data.batch import UNCONDITIONAL, UNKNOWN, Condition
-from tinyldm.diffusion.conditioning import condition_for
+from tinyldm.data.batch import UNKNOWN, Condition
 from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.sampling import denoise, generators, initial_noise
 from tinyldm.metrics.chunks import Batches
@@ -52,7 +51,7 @@ class Sheet:
         rows = len(self.beside)
         for column in range(position // rows, len(self.captions)):
             random = generators(self.seed, rows)
-            noise = initial_noise(self.model.unet, random)
+            noise = initial_noise(self.model, random)
             x_0 = denoise(self.model, noise, self.settings[column], random, self.conditions[column])
             yield to_images(self.model, x_0).cpu().expand(-1, 3, -1, -1), (column + 1) * rows
 
@@ -74,14 +73,16 @@ def label_sheet(model: Model, settings: SamplerSettings, seed: int, rows: int = 
     """
     embedding = model.labels
     assert embedding is not None
-    drawn = embedding.draw(range(seed, seed + rows), model.given_labels(settings))
+    condition = model.condition(range(seed, seed + rows), settings)
+    drawn = condition.labels
+    assert drawn is not None
     ranked = sorted((len(values) - v, i, v) for i, values in enumerate(embedding.values.values()) for v in range(len(values)))
     shown = sorted((i, v) for _, i, v in ranked[:COLUMNS])
     conditions = []
     for i, v in shown:
         labels = drawn.clone()
         labels[:, i] = v
-        conditions.append(Condition(labels))
+        conditions.append(replace(condition, labels=labels))
     named = list(embedding.values.items())
     captions = [[named[i][0], named[i][1][v]] for i, v in shown]
     beside = [[f"seed {seed + row}"] for row in range(rows)]
@@ -94,10 +95,8 @@ def guidance_sheet(model: Model, settings: SamplerSettings, seed: int, rows: int
     Raises:
         UserError: while drawing, for a model with neither a guide nor labels.
     """
-    condition, beside = UNCONDITIONAL, [[f"seed {seed + row}"] for row in range(rows)]
-    if model.labels is not None:
-        condition = condition_for(model.labels, range(seed, seed + rows), model.given_labels(settings))
-        assert condition.labels is not None
+    condition, beside = model.condition(range(seed, seed + rows), settings), [[f"seed {seed + row}"] for row in range(rows)]
+    if model.labels is not None and condition.labels is not None:
         for lines, numbers in zip(beside, condition.labels.tolist(), strict=True):
             known = zip(model.labels.values.items(), numbers, strict=True)
             lines += [f"{name} {values[number]}" for (name, values), number in known if number != UNKNOWN]

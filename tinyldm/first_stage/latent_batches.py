@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ import torch
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, mirror_half, to_float
 from tinyldm.data.prefetch import read_ahead
+from tinyldm.data.small import enlarge, shrink
 from tinyldm.data.sources import shuffled
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.first_stage.latent_store import LatentStore
@@ -62,6 +63,7 @@ class EncodedBatches:
         images: gives uint8 images (B, C, H, W) with their conditions.
         mirrored: whether half of the images are mirrored.
         seed: determines which ones.
+        small: also encode the images at this smaller side, enlarged. None: not.
     """
 
     images: ImageBatches
@@ -69,6 +71,7 @@ class EncodedBatches:
     device: torch.device
     mirrored: bool
     seed: int
+    small: int | None = None
 
     def __call__(self, position: int = 0) -> Generator[Batch, None, None]:
         """float32 (B, C, h, w), unscaled, with their conditions.
@@ -85,4 +88,7 @@ class EncodedBatches:
             pixels = to_float(batch.x.to(self.device))
             if self.mirrored:
                 pixels = mirror_half(pixels, Draw(seed, micro, 0, rank, self.device))
-            yield Batch(self.first_stage.encode(pixels), batch.condition)
+            small = None
+            if self.small:
+                small = self.first_stage.encode(enlarge(shrink(pixels, self.small), pixels.shape[-1]))
+            yield Batch(self.first_stage.encode(pixels), replace(batch.condition, low_resolution=small))

@@ -3,8 +3,8 @@
 A store is a folder:
 
     made_of.json       what the latents depend on: data set, commit, files, first stage. Its hash names the folder
-    shard-00000.npy    float16 (n, V, C, h, w): the readable images among SHARD positions of the data, V = 2 where mirrored
-                       images are kept too
+    shard-00000.npy    float16 (n, V, C, h, w): the readable images among SHARD positions of the data. V counts the image, its
+                       mirror image, and both again from a smaller version, as far as they are kept
     shard-00000.json   its numbers of positions and unreadable images, its labels, sums for the standard deviation; written last
     store.json         written last, when all shards are there
 
@@ -34,6 +34,7 @@ from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.identity import cache_key, hub_id
 from tinyldm.data.images import Images, collate, to_float
 from tinyldm.data.prefetch import read_ahead
+from tinyldm.data.small import enlarge, shrink
 from tinyldm.data.sources import Source
 from tinyldm.errors import UserError, boundary
 from tinyldm.files import difference, digest, one_at_a_time, replace_text
@@ -57,12 +58,14 @@ class LatentStore:
         corrupt: number of unreadable images, which were skipped.
         unreadable: the names of their files.
         labels: numbers of labels (N, A) int64; None for data without labels.
+        small: whether the second half of the views is that of the smaller images, enlarged.
     """
 
     shards: list[np.ndarray]
     std: float
     corrupt: int
     labels: np.ndarray | None = None
+    small: bool = False
     unreadable: list[str] = field(default_factory=list)
 
     def __post_init__(self):
@@ -74,7 +77,7 @@ class LatentStore:
     @property
     def views(self) -> int:
         """2 where mirrored images are kept too, else 1."""
-        return self.shards[0].shape[1]
+        return self.shards[0].shape[1] // (2 if self.small else 1)
 
     def get(self, indices: np.ndarray, views: np.ndarray | int = 0) -> torch.Tensor:
         """float32 (B, C, h, w), unscaled.
@@ -92,11 +95,19 @@ class LatentStore:
     def batch(self, indices: np.ndarray, views: np.ndarray | int = 0) -> Batch:
         """`get` with the conditions of these images."""
         labels = None if self.labels is None else torch.from_numpy(self.labels[indices])
-        return Batch(self.get(indices, views), Condition(labels))
+        small = self.get(indices, views + self.views) if self.small else None
+        return Batch(self.get(indices, views), Condition(labels, small))
 
 
 def open_store(
-    data: DataConfig, source: Source, part: str, seed: int, first_stage: FirstStage, accelerator: Accelerator, mirrored: bool
+    data: DataConfig,
+    source: Source,
+    part: str,
+    seed: int,
+    first_stage: FirstStage,
+    accelerator: Accelerator,
+    mirrored: bool,
+    small: int | None = None,
 ) -> LatentStore:
     """The latents of one part of the data. Encodes them now, unless there is a store of the same data and first stage.
 
@@ -104,6 +115,7 @@ def open_store(
         part: `train` or `held-out`.
         seed: chooses the held-out images if the data set has no split for them.
         mirrored: store the latents of the mirrored images too.
+        small: store those of the images at this smaller side, enlarged, too. None: not.
     """
     found: list[Any] = [None, None, None]
     if accelerator.is_main_process:
@@ -114,6 +126,8 @@ def open_store(
             "factor": first_stage.downscale,
             "first stage": first_stage.fingerprint(),
         }
+        if small:
+            made_of["small"] = small
         if source.labels:
             made_of["labels"] = {column.name: column.values for column in source.labels}
         stores = Path(data.cache_dir).expanduser() / "latents"
@@ -126,7 +140,7 @@ def open_store(
     if not there:
         with _alone(folder, made_of, accelerator):
             images = Images.of(source, data)
-            _Builder(folder, images, first_stage, accelerator, mirrored).build(f"encoding the {part} part")
+            _Builder(folder, images, first_stage, accelerator, mirrored, small).build(f"encoding the {part} part")
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 _finish(folder, part, images)
@@ -191,6 +205,7 @@ class _Builder:
     first_stage: FirstStage
     accelerator: Accelerator
     mirrored: bool
+    small: int | None = None
 
     def build(self, doing: str) -> None:
         """Encode the missing shards."""
@@ -232,13 +247,16 @@ class _Builder:
     def _encode(self, batch: torch.Tensor) -> np.ndarray:
         pixels = to_float(batch.to(self.accelerator.device))
         views = [pixels, pixels.flip(-1)] if self.mirrored else [pixels]
+        if self.small:
+            views += [enlarge(shrink(view, self.small), view.shape[-1]) for view in views]
         return (
             torch.stack([self.first_stage.to_half(self.first_stage.encode(view)) for view in views], 1).cpu().numpy()
         )  # (B, V, C, h, w)
 
     def _write(self, number: int, parts: list[np.ndarray], labels: list[list[int]], counts: dict[str, Any]) -> None:
-        latents = np.concatenate(parts) if parts else np.empty(0, np.float16)  # no image of this shard was readable
-        values = latents.astype(np.float64)
+        latents: np.ndarray = np.concatenate(parts) if parts else np.empty(0, np.float16)  # no image of this shard was readable
+        kept = latents[:, : latents.shape[1] // 2] if self.small and parts else latents  # the scale is that of full images
+        values = kept.astype(np.float64)
         aside = self.folder / f".shard-{number:05d}.npy"
         with aside.open("wb") as file:
             np.save(file, latents)
@@ -307,7 +325,7 @@ def _read(folder: Path, made_of: dict[str, Any]) -> LatentStore:
         if len(labels) not in (0, sum(map(len, shards))):
             raise ValueError(f"{len(labels)} labels for {sum(map(len, shards))} images")
         table = np.array(labels, np.int64) if labels else None
-        return LatentStore(shards, about["std"], about["corrupt"], table, list(dict.fromkeys(unreadable)))
+        return LatentStore(shards, about["std"], about["corrupt"], table, "small" in made_of, list(dict.fromkeys(unreadable)))
 
 
 def mapped(file: Path) -> np.ndarray:
