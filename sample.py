@@ -1,7 +1,10 @@
-"""Draw images with a trained model:
+"""Draw images with a trained model, or change given ones:
 
 python sample.py --model runs/demo --output_dir runs/demo/pictures
 python sample.py --model user/faces --num_images 64 --scheduler dpm-solver++ --num_inference_steps 20 --strip true
+python sample.py --model runs/faces64 --image me.png --strength 0.6                     # variations
+python sample.py --model runs/faces64 --image me.png --mask 16,20,48,40                  # a new part
+python sample.py --model runs/faces64 --invert a.png,b.png                               # the way between two pictures
 """
 
 from tinyldm.config.parsing import parse
@@ -17,6 +20,7 @@ def main() -> None:
     from tqdm.auto import tqdm
 
     from tinyldm.diffusion import sampling
+    from tinyldm.diffusion.actions import act
     from tinyldm.diffusion.loading import load_for
     from tinyldm.pictures import OutputFolder
     from tinyldm.training.accelerator import default_device
@@ -24,18 +28,25 @@ def main() -> None:
     with OutputFolder(config.output_dir, config.overwrite) as output:
         device = default_device(config.device)
         model = load_for(config.model, config, device, getattr(torch, config.dtype))
-        model.sampler(config)  # raises an error for unsupported settings before any file is written
+        result = act(model, config)  # raises an error for unsupported settings before any file is written
 
-        with tqdm(total=config.num_images, unit="image", desc="sampling", dynamic_ncols=True) as bar:
-            for batch in sampling.sample(model, config.num_images, config.batch_size, config.seed, config):
+        with tqdm(total=result.count, unit="image", desc="sampling", dynamic_ncols=True) as bar:
+            for batch in result.batches:
                 output.add(batch, config.seed)
                 bar.update(len(batch))
         output.finish()
+        if result.rows:
+            output.edited(torch.cat(result.rows), result.columns)
+        if result.between is not None:
+            output.interpolation(result.between)
         if config.strip:
             output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, config))
         if config.interpolate:
             output.interpolation(sampling.interpolate(model, *config.interpolate, config))
-    print(f"{config.num_images} images are in {output.path}; all on one page: {output.path / 'grid.png'}")
+    for note in result.notes:
+        print(note)
+    page = output.path / ("edited.png" if result.rows else "grid.png")
+    print(f"{result.count} images are in {output.path}; all on one page: {page}")
 
 
 if __name__ == "__main__":

@@ -129,7 +129,15 @@ class OutputFolder:
             ones; if another program writes to it; or if it cannot be written.
     """
 
-    SUMMARIES = ("grid.png", "samples.npz", "denoising.png", "denoising.gif", "interpolation.png", "interpolation.gif")
+    SUMMARIES = (
+        "grid.png",
+        "samples.npz",
+        "denoising.png",
+        "denoising.gif",
+        "edited.png",
+        "interpolation.png",
+        "interpolation.gif",
+    )
 
     def __init__(self, path: str, overwrite: bool):
         self.path, self.images, self.overwrite = Path(path), Path(path) / "images", overwrite
@@ -197,6 +205,10 @@ class OutputFolder:
         rows = torch.stack(frames, 1)  # (B, frames, 3, H, W)
         grid(rows.flatten(0, 1), len(frames)).save(self.manifest.own(self.path / "denoising.png"))
         save_gif([grid(frame) for frame in frames], self.manifest.own(self.path / "denoising.gif"))
+
+    def edited(self, images: torch.Tensor, columns: int) -> None:
+        """Write edited.png: what was given, beside what was made of it."""
+        grid(images, columns).save(self.manifest.own(self.path / "edited.png"))
 
     def interpolation(self, images: torch.Tensor) -> None:
         """Write interpolation.png, one row of images, and interpolation.gif."""

@@ -81,7 +81,9 @@ def test_every_sampler_draws_the_distribution(name, count, settings, kind):
         calls.append(level)
         return normal(x, level)
 
-    x = solver(predict, randn(5000, 1, 1, 1), lambda: torch.randn(5000, 1, 1, 1, generator=random, dtype=torch.float64))
+    x = solver(
+        predict, solver.start(randn(5000, 1, 1, 1)), lambda: torch.randn(5000, 1, 1, 1, generator=random, dtype=torch.float64)
+    )
     assert x.mean() == pytest.approx(MEAN, abs=0.04)
     assert x.std() == pytest.approx(STD, rel=0.05)
     assert len(calls) == solver.evaluations
@@ -97,7 +99,7 @@ def test_the_samplers_are_those_of_diffusers_for_vp(name):
         x0, eps = two_points(x, Level(alpha, sigma))
         x = scheduler.step(alpha * eps - sigma * x0, t, x).prev_sample
     ours = make_solver(process, SamplerSettings(scheduler=name, num_inference_steps=10, process="vp"))
-    torch.testing.assert_close(ours(two_points, noise, lambda: None), x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(two_points, ours.start(noise), lambda: None), x, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("euler", EDMEulerScheduler), ("dpm-solver++", EDMDPMSolverMultistepScheduler)])
@@ -112,7 +114,7 @@ def test_the_samplers_are_those_of_diffusers_for_edm(name, theirs):
         v = (0.5 * eps - sigma * x0 / 0.5) / math.hypot(0.5, sigma)
         x = scheduler.step(v.float(), t, x.float()).prev_sample.double()
     ours = make_solver(process, SamplerSettings(scheduler=name, num_inference_steps=12))
-    torch.testing.assert_close(ours(two_points, noise, lambda: None), x, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours(two_points, ours.start(noise), lambda: None), x, rtol=1e-3, atol=1e-3)
 
 
 def test_heuns_method_is_that_of_diffusers_for_flow():
@@ -125,7 +127,7 @@ def test_heuns_method_is_that_of_diffusers_for_flow():
     ours = make_solver(ContinuousProcess("flow"), SamplerSettings(scheduler="heun"))
     times = [*scheduler.timesteps[::2].tolist()]
     ours.path.levels = [*(Level(1 - t / 1000, t / 1000) for t in times), IMAGE]
-    torch.testing.assert_close(ours(two_points, noise, lambda: None).float(), x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours(two_points, ours.start(noise), lambda: None).float(), x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -147,7 +149,10 @@ def test_a_network_is_sampled_as_one_of_another_process(kind, other):
     solver.path.levels = [level for level in solver.path.levels if low * 1.001 < level.ratio < high * 0.999] + [IMAGE]
     assert len(solver.path.levels) > 4
     torch.testing.assert_close(
-        solver(network, noise, lambda: None), solver(two_points, noise, lambda: None), rtol=1e-6, atol=1e-6
+        solver(network, solver.start(noise), lambda: None),
+        solver(two_points, solver.start(noise), lambda: None),
+        rtol=1e-6,
+        atol=1e-6,
     )
     assert all(level.alpha * level.scale <= 1 + 1e-9 for level in seen) or kind in ("ve", "edm")
 

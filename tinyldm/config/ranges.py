@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # type checkers see plain numbers, so that code can pass plai
     OpenUnitInterval = float
     BelowOne = float
     EMAWidth = float
+    Strength = float
 else:  # jsonargparse's own float ranges include infinity; these do not
     PositiveInt = restricted_number_type("PositiveInt", int, (">", 0))
     NonNegativeInt = restricted_number_type("NonNegativeInt", int, (">=", 0))
@@ -41,6 +42,7 @@ else:  # jsonargparse's own float ranges include infinity; these do not
     UnitInterval = restricted_number_type("ClosedUnitInterval", float, [(">=", 0), ("<=", 1)])
     OpenUnitInterval = restricted_number_type("OpenUnitInterval", float, [(">", 0), ("<", 1)])
     BelowOne = restricted_number_type("BelowOne", float, [(">=", 0), ("<", 1)])
+    Strength = restricted_number_type("Strength", float, [(">", 0), ("<=", 1)])
     EMAWidth = restricted_number_type("EMAWidth", float, [(">", 0), ("<=", WIDEST_EMA)])
 
 WORDS: dict[Any, tuple[str, str]] = {  # one of them, several of them
@@ -55,6 +57,7 @@ WORDS: dict[Any, tuple[str, str]] = {  # one of them, several of them
     AtLeast20: ("a whole number of at least 20", "whole numbers of at least 20"),
     PositiveFloat: ("a number above 0", "numbers above 0"),
     NonNegativeFloat: ("a number of at least 0", "numbers of at least 0"),
+    Strength: ("a number above 0, up to 1", "numbers above 0, up to 1"),
     UnitInterval: ("a number from 0 to 1", "numbers from 0 to 1"),
     OpenUnitInterval: ("a number between 0 and 1, both excluded", "numbers between 0 and 1, both excluded"),
     BelowOne: ("a number from 0 to 1, 1 excluded", "numbers from 0 to 1, 1 excluded"),

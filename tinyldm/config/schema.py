@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from tinyldm.config.networks import Kind, ProcessConfig, SchedulerConfig, UNetConfig, VQConfig, pixel_scheduler
-from tinyldm.config.ranges import EMAWidth, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, UnitInterval
+from tinyldm.config.ranges import EMAWidth, NonNegativeFloat, PositiveFloat, PositiveInt, Seed, Strength, UnitInterval
 from tinyldm.config.sections import (
     ConditionConfig,
     DataConfig,
@@ -260,7 +260,8 @@ class Sample(SamplerSettings):
 
     first_keys: ClassVar[tuple[str, ...]] = (
         *("model", "num_images", "labels", "guidance_scale", "guidance_model", "classifier", "seed", "scheduler"),
-        *("num_inference_steps", "batch_size", "output_dir", "overwrite", "strip", "interpolate", "device", "dtype"),
+        *("num_inference_steps", "batch_size", "image", "strength", "mask", "invert", "output_dir", "overwrite", "strip"),
+        *("interpolate", "device", "dtype"),
     )
 
     model: str
@@ -275,6 +276,19 @@ class Sample(SamplerSettings):
     """Folder for images/, grid.png, samples.npz, and what `strip` and `interpolate` add."""
     overwrite: bool = False
     """Replace the pictures that an earlier sample.py wrote to `output_dir`. Other files stay."""
+    image: str | None = None
+    """An image to start from, or a folder of images: `num_images` variations of each (SDEdit, Meng et al. 2022)."""
+    strength: Strength = 0.5
+    """How far to change `image`, above 0 to 1: the part of the way to noise and back that is gone."""
+    mask: str | None = None
+    """The part of `image` to draw anew, the rest stays (RePaint, Lugmayr et al. 2022): a box left,top,right,bottom in pixels of
+    the model's images, or an image that is white there."""
+    resample_jump: PositiveInt = 5
+    """With a mask: how many steps to go back to more noise each time, so that the new part fits the rest."""
+    resample_repeats: PositiveInt = 5
+    """With a mask: how often each part of the way is gone. 1 is the fastest and fits the least."""
+    invert: str | None = None
+    """Images to turn into noise and back, separated by commas; of two or more also what lies between the first two."""
     strip: bool = False
     """Also show how the first images emerge from noise: denoising.png and denoising.gif."""
     interpolate: tuple[Seed, Seed] | None = None
@@ -284,3 +298,15 @@ class Sample(SamplerSettings):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision of the networks. A VQ first stage stays in float32, because rounding would choose other codes. On a CPU leave
     it at float32."""
+
+    def check(self) -> None:
+        """Raise UserError for values that contradict each other."""
+        super().check()
+        if self.mask is not None and self.image is None:
+            raise UserError("mask says which part of an image to draw: give --image too")
+        if self.mask is not None and self.strength != Sample.strength:
+            raise UserError("strength is for variations; with a mask, its part of the image is drawn from noise: remove one")
+        if self.image is not None and self.invert is not None:
+            raise UserError("image and invert are two different things to do: give one of them")
+        if (self.image is not None or self.invert is not None) and (self.strip or self.interpolate):
+            raise UserError("strip and interpolate show drawing from noise: remove them, or image and invert")

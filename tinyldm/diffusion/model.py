@@ -20,7 +20,7 @@ from tinyldm.diffusion.process import Process
 from tinyldm.diffusion.processes import scheduler_config
 from tinyldm.diffusion.solvers import Solver, make_solver
 from tinyldm.errors import UserError, boundary
-from tinyldm.first_stage.autoencoder import AutoencoderModel, fingerprint
+from tinyldm.first_stage.autoencoder import AutoencoderModel, FirstStage, fingerprint
 
 DECODED_AT_ONCE = 2**14  # latent positions: 64 images of 64 px through an f4, or 4 of 256 px
 
@@ -51,6 +51,16 @@ class Model:
     def labels(self) -> LabelEmbedding | None:
         """The embedding of labels; None for a model without labels."""
         return self.denoiser.labels
+
+    @property
+    def channels(self) -> int:
+        """Channels of x_0."""
+        return self.unet.config.in_channels
+
+    @property
+    def side(self) -> int:
+        """Side of the images in pixels."""
+        return self.unet.config.sample_size * (1 if self.first_stage is None else FirstStage(self.first_stage).downscale)
 
     @property
     def device(self) -> torch.device:

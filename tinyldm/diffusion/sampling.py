@@ -16,10 +16,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.diffusion.conditioning import condition_for
-from tinyldm.diffusion.denoiser import Predictor
 from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.process import exact
-from tinyldm.diffusion.solvers import Level, Solver
+from tinyldm.diffusion.solvers import Level, Normal, Predict, Solver
 from tinyldm.errors import UserError
 
 
@@ -60,13 +59,17 @@ def denoise(
     """
     sampler, denoiser, condition = model.sampler(settings), model.guided(settings), condition.to(model.device)
     if isinstance(sampler, Solver):
-        return _solve(model, sampler, denoiser, noise, random, condition, watch)
+        x, predict = sampler.start(noise.to(model.device)), predictor(model, sampler, settings, condition, watch)
+        x = finite(sampler(predict, x, normals(x, random)))
+        if watch:
+            watch(len(sampler.path.levels) - 1, x)
+        return x
     accepted = inspect.signature(sampler.step).parameters
     extra = {key: value for key, value in {"eta": settings.eta, "generator": random}.items() if key in accepted}
     # Only the ancestral sampler uses a learned variance.
     channels = None if isinstance(sampler, DDPMScheduler) else noise.shape[1]
     x = noise.to(model.device, model.dtype) * getattr(sampler, "init_noise_sigma", 1.0)
-    finite = torch.zeros((), device=x.device)  # number of steps with finite results; read at the end, so no step waits for it
+    sound = torch.zeros((), device=x.device)  # number of steps with finite results; read at the end, so no step waits for it
     after = [*sampler.timesteps.tolist()[1:], -1]
     for step, t in enumerate(sampler.timesteps):
         if isinstance(sampler, DDIMScheduler):
@@ -78,8 +81,8 @@ def denoise(
             watch(step, seen)
         predicted = denoiser(seen, t, condition)[:, :channels]
         x = sampler.step(predicted, t, x, **extra).prev_sample
-        finite += x.isfinite().all()
-    if (done := int(finite)) < len(sampler.timesteps):
+        sound += x.isfinite().all()
+    if (done := int(sound)) < len(sampler.timesteps):
         raise UserError(
             f"step {done + 1} of {len(sampler.timesteps)} gives values that are not finite: the weights are damaged or do not "
             "fit their precision (--dtype float32)"
@@ -89,33 +92,42 @@ def denoise(
     return x
 
 
-def _solve(
+def predictor(
     model: Model,
     solver: Solver,
-    denoiser: Predictor,
-    noise: torch.Tensor,
-    random: list[torch.Generator] | None,
+    settings: SamplerSettings,
     condition: Condition,
-    watch: Callable[[int, torch.Tensor], None] | None,
-) -> torch.Tensor:
-    """`denoise` by a solver of solvers.py."""
-    process, device = model.process, model.device
+    watch: Callable[[int, torch.Tensor], None] | None = None,
+) -> Predict:
+    """What a solver asks at each level: x_0 and eps, guided as the settings say. For `watch` see denoise."""
+    process, guided, condition = model.process, model.guided(settings), condition.to(model.device)
     numbers, seen = {level: number for number, level in enumerate(solver.path.levels)}, -1
 
     def predict(x: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal seen
-        x_t, time = (level.scale * x).to(model.dtype), torch.tensor(level.time, device=device, dtype=exact(x))
+        x_t, time = (level.scale * x).to(model.dtype), torch.tensor(level.time, device=model.device, dtype=exact(x))
         if watch and numbers.get(level, seen) > seen:  # not for the second evaluation of a step
             seen = numbers[level]
             watch(seen, x / math.hypot(level.alpha, level.sigma))
-        predicted = denoiser(x_t, time, condition)[:, : x.shape[1]]
+        predicted = guided(x_t, time, condition)[:, : x.shape[1]]
         return process.to_x0_and_noise(x_t, predicted.to(x.dtype), time)
 
-    x = solver(predict, noise.to(device), lambda: randn_tensor(noise.shape, generator=random).to(device))
+    return predict
+
+
+def normals(like: torch.Tensor, random: list[torch.Generator] | None) -> Normal:
+    """New standard normal noise of this shape at each call."""
+    return lambda: randn_tensor(like.shape, generator=random).to(like.device)
+
+
+def finite(x: torch.Tensor) -> torch.Tensor:
+    """The same x_0.
+
+    Raises:
+        UserError: if a value is not finite.
+    """
     if not x.isfinite().all():
         raise UserError("the images are not finite: the weights are damaged or do not fit their precision (--dtype float32)")
-    if watch:
-        watch(len(solver.path.levels) - 1, x)
     return x
 
 

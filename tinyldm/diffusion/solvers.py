@@ -97,7 +97,7 @@ def euler(predict: Predict, path: Path, x: Tensor, normal: Normal, settings: Sam
     """Euler's method, which is DDIM (Song et al. 2020, equation 12, with its eta). Its error is proportional to the step."""
     for now, after in pairwise(path.levels):
         x0, eps = predict(x, now)
-        x = _towards(x0, eps, now, after, settings.eta, normal)
+        x = towards(x0, eps, now, after, settings.eta, normal)
     return x
 
 
@@ -105,7 +105,7 @@ def ancestral(predict: Predict, path: Path, x: Tensor, normal: Normal, settings:
     """DDPM's sampler: each step draws from q(x_s | x_t, x_0) (Ho et al. 2020, equation 6)."""
     for now, after in pairwise(path.levels):
         x0, eps = predict(x, now)
-        x = _towards(x0, eps, now, after, 1.0, normal)
+        x = towards(x0, eps, now, after, 1.0, normal)
     return x
 
 
@@ -172,7 +172,7 @@ def predictor_corrector(predict: Predict, path: Path, x: Tensor, normal: Normal,
     """Ancestral steps, and after each a Langevin step (Song et al. 2021, algorithms 1 to 3)."""
     for now, after in pairwise(path.levels):
         x0, eps = predict(x, now)
-        x = _towards(x0, eps, now, after, 1.0, normal)
+        x = towards(x0, eps, now, after, 1.0, normal)
         if after.sigma:
             _, eps = predict(x, after)
             size = 2 * CORRECTOR_SNR**2  # times the ratio of the norms of noise and eps, which is 1 in so many dimensions
@@ -206,7 +206,7 @@ def langevin_size(span: float, levels: int) -> float:
     return float(minimize_scalar(variance, bounds=(1e-4, 1.0), method="bounded").x)
 
 
-def _towards(x0: Tensor, eps: Tensor, now: Level, after: Level, eta: float, normal: Normal) -> Tensor:
+def towards(x0: Tensor, eps: Tensor, now: Level, after: Level, eta: float, normal: Normal) -> Tensor:
     """x at the next level: alpha x_0 + sigma eps, with a part of eps replaced by new noise."""
     if not eta or not after.sigma:
         return after.alpha * x0 + after.sigma * eps
@@ -249,10 +249,13 @@ class Solver:
         twice = self.name in ("heun", "predictor-corrector")
         return LANGEVIN_STEPS * levels + 1 if self.name == "langevin" else 2 * levels - 1 if twice else levels
 
-    def __call__(self, predict: Predict, noise: Tensor, normal: Normal) -> Tensor:
-        """x_0 (B, C, S, S) from standard normal noise of that shape."""
-        first = self.path.levels[0]
-        return SOLVERS[self.name](predict, self.path, math.hypot(first.alpha, first.sigma) * noise, normal, self.settings)
+    def start(self, noise: Tensor) -> Tensor:
+        """x at the first level, from standard normal noise of its shape."""
+        return math.hypot(self.path.levels[0].alpha, self.path.levels[0].sigma) * noise
+
+    def __call__(self, predict: Predict, x: Tensor, normal: Normal) -> Tensor:
+        """x_0 (B, C, S, S) from x at the first level."""
+        return SOLVERS[self.name](predict, self.path, x, normal, self.settings)
 
 
 def make_solver(process: Process, settings: SamplerSettings) -> Solver:

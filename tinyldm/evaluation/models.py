@@ -49,11 +49,10 @@ def open_model(config: Evaluate, device: str) -> Model | FirstStage:
         model.model.to(device)
         model.check_resolution(config.data.resolution)
         return model
-    side = model.unet.config.sample_size * (FirstStage(model.first_stage).downscale if model.first_stage else 1)
-    if side != config.data.resolution:
+    if model.side != config.data.resolution:
         raise UserError(
-            f"{name} draws {side} px images, the reference has {config.data.resolution} (data.resolution): "
-            f"set --data.resolution {side}"
+            f"{name} draws {model.side} px images, the reference has {config.data.resolution} (data.resolution): "
+            f"set --data.resolution {model.side}"
         )
     for settings in (config, *(settings for _, _, settings in config.swept)):
         model.sampler(settings)  # refuses what this model does not know
