@@ -23,6 +23,7 @@ import tarfile
 import tempfile
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "_build" / "theory.html"
@@ -52,19 +53,24 @@ def chapters() -> list[Path]:
 
 
 def labs() -> list[Path]:
-    """In the order of their chapters."""
+    """In the order of their chapters, which may have several."""
     return sorted(HERE.glob("lab[0-9]_*.py"))
 
 
+def records(chapter: Path, folder: Path = HERE) -> list[dict[str, Any]]:
+    """What each of the chapter's labs printed."""
+    files = sorted((folder / "numbers").glob(f"{chapter.stem}*.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
 def numbers(chapter: Path, folder: Path = HERE) -> dict[str, dict[str, float]]:
-    """What the chapter's lab printed, by name."""
-    found = json.loads((folder / "numbers" / f"{chapter.stem}.json").read_text(encoding="utf-8"))
-    return {name: number for name, number in found.items() if name != WAITS}
+    """What the chapter's labs printed, by name."""
+    return {name: number for record in records(chapter, folder) for name, number in record.items() if name != WAITS}
 
 
 def waits(chapter: Path, folder: Path = HERE) -> str | None:
     """What some of the chapter's numbers still wait for, in words."""
-    return json.loads((folder / "numbers" / f"{chapter.stem}.json").read_text(encoding="utf-8")).get(WAITS)
+    return next((record[WAITS] for record in records(chapter, folder) if WAITS in record), None)
 
 
 def shown(value: float, form: str) -> str:

@@ -54,6 +54,18 @@ class Mixture:
         pulls = (self.means - x[:, None]) / self.variances
         return (self.joint(x).softmax(1)[..., None] * pulls).sum(1)
 
+    def estimates(
+        self, x: torch.Tensor, scale: float | torch.Tensor, std: float | torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """E[x_0 | x] and E[eps | x], (B, D) each, of x = scale x_0 + std eps (B, D). scale, std: numbers, or of B elements.
+
+        Given the component, x_0 and x are jointly normal: a linear regression. Unlike Tweedie's formula it holds at scale 0."""
+        scale, std = (torch.as_tensor(part, dtype=x.dtype).view(-1, 1, 1) for part in (scale, std))
+        noised = self.noised(scale, std)
+        each = self.means + scale * self.variances / noised.variances * (x[:, None] - noised.means)
+        x_0 = (noised.joint(x).softmax(1)[..., None] * each).sum(1)
+        return x_0, (x - scale[:, 0] * x_0) / std[:, 0]
+
     def sample(self, count: int) -> torch.Tensor:
         """(count, D)."""
         which = torch.multinomial(self.shares, count, replacement=True)
