@@ -1,6 +1,7 @@
 """Super-resolution stages and chains of them (Ho et al. 2022): each stage draws a larger version of the last one's images."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -81,5 +82,7 @@ def sample_chain(
         images = to_images(first, denoise(first, initial_noise(first, random), settings, random, condition)).cpu()
         for model in rest:
             labels = same_labels(first, condition.labels, model)
-            images = upscale(model, images.expand(-1, 3, -1, -1), seeds, settings, labels)
+            guided = model.labels is not None or model.guide is not None
+            own = replace(settings, labels=None, guidance_scale=settings.guidance_scale if guided else None)
+            images = upscale(model, images.expand(-1, 3, -1, -1), seeds, own, labels)
         yield images
