@@ -124,6 +124,9 @@ class TrainVQ(Training):
 class DiffusionTraining(Training):
     """The keys of a denoiser's training, on latents or pixels."""
 
+    init_from: str | None = None
+    """Fine-tune this model in place of random weights: a run, one of its checkpoints, a pipeline folder or a Hub id of the same
+    architecture. Labels are found by their names."""
     unet: UNetConfig = field(default_factory=UNetConfig)
     process: ProcessConfig = field(default_factory=ProcessConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

@@ -21,6 +21,7 @@ from tinyldm.data.batch import Batch, Condition
 from tinyldm.diffusion.conditioning import augment, drop_labels, preview_condition
 from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.diffusion.discrete_vp import DiscreteVP, LossHistory, discrete
+from tinyldm.diffusion.init_from import start_from
 from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.noisy_task import NoisyTask
 from tinyldm.diffusion.objective import diffusion_loss, error_of, loss_of
@@ -49,6 +50,10 @@ class DiffusionTask(NoisyTask):
             low_channels = held_out.condition.low_resolution.shape[1]
             small = config.condition.low_resolution, low_channels, config.condition.augmentation
         denoiser = make_denoiser(config.unet, side, channels, labels, self.process.learns_variance, len(held_out.x), small)
+        if config.init_from is not None and config.resume is None:
+            for note in start_from(denoiser, config.init_from, self.process, opened.first_stage):
+                if self.rank.index == 0:
+                    print(note)
         if denoiser.labels is not None:
             denoiser.labels.rows = held_out.condition.labels
         switch_on(denoiser, config.train)
@@ -211,5 +216,6 @@ class DiffusionTask(NoisyTask):
             "labels": (labels := {} if model.labels is None else model.labels.values),
             "example": {name: values[-1] for name, values in [*labels.items()][:1]},
             "steps_to_draw": 50,
+            "base": self.config.init_from,
             "guidance": guidance if model.guide or labels else None,
         }

@@ -122,6 +122,7 @@ def _render(run: Path, card: dict[str, Any]) -> str:
         license_name="follows-the-training-data",
         tags=["tinyldm", "diffusers", task(values), card["template"]],
         datasets=card["datasets"],
+        base_model=values.get("base") if hub_id(values.get("base") or ".") else None,
         eval_results=results or None,  # none before the first evaluation
     )
     values |= {"name": name, "repo_id": card["repo_id"] or str(run), "pushed": bool(card["repo_id"])}
