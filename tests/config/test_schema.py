@@ -280,6 +280,11 @@ CONTRADICTIONS = [
     (Sample, "classifier runs/c labels a=1 guidance_model runs/d", "are for a guide, not for a classifier"),
     (Sample, "classifier runs/c labels a=1 guidance_rescale 0.5", "are for a guide, not for a classifier"),
     (Sample, "eta 0.5 scheduler euler", "eta only applies to DDIM, not euler"),
+    (TrainLDM, "condition.low_resolution 256", "condition.low_resolution 256 is not below data.resolution 256"),
+    (Sample, "mask 1,2,3,4", "mask says which part of an image to draw: give --image too"),
+    (Sample, "image a.png mask 1,2,3,4 strength 0.7", "strength is for variations"),
+    (Sample, "image a.png invert b.png", "image and invert are two different things to do"),
+    (Sample, "then runs/b strip true", "strip and interpolate show one model drawing from noise"),
     (
         TrainLDM,
         "process.kind flow process.prediction epsilon",

@@ -265,9 +265,8 @@ class Sample(SamplerSettings):
     """Draw images with a trained model."""
 
     first_keys: ClassVar[tuple[str, ...]] = (
-        *("model", "num_images", "labels", "guidance_scale", "guidance_model", "classifier", "seed", "scheduler"),
-        *("num_inference_steps", "batch_size", "then", "upscale", "image", "strength", "mask", "invert", "output_dir"),
-        *("overwrite", "strip", "interpolate", "device", "dtype"),
+        *("model", "num_images", "labels", "guidance_scale", "seed", "scheduler", "num_inference_steps", "batch_size"),
+        *("then", "upscale", "image", "strength", "mask", "invert", "output_dir", "overwrite", "device", "dtype"),
     )
 
     model: str
