@@ -266,7 +266,7 @@ class Sample(SamplerSettings):
 
     first_keys: ClassVar[tuple[str, ...]] = (
         *("model", "num_images", "labels", "guidance_scale", "seed", "scheduler", "num_inference_steps", "batch_size"),
-        *("then", "upscale", "image", "strength", "mask", "invert", "output_dir", "overwrite", "device", "dtype"),
+        *("then", "upscale", "image", "strength", "mask", "invert", "output_dir", "overwrite", "dtype"),
     )
 
     model: str
