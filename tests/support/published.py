@@ -73,6 +73,7 @@ def finished_run(path: Path, hub: HubConfig = HUB) -> Path:
     }
     model = {"parameters": 12345, "best_step": 20}
     data = {"train_images": 60, "corrupt": 0, "eval_images": 12, "shape": "3 x 8 x 8", "first_stage": "me/vq"}
-    objective = {"scaling_factor": 1.5, "prediction_type": "v_prediction", "snr_gamma": 5.0}
+    objective = {"scaling_factor": 1.5, "prediction_type": "v_prediction", "loss": "simple", "snr_gamma": 5.0}
+    data["timesteps"] = 1000
     report.write(path, "ldm", {**done, **model, **data, **objective}, [{"step": 20, "eval_loss": 0.25}], config)
     return path

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
 
 import evaluate
 import sample
@@ -110,3 +111,15 @@ def test_a_guide_of_another_process_is_refused(trained, tmp_path, monkeypatch):
     arguments = ["--model", trained("flow", "pixels", False), "--guidance_model", trained("subvp", "pixels", False)]
     with pytest.raises(UserError, match="has another noise schedule or prediction type"):
         run(monkeypatch, sample, *arguments, "--output_dir", tmp_path / "drawn")
+
+
+def test_changes_of_training_images_are_not_in_the_exported_model(tmp_path, monkeypatch):
+    arguments = ["--output_dir", tmp_path / "run", *DIGITS, *DDPM, *EVERY_STEP, "--data.augment", 0.5, "--train.max_steps", 3]
+    run(monkeypatch, train_ddpm, *arguments, "--train.checkpointing_steps", 1, "--train.checkpoints_total_limit", 3)
+    assert "changes.weight" in load_file(tmp_path / "run/checkpoints/step-3/denoiser.safetensors")
+    model = load_model(str(tmp_path / "run"))
+    assert model.unet.config.class_embed_type is None and model.denoiser.changes is None
+    plain = DiffusionPipeline.from_pretrained(tmp_path / "run/pipeline")
+    assert type(plain).__name__ == "DDPMPipeline" and plain(num_inference_steps=2).images
+    earlier = load_model(str(tmp_path / "run/checkpoints/step-1"))
+    assert not torch.equal(earlier.unet.conv_in.weight, model.unet.conv_in.weight)

@@ -108,6 +108,8 @@ class TrainVQ(Training):
         """See Training.check."""
         super().check()
         self.vq.check()
+        if self.data.augment:
+            raise UserError("data.augment is for diffusion models, which are told of it: set it to 0")
         if self.train.ema_snapshot_steps:
             raise UserError("train.ema_snapshot_steps is for diffusion models: set it to null for a first stage")
         side = self.data.resolution
@@ -158,6 +160,8 @@ class TrainLDM(DiffusionTraining):
     def check(self) -> None:
         """See Training.check."""
         super().check()
+        if self.data.augment and self.first_stage.keep_latents:
+            raise UserError("data.augment changes images before they are encoded: set first_stage.keep_latents to false")
         if self.diffusion.loss in ("hybrid", "bound"):
             raise UserError(f"diffusion.loss {self.diffusion.loss} is a bound on pixels: use train_ddpm.py, or the loss simple")
 
@@ -193,6 +197,8 @@ class TrainClassifier(Training):
         self.unet.check()
         self.process.check()
         self.scheduler.check()
+        if self.data.augment:
+            raise UserError("data.augment is for models that draw: set it to 0")
         if not self.data.labels:
             raise UserError("data.label_columns is null: name the columns that the classifier learns")
         if self.train.metrics_steps:

@@ -13,6 +13,7 @@ from torch import nn
 
 from tinyldm.config.networks import UNetConfig
 from tinyldm.config.schema import TrainConfig
+from tinyldm.data.augment import CHANGES
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.data.columns import LabelColumn
 from tinyldm.diffusion.label_embedding import LabelEmbedding
@@ -30,12 +31,19 @@ class Denoiser(nn.Module):
         unet: returns an object with `.sample`.
         labels: None for a model without labels.
         low_resolution: None for a model that starts from noise alone.
+        changes: takes what was done to a training image; for nothing it gives 0, so it is not exported. None: nothing is done.
     """
 
-    def __init__(self, unet: Any, labels: LabelEmbedding | None = None, low_resolution: LowResolution | None = None):
+    def __init__(
+        self,
+        unet: Any,
+        labels: LabelEmbedding | None = None,
+        low_resolution: LowResolution | None = None,
+        changes: nn.Linear | None = None,
+    ):
         super().__init__()
         self.unet: Any = unet
-        self.labels, self.low_resolution = labels, low_resolution
+        self.labels, self.low_resolution, self.changes = labels, low_resolution, changes
 
     def forward(self, x_t: torch.Tensor, times: torch.Tensor, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
         """The prediction (B, C, H, W), or (B, 2 C, H, W) from a network that learns the variance.
@@ -43,16 +51,18 @@ class Denoiser(nn.Module):
         Args:
             x_t, times: (B, C, H, W) and (B,) or (), as Process.inputs gives them.
         """
-        vectors = None
+        vectors: list[torch.Tensor] = []
         if self.labels is not None:
             assert condition.labels is not None
-            vectors = self.labels(condition.labels)
+            vectors.append(self.labels(condition.labels))
         if self.low_resolution is not None:
             assert condition.low_resolution is not None and condition.augmentation is not None
             x_t = torch.cat([x_t, condition.low_resolution.to(x_t)], 1)
-            level = self.low_resolution(condition.augmentation)
-            vectors = level if vectors is None else vectors + level
-        return self.unet(x_t, times, class_labels=vectors).sample
+            vectors.append(self.low_resolution(condition.augmentation))
+        if self.changes is not None:
+            changes = x_t.new_zeros(len(x_t), CHANGES) if condition.changes is None else condition.changes
+            vectors.append(self.changes(changes))
+        return self.unet(x_t, times, class_labels=sum(vectors) if vectors else None).sample
 
 
 def make_denoiser(
@@ -63,6 +73,7 @@ def make_denoiser(
     learns_variance: bool = False,
     rows: int = 1,
     low_resolution: tuple[int, int, float] | None = None,
+    augment: bool = False,
 ) -> Denoiser:
     """Make a denoiser for inputs (B, channels, side, side). These values determine what the section unet does not set.
 
@@ -71,6 +82,7 @@ def make_denoiser(
         learns_variance: the output has twice the channels, the second half for the variance.
         rows: see LabelEmbedding.
         low_resolution: side, channels and highest noise of the low-resolution images; see LowResolution.
+        augment: it is told what was done to training images.
 
     Raises:
         UserError: for a shape that cannot be built, or arguments that diffusers refuses.
@@ -78,7 +90,7 @@ def make_denoiser(
     arguments = unet_arguments(config, side, channels, 2 * channels if learns_variance else channels)
     if low_resolution:
         arguments["in_channels"] += low_resolution[1]
-    if labels or low_resolution:
+    if labels or low_resolution or augment:
         arguments["class_embed_type"] = "identity"  # it adds vectors to those of the time
     with boundary("cannot build a UNet2DModel from the section unet"):
         try_denoiser(arguments)
@@ -86,7 +98,8 @@ def make_denoiser(
     width, columns = embedding_width(unet), [[column.name, column.values] for column in labels]
     embedding = LabelEmbedding(columns, width, rows) if labels else None
     small = LowResolution(low_resolution[0], low_resolution[1], width, low_resolution[2]) if low_resolution else None
-    return Denoiser(unet, embedding, small)
+    changes = nn.Linear(CHANGES, width, bias=False) if augment else None
+    return Denoiser(unet, embedding, small, changes)
 
 
 def unet_arguments(config: UNetConfig, side: int, channels: int, out_channels: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.diffusion import label_embedding, levels, low_resolution, pipeline
@@ -32,13 +33,13 @@ def save_pipeline(folder: Path, plain: str, model: Model, scheduler: SchedulerMi
         plain: diffusers' class for a plain model.
     """
     custom = bool(_conditions("", model.denoiser)) or not isinstance(model.process, DiscreteVP)
-    parts: dict[str, Any] = {"unet": model.unet, "scheduler": scheduler}
+    parts: dict[str, Any] = {"unet": _exported(model.denoiser), "scheduler": scheduler}
     if model.first_stage is not None:
         parts["vqvae"] = model.first_stage
     guide: dict[str, Any] = {}
     parts |= _conditions("", model.denoiser)
     if model.guide is not None:
-        guide = {"guide": model.guide.unet, **_conditions("guide_", model.guide)}
+        guide = {"guide": _exported(model.guide), **_conditions("guide_", model.guide)}
     for name, part in {**parts, **guide}.items():
         part.save_pretrained(folder / name)
         if module := OURS.get(type(part)):
@@ -53,6 +54,15 @@ def save_pipeline(folder: Path, plain: str, model: Model, scheduler: SchedulerMi
     if custom or model.guide is not None:
         replace_text(folder / GUIDANCE, json.dumps({"scale": model.scale}) + "\n")
         (folder / "pipeline.py").write_text(_source(pipeline))
+
+
+def _exported(denoiser: Denoiser) -> UNet2DModel:
+    """The UNet. One that takes vectors only for the changes of training images becomes one without, which draws the same."""
+    if denoiser.changes is None or _conditions("", denoiser):
+        return denoiser.unet
+    plain = UNet2DModel.from_config({**denoiser.unet.config, "class_embed_type": None})
+    plain.load_state_dict(denoiser.unet.state_dict())
+    return plain.to(next(denoiser.unet.parameters()).dtype)
 
 
 def _conditions(prefix: str, denoiser: Denoiser) -> dict[str, Any]:

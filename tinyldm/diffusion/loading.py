@@ -70,8 +70,9 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
 
 
 def _replace_weights(denoiser: Denoiser, weights: dict[str, torch.Tensor]) -> None:
-    """Take over all weights by their names. Averages hold no buffers."""
-    denoiser.load_state_dict({**dict(denoiser.named_buffers()), **weights})
+    """Take over all weights by their names. Averages hold no buffers; a model is not told of changes to training images."""
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("changes.")}
+    denoiser.load_state_dict({**dict(denoiser.named_buffers()), **kept})
 
 
 def load_for(path: str, settings: SamplerSettings, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Model:

@@ -49,7 +49,8 @@ class DiffusionTask(NoisyTask):
             assert config.condition.low_resolution
             low_channels = held_out.condition.low_resolution.shape[1]
             small = config.condition.low_resolution, low_channels, config.condition.augmentation
-        denoiser = make_denoiser(config.unet, side, channels, labels, self.process.learns_variance, len(held_out.x), small)
+        learns, rows, augment = self.process.learns_variance, len(held_out.x), config.data.augment > 0
+        denoiser = make_denoiser(config.unet, side, channels, labels, learns, rows, small, augment)
         if config.init_from is not None and config.resume is None:
             for note in start_from(denoiser, config.init_from, self.process, opened.first_stage):
                 if self.rank.index == 0:

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from tinyldm.config.schema import ConditionConfig, FirstStageConfig, Training
+from tinyldm.data.augment import augment_images
 from tinyldm.data.batch import Batch
 from tinyldm.data.columns import LabelColumn
 from tinyldm.data.description import Description
@@ -80,8 +81,12 @@ class PixelData(TrainingData):
 
     def example(self, batch: Batch, draw: Draw) -> Batch:
         """Images (B, C, S, S), half of them mirrored with `data.random_flip`."""
-        images = to_float(batch.x)
-        return self.with_small(Batch(mirror_half(images, draw) if self.config.random_flip else images, batch.condition))
+        images, condition = to_float(batch.x), batch.condition
+        images = mirror_half(images, draw) if self.config.random_flip else images
+        if self.config.augment:
+            images, changes = augment_images(images, self.config.augment, draw)
+            condition = replace(condition, changes=changes)
+        return self.with_small(Batch(images, condition))
 
     def with_small(self, batch: Batch) -> Batch:
         """The batch with its smaller images, if they are wanted."""
@@ -131,7 +136,8 @@ class LatentData(TrainingData):
             if balanced:
                 train.balance = balanced_labels(train, balanced)
             self.images = ImageBatches(Images.of(train, data), config.seed, config.train.batch_size, rank)
-            self.stream = EncodedBatches(self.images, stage, accelerator.device, data.random_flip, config.seed, small)
+            how = data.random_flip, config.seed, small, data.augment
+            self.stream = EncodedBatches(self.images, stage, accelerator.device, *how)
             std = held_out.std
             # Counting a stream means reading it.
             self.length = self.images.length = train.length() if config.train.max_steps is None else None

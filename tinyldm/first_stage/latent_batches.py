@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from tinyldm.data.augment import augment_images
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, mirror_half, to_float
 from tinyldm.data.prefetch import read_ahead
@@ -64,6 +65,7 @@ class EncodedBatches:
         mirrored: whether half of the images are mirrored.
         seed: determines which ones.
         small: also encode the images at this smaller side, enlarged. None: not.
+        augment: chance of each random change of an image.
     """
 
     images: ImageBatches
@@ -72,6 +74,7 @@ class EncodedBatches:
     mirrored: bool
     seed: int
     small: int | None = None
+    augment: float = 0.0
 
     def __call__(self, position: int = 0) -> Generator[Batch, None, None]:
         """float32 (B, C, h, w), unscaled, with their conditions.
@@ -85,10 +88,12 @@ class EncodedBatches:
         seed, rank = derive_seed("mirrored", self.seed), self.images.rank
         first = position // (self.images.batch_size * rank.count)
         for micro, batch in enumerate(self.images(position), first):
-            pixels = to_float(batch.x.to(self.device))
+            pixels, draw, changes = to_float(batch.x.to(self.device)), Draw(seed, micro, 0, rank, self.device), None
             if self.mirrored:
-                pixels = mirror_half(pixels, Draw(seed, micro, 0, rank, self.device))
+                pixels = mirror_half(pixels, draw)
+            if self.augment:
+                pixels, changes = augment_images(pixels, self.augment, draw)
             small = None
             if self.small:
                 small = self.first_stage.encode(enlarge(shrink(pixels, self.small), pixels.shape[-1]))
-            yield Batch(self.first_stage.encode(pixels), replace(batch.condition, low_resolution=small))
+            yield Batch(self.first_stage.encode(pixels), replace(batch.condition, low_resolution=small, changes=changes))
