@@ -176,6 +176,9 @@ class TrainConfig:
     for a covariance."""
     best_by: Literal["eval_loss", "eval_fd"] = "eval_loss"
     """The metric that chooses the best checkpoint, among the steps where it was measured."""
+    patience: PositiveInt | None = None
+    """Stop after so many measurements of `best_by` without a better one, and export the best weights. A checkpoint is saved at
+    each better one. For small data sets, whose images a model soon knows by heart. null: train to the last step."""
     log_with: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Where to log besides metrics.csv. wandb and trackio must be installed."""
 

@@ -20,7 +20,7 @@ from tinyldm.training.power_ema import PowerAverages
 from tinyldm.training.task import Task
 
 NOT_COMPARED = ("resume", "overwrite", "output_dir")  # keys of the config that say nothing about the training itself
-MODEL_SECTIONS = ("unet", "vq", "scheduler")
+MODEL_SECTIONS = ("unet", "vq", "process", "scheduler")
 
 
 @dataclass
@@ -33,6 +33,7 @@ class State:
         averages: None without `train.ema_snapshot_steps`.
         seconds: time spent, over all sessions.
         best_figure, best_step: the best checkpoint by `train.best_by`.
+        waited: measurements since then.
         logged: numbers since the last row of metrics.csv; on the device, so that no step waits for one to arrive.
     """
 
@@ -47,6 +48,7 @@ class State:
     seconds: float = 0.0
     best_figure: float = math.inf
     best_step: int | None = None
+    waited: int = 0
     logged: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
     @property
@@ -74,6 +76,28 @@ class State:
     def _weight_names(self) -> list[str]:
         return [name for name, _ in self.accelerator.unwrap_model(self.task.networks[self.main]).named_parameters()]
 
+    # ------------------------------------------------------------------------------------------------------ patience
+
+    def improves(self, figures: dict[str, float]) -> bool:
+        """Whether the figure of `train.best_by` is better than that of the best checkpoint."""
+        return figures.get(self.config.train.best_by, math.inf) < self.best_figure
+
+    def out_of_patience(self, figures: dict[str, float]) -> bool:
+        """Whether `train.patience` measurements have not been better than the best checkpoint, with these new figures."""
+        train = self.config.train
+        if train.patience is None or train.best_by not in figures:
+            return False
+        self.waited = 0 if self.improves(figures) else self.waited + 1
+        return self.waited >= train.patience and self.best_step is not None
+
+    def take_best(self) -> None:
+        """Take over the averaged weights of the best checkpoint."""
+        run = Path(self.config.output_dir)
+        self.accelerator.wait_for_everyone()  # until the main rank has written it
+        best = checkpoint.load(run / "checkpoints" / f"step-{self.best_step}")[0]["ema"]
+        for shadow, name in zip(self.ema.shadow_params, self._weight_names(), strict=True):
+            shadow.copy_(best[name])
+
     # ------------------------------------------------------------------------------------------------------ saving
 
     def save(self, run: Path, images_per_step: int) -> None:
@@ -100,6 +124,7 @@ class State:
             "data": self.task.data.to_json(),
             "best_figure": self.best_figure,
             "best_step": self.best_step,
+            "waited": self.waited,
             "examples_per_epoch": self.task.examples_per_epoch,
             "config": parsing.to_dict(self.config),
         }
@@ -142,12 +167,14 @@ class State:
         self.step, self.images, self.seconds = facts["step"], facts["images"], facts["seconds"]
         if facts["config"]["train"]["best_by"] == train.best_by:
             self.best_figure, self.best_step = facts["best_figure"], facts["best_step"]
+            self.waited = facts.get("waited", 0)
         self.logged = {key: list(values.to(self.accelerator.device)) for key, values in optimizers["logged"].items()}
 
     def _compare(self, folder: Path, facts: dict[str, Any], images_per_step: int) -> None:
         """Print what changed since the checkpoint, and refuse what makes it another model."""
         old, new = _flatten(facts["config"]), _flatten(parsing.to_dict(self.config))
-        changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in NOT_COMPARED]
+        # A key that the checkpoint lacks is newer than it, and has the value that it had then without saying.
+        changed = [key for key, value in old.items() if value != new.get(key) and key not in NOT_COMPARED]
         if facts["built_on"] != self.task.built_on:
             raise UserError(f"the first stage is not the one of {folder}: train over another one in a new folder")
         data_changes = compare(facts["data"], self.task.data.to_json(), folder.name) if "data" in facts else []

@@ -220,13 +220,19 @@ class Trainer:
         if self.quality and due(train.metrics_steps):
             with self._may_fail("eval_fd", all_ranks=True), self.averaged_weights():
                 figures["eval_fd"] = self._distance(self.task.make_images(train.num_metrics_images))
+        if state.out_of_patience(figures) and not last:
+            state.take_best()
+            best = f"step {state.step}: {train.best_by} is best at step {state.best_step}, whose weights are exported"
+            self.bar.write(best, file=sys.stderr)
+            self.max_steps, last, save, draw, snapshot = state.step, True, True, True, True
         if last:
             with self._may_fail("the choice of the guidance scale", all_ranks=True), self.averaged_weights():
                 figures |= self.task.finish(self._distance)
         if figures:
             self._check_finite({key: value for key, value in figures.items() if key.startswith("eval_loss")})
             self._report(figures)
-        if save and figures.get(train.best_by, math.inf) < state.best_figure:
+        save = save or (train.patience is not None and state.improves(figures))
+        if save and state.improves(figures):
             state.best_figure, state.best_step = figures[train.best_by], state.step
         if self.run and snapshot:  # before the checkpoint, so that a resumed run lacks none
             state.save_snapshot(self.run.path)
