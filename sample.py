@@ -19,9 +19,9 @@ def main() -> None:
     import torch  # after parsing, so that --help does not import it
     from tqdm.auto import tqdm
 
-    from tinyldm.diffusion import sampling
-    from tinyldm.diffusion.actions import act
-    from tinyldm.diffusion.loading import load_for
+    from tinyldm.drawing import sampling
+    from tinyldm.drawing.actions import act
+    from tinyldm.models.loading import load_for
     from tinyldm.pictures import OutputFolder
     from tinyldm.training.accelerator import default_device
 

@@ -21,7 +21,7 @@ from jsonargparse import auto_cli
 from benchmarks.measure import RESULTS, ROOT, record, use_all_cores
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainLDM
-from tinyldm.diffusion.denoiser import make_denoiser
+from tinyldm.models.denoiser import make_denoiser
 
 SPIN_COUNTS = {"by itself": "300000", "set": "10000"}
 NEIGHBOURS = (0, 1, 2)

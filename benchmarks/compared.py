@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.measure import TimedLatents, TimedPixels
 from tinyldm.data.batch import Batch
-from tinyldm.diffusion.denoiser import Denoiser
-from tinyldm.diffusion.discrete_vp import DiscreteVP
 from tinyldm.diffusion.objective import held_out_error
 from tinyldm.diffusion.task import DiffusionTask
+from tinyldm.models.denoiser import Denoiser
+from tinyldm.process.discrete_vp import DiscreteVP
 
 
 def noise_and_bits(

@@ -14,8 +14,8 @@ from jsonargparse import auto_cli
 
 from benchmarks.latents import first_stage
 from benchmarks.measure import RESULTS, in_new_process, megabytes, record, use_all_cores
-from tinyldm.diffusion import model as model_module
-from tinyldm.diffusion.model import Model, to_images
+from tinyldm.models import model as model_module
+from tinyldm.models.model import Model, to_images
 
 
 def decode(folder: str, images: int, side: int, at_once: int | None) -> float:

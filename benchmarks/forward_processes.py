@@ -21,12 +21,12 @@ from benchmarks.measure import RESULTS, TimedLatents, changed, record, steps_in,
 from tinyldm import pictures
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import Features, Sampler, SamplerSettings, TrainLDM
-from tinyldm.diffusion import sampling
-from tinyldm.diffusion.levels import KINDS
-from tinyldm.diffusion.loading import load_model
-from tinyldm.diffusion.model import Model
 from tinyldm.diffusion.task import DiffusionTask
+from tinyldm.drawing import sampling
 from tinyldm.metrics.while_training import Quality
+from tinyldm.models.loading import load_model
+from tinyldm.models.model import Model
+from tinyldm.portable.levels import KINDS
 
 LOG_SNR = torch.linspace(8, -8, 17, dtype=torch.float64)
 EVALUATIONS = (4, 6, 8, 10, 15, 20, 50)

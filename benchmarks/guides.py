@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 from benchmarks.measure import RESULTS, record, use_all_cores
 from benchmarks.samplers import quality_of
 from tinyldm.config.schema import Features, Sampler, SamplerSettings
-from tinyldm.diffusion import sampling
-from tinyldm.diffusion.loading import check_guide, load_model
-from tinyldm.diffusion.model import Model
+from tinyldm.drawing import sampling
+from tinyldm.models.loading import check_guide, load_model
+from tinyldm.models.model import Model
 from tinyldm.training import checkpoint
 
 

@@ -24,7 +24,7 @@ from benchmarks.latents import SMALL, faces64
 from benchmarks.measure import RESULTS, ROOT, TimedLatents, changed, in_turns, ratio, record, told, use_all_cores
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainConfig, TrainLDM
-from tinyldm.diffusion.denoiser import make_denoiser
+from tinyldm.models.denoiser import make_denoiser
 from tinyldm.training.accelerator import make_accelerator
 from tinyldm.training.run_folder import RunFolder
 from tinyldm.training.trainer import Trainer

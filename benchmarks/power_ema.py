@@ -19,7 +19,7 @@ from jsonargparse import auto_cli
 from benchmarks.measure import RESULTS, ROOT, record
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainLDM
-from tinyldm.diffusion.denoiser import make_denoiser
+from tinyldm.models.denoiser import make_denoiser
 from tinyldm.training.power_ema import PowerAverages
 
 

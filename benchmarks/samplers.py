@@ -17,10 +17,10 @@ from benchmarks.measure import RESULTS, record, use_all_cores
 from tinyldm.config.evaluate import run_folder
 from tinyldm.config.parsing import read_yaml
 from tinyldm.config.schema import DataConfig, Features, Sampler, SamplerSettings, TrainConfig, TrainLDM
-from tinyldm.diffusion import sampling
-from tinyldm.diffusion.loading import load_model
+from tinyldm.drawing import sampling
 from tinyldm.errors import UserError
 from tinyldm.metrics.while_training import Quality
+from tinyldm.models.loading import load_model
 
 # Samplers and steps, by cost. heun evaluates the network twice per step, except in the last.
 TABLE: list[tuple[Sampler, int]] = [

@@ -15,10 +15,10 @@ from benchmarks.measure import RESULTS, clock, in_turns, ratio, record, told, us
 from tinyldm import pictures
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import SamplerSettings, TrainLDM
-from tinyldm.diffusion import sampling
-from tinyldm.diffusion.denoiser import make_denoiser
-from tinyldm.diffusion.loading import load_model
-from tinyldm.diffusion.processes import make_process
+from tinyldm.drawing import sampling
+from tinyldm.models.denoiser import make_denoiser
+from tinyldm.models.loading import load_model
+from tinyldm.process.processes import make_process
 
 
 def main(

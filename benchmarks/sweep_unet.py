@@ -25,7 +25,7 @@ from benchmarks.measure import RESULTS, use_all_cores
 from benchmarks.sweep import BASE, Figure, Variant, chosen_from, run_all, tell
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainLDM
-from tinyldm.diffusion.discrete_vp import DiscreteVP
+from tinyldm.process.discrete_vp import DiscreteVP
 from tinyldm.randomness import Draw
 
 

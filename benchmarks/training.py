@@ -27,14 +27,14 @@ from benchmarks.measure import RESULTS, ROOT, changed, record, steps_in, train_s
 from benchmarks.train_unconditional import Example
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import Features, SamplerSettings, TrainDDPM, TrainLDM
-from tinyldm.diffusion.denoiser import Denoiser, make_denoiser
-from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.processes import make_process
-from tinyldm.diffusion.sampling import sample
 from tinyldm.diffusion.task import DiffusionTask
+from tinyldm.drawing.sampling import sample
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics.while_training import Quality
+from tinyldm.models.denoiser import Denoiser, make_denoiser
+from tinyldm.models.model import Model
 from tinyldm.pictures import pyplot
+from tinyldm.process.processes import make_process
 
 HELD_OUT = 256  # images per held-out evaluation
 MARKS = 8  # held-out evaluations per training

@@ -38,8 +38,8 @@ from tests.support.runs import quicken
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainLDM, TrainVQ
 from tinyldm.data.batch import Batch
-from tinyldm.diffusion.denoiser import make_denoiser
 from tinyldm.first_stage.autoencoder import FirstStage
+from tinyldm.models.denoiser import make_denoiser
 from tinyldm.randomness import Draw
 from tinyldm.training import accelerator as processes
 

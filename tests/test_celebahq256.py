@@ -12,7 +12,7 @@ from tinyldm.config.networks import VQConfig
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainLDM
 from tinyldm.data import toyfaces
-from tinyldm.diffusion.denoiser import make_denoiser
+from tinyldm.models.denoiser import make_denoiser
 
 ROOT = Path(__file__).parents[1]
 CONFIG, README = ROOT / "configs" / "celebahq256.yaml", ROOT / "README.md"

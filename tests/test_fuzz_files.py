@@ -21,10 +21,10 @@ from tinyldm.config.parsing import parse, read_yaml
 from tinyldm.config.schema import FirstStageConfig, Sample, TrainDDPM
 from tinyldm.data.images import Images
 from tinyldm.data.sources import open_part
-from tinyldm.diffusion.loading import load_model
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import load_first_stage
 from tinyldm.metrics.image_sets import open_images
+from tinyldm.models.loading import load_model
 from tinyldm.training import checkpoint
 from tinyldm.training.run_folder import read_metrics
 from zsl import text

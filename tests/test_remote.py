@@ -5,9 +5,9 @@ import pytest
 from tests.support.models import vq_model
 from tinyldm import remote
 from tinyldm.config.schema import FirstStageConfig
-from tinyldm.diffusion.loading import load_model
 from tinyldm.errors import NoAnswer, UserError
 from tinyldm.first_stage.autoencoder import load_first_stage
+from tinyldm.models.loading import load_model
 
 
 @pytest.fixture

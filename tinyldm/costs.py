@@ -26,12 +26,12 @@ from tinyldm.config.schema import FirstStageConfig, TrainClassifier, TrainConfig
 from tinyldm.data.batch import Condition
 from tinyldm.data.columns import LabelColumn
 from tinyldm.data.sources import open_part, open_sources
-from tinyldm.diffusion.classifier import make_classifier
-from tinyldm.diffusion.denoiser import make_denoiser, switch_on
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import FirstStage, load_first_stage
 from tinyldm.first_stage.latent_store import ENCODED_AT_ONCE
 from tinyldm.first_stage.networks import Autoencoder, Discriminator, make_vq
+from tinyldm.models.classifier import make_classifier
+from tinyldm.models.denoiser import make_denoiser, switch_on
 from tinyldm.training.accelerator import default_device, hardware
 from tinyldm.training.model_card import duration
 

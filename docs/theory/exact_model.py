@@ -7,10 +7,10 @@ from labkit import Mixture
 from torch import nn
 
 from tinyldm.config.networks import ProcessConfig, SchedulerConfig
-from tinyldm.diffusion.denoiser import Denoiser
-from tinyldm.diffusion.model import Model
-from tinyldm.diffusion.process import Process
-from tinyldm.diffusion.processes import make_process
+from tinyldm.models.denoiser import Denoiser
+from tinyldm.models.model import Model
+from tinyldm.process.process import Process
+from tinyldm.process.processes import make_process
 
 KINDS = ("vp", "vp-continuous", "subvp", "ve", "edm", "flow")
 SIGMA_MAX = 25.0  # of VE, as in lab 6

@@ -13,8 +13,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from labkit import Record, sliced_distance, three_blobs
 from torch.distributions import Normal, kl_divergence
 
-from tinyldm.diffusion.bound import step_bits
-from tinyldm.diffusion.discrete_vp import DiscreteVP
+from tinyldm.process.bound import step_bits
+from tinyldm.process.discrete_vp import DiscreteVP
 
 T, STEPS, COUNT, HALF_BIN = 1000, 20, 20_000, 1 / 255
 record, data = Record("1-ddpm"), three_blobs()

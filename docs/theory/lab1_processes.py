@@ -9,8 +9,8 @@ from exact_model import KINDS, exact_model, exact_process
 from labkit import Record, sliced_distance, three_blobs
 
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion.sampling import denoise
-from tinyldm.diffusion.solvers import SOLVERS, Level, Path
+from tinyldm.drawing.sampling import denoise
+from tinyldm.process.solvers import SOLVERS, Level, Path
 
 STEPS, COUNT, RUNS = 20, 20_000, 5
 record, data = Record("1-ddpm-processes"), three_blobs()

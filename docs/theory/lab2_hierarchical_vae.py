@@ -15,8 +15,8 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from tinyldm.diffusion.bound import step_bits
-from tinyldm.diffusion.discrete_vp import DiscreteVP
+from tinyldm.process.bound import step_bits
+from tinyldm.process.discrete_vp import DiscreteVP
 
 DIM, BOTTOM, TOP, STEPS, BATCH = 8, 4, 2, 1000, 256
 record = Record("2-hierarchical-vae")

@@ -15,9 +15,9 @@ from diffusers import DDIMScheduler
 from labkit import Mixture, Record
 
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion.denoiser import Denoiser
-from tinyldm.diffusion.discrete_vp import DiscreteVP
-from tinyldm.diffusion.sampling import Model, denoise
+from tinyldm.drawing.sampling import Model, denoise
+from tinyldm.models.denoiser import Denoiser
+from tinyldm.process.discrete_vp import DiscreteVP
 
 COUNT, STEPS, TAU_MAX = 20_000, 1000, 1e4
 record = Record("4-guidance")

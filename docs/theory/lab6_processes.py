@@ -13,10 +13,10 @@ from exact_model import KINDS, SIGMA_MAX, exact_model, exact_process
 from labkit import Mixture, Record, sliced_distance, three_blobs
 
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion import likelihood
 from tinyldm.diffusion.objective import loss_of
-from tinyldm.diffusion.sampling import denoise
-from tinyldm.diffusion.solvers import SOLVERS, Level, Path
+from tinyldm.drawing import likelihood
+from tinyldm.drawing.sampling import denoise
+from tinyldm.process.solvers import SOLVERS, Level, Path
 from tinyldm.randomness import Draw
 
 ORDERS = {"euler": 1, "heun": 2, "dpm-solver++": 2, "unipc": 3}  # that the methods promise

@@ -21,15 +21,15 @@ from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, rows, run, same_w
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import SamplerSettings, TrainClassifier
 from tinyldm.data.columns import LabelColumn
-from tinyldm.diffusion.classifier import NoisyClassifier, make_classifier
-from tinyldm.diffusion.classifier_loading import check_classifier, load_classifier
 from tinyldm.diffusion.classifier_task import LEVELS, ClassifierTask, cross_entropy, most_frequent
-from tinyldm.diffusion.denoiser import Denoiser
-from tinyldm.diffusion.loading import load_for
-from tinyldm.diffusion.model import Model
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.manifest import Manifest
+from tinyldm.models.classifier import NoisyClassifier, make_classifier
+from tinyldm.models.classifier_loading import check_classifier, load_classifier
+from tinyldm.models.denoiser import Denoiser
+from tinyldm.models.loading import load_for
+from tinyldm.models.model import Model
 from tinyldm.training import hub
 
 UNET = [part for pair in zip(DDPM[::2], DDPM[1::2], strict=True) if "unet." in pair[0] for part in pair]

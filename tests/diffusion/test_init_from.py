@@ -7,13 +7,13 @@ import train_ldm
 from tests.support import models
 from tests.support.runs import run
 from tinyldm.data.columns import LabelColumn
-from tinyldm.diffusion.continuous import ContinuousProcess
-from tinyldm.diffusion.denoiser import Denoiser, make_denoiser
-from tinyldm.diffusion.export import save_pipeline
 from tinyldm.diffusion.init_from import start_from
-from tinyldm.diffusion.loading import load_model
-from tinyldm.diffusion.model import Model
 from tinyldm.errors import UserError
+from tinyldm.models.denoiser import Denoiser, make_denoiser
+from tinyldm.models.export import save_pipeline
+from tinyldm.models.loading import load_model
+from tinyldm.models.model import Model
+from tinyldm.process.continuous import ContinuousProcess
 
 HAIR = LabelColumn("hair", ["long", "bald", "green"])  # in another order than models.labels, and one more
 

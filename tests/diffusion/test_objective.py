@@ -5,8 +5,8 @@ import torch
 from diffusers.training_utils import compute_snr
 
 from tests.support.models import GaussianDenoiser, process, scheduler
-from tinyldm.diffusion.denoiser import Denoiser
 from tinyldm.diffusion.objective import diffusion_loss, held_out_error, weight
+from tinyldm.models.denoiser import Denoiser
 from tinyldm.randomness import Draw, Rank
 
 KINDS = ("epsilon", "v_prediction", "sample")

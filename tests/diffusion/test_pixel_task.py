@@ -12,12 +12,12 @@ import train_ddpm
 from tests.support.runs import DDPM, DIGITS, EVERY_STEP, rows, run, same_weights
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainDDPM
-from tinyldm.diffusion.denoiser import make_denoiser
-from tinyldm.diffusion.discrete_vp import LossHistory
 from tinyldm.diffusion.objective import diffusion_loss
 from tinyldm.diffusion.pixel_task import PixelTask
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.errors import UserError
+from tinyldm.models.denoiser import make_denoiser
+from tinyldm.process.discrete_vp import LossHistory
 from tinyldm.randomness import Draw, Rank
 
 pytestmark = pytest.mark.slow

@@ -14,15 +14,15 @@ import evaluate
 from tests.support import models
 from tests.support.evaluations import FakeNetwork, dark_and_bright
 from tests.support.runs import run
-from tinyldm.diffusion.denoiser import Denoiser
-from tinyldm.diffusion.export import save_pipeline
-from tinyldm.diffusion.label_embedding import LabelEmbedding
-from tinyldm.diffusion.model import Model
 from tinyldm.errors import UserError
 from tinyldm.evaluation import report
 from tinyldm.evaluation.sweep import best
 from tinyldm.manifest import Manifest
 from tinyldm.metrics import chunks, distances, features
+from tinyldm.models.denoiser import Denoiser
+from tinyldm.models.export import save_pipeline
+from tinyldm.models.model import Model
+from tinyldm.portable.label_embedding import LabelEmbedding
 
 pytestmark = pytest.mark.slow
 

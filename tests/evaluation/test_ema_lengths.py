@@ -18,11 +18,11 @@ import train_ldm
 from tests.support.evaluations import FakeNetwork
 from tests.support.runs import DDPM, DIGITS, EVERY_STEP, ROOT, rows, run
 from tinyldm.config.ema import read
-from tinyldm.diffusion.loading import load_model
 from tinyldm.errors import UserError
 from tinyldm.evaluation.ema_lengths import compare
 from tinyldm.manifest import Manifest
 from tinyldm.metrics import features
+from tinyldm.models.loading import load_model
 from tinyldm.training.power_ema import reconstruct
 
 pytestmark = pytest.mark.slow

@@ -18,14 +18,14 @@ from tests.support.evaluations import FakeNetwork, pictures
 from tests.support.runs import DIGITS, EVERY_STEP, VQ, files, rows, run
 from tinyldm.config import evaluate as evaluate_config
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion import model as diffusion_model
-from tinyldm.diffusion import sampling
-from tinyldm.diffusion.loading import load_model
+from tinyldm.drawing import sampling
 from tinyldm.errors import UserError
 from tinyldm.evaluation import first_stage
 from tinyldm.evaluation.workspace import Workspace
 from tinyldm.metrics import chunks, features
 from tinyldm.metrics.features import FeatureNetwork
+from tinyldm.models import model as diffusion_model
+from tinyldm.models.loading import load_model
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from tests.support import models
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion.denoiser import Denoiser
-from tinyldm.diffusion.label_embedding import LabelEmbedding
-from tinyldm.diffusion.model import Model
 from tinyldm.evaluation import sheets
+from tinyldm.models.denoiser import Denoiser
+from tinyldm.models.model import Model
+from tinyldm.portable.label_embedding import LabelEmbedding
 
 SETTINGS = SamplerSettings(num_inference_steps=2, guidance_scale=1.0)
 LEVEL = 1 / 127.5  # one of 255 levels of grey, in the network's units

@@ -10,14 +10,14 @@ from PIL import Image
 from tests.support import models, sources
 from tinyldm.config.evaluate import Evaluate
 from tinyldm.config.schema import DataConfig
-from tinyldm.diffusion.denoiser import Denoiser
-from tinyldm.diffusion.model import Model
 from tinyldm.errors import UserError
 from tinyldm.evaluation import models as evaluation_models
 from tinyldm.evaluation.models import open_model
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics import image_sets
 from tinyldm.metrics.image_sets import data_part, open_images, part_labels, pick, random_part
+from tinyldm.models.denoiser import Denoiser
+from tinyldm.models.model import Model
 
 DATA = DataConfig(resolution=8)
 

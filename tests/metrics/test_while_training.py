@@ -15,12 +15,12 @@ from tests.support.evaluations import FakeNetwork
 from tests.support.runs import DDPM, EVERY_STEP, VQ, rows, run
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import SamplerSettings, TrainDDPM
-from tinyldm.diffusion import sampling
-from tinyldm.diffusion.loading import load_model
+from tinyldm.drawing import sampling
 from tinyldm.errors import UserError
 from tinyldm.metrics import distances as metrics
 from tinyldm.metrics import features
 from tinyldm.metrics.while_training import Quality
+from tinyldm.models.loading import load_model
 from tinyldm.training import checkpoint
 
 pytestmark = pytest.mark.slow

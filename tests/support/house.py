@@ -13,13 +13,14 @@ from typing import NamedTuple
 PACKAGES = ("tinyldm", "zsl")
 # Layers from bottom to top. A layer may import the layers before it.
 ROOMS = [
-    *("errors", "files", "manifest", "limits", "remote", "randomness", "config", "data", "pictures"),
-    *("metrics", "training", "first_stage", "diffusion", "evaluation", "costs", "describe", "ema"),
+    *("portable", "errors", "files", "manifest", "limits", "remote", "randomness", "config", "data", "pictures"),
+    *("metrics", "training", "first_stage", "process", "models", "drawing", "diffusion", "evaluation"),
+    *("costs", "describe", "ema"),
 ]
 FILE_LINES, FUNCTION_LINES = 400, 80
 DISPATCH = "zsl/__main__.py"  # imports the module of the command after parsing its arguments
 SCHEDULER_FIELDS = {"alphas_cumprod", "betas", "num_train_timesteps", "prediction_type", "variance_type"}
-SCHEDULER_OWNERS = ("tinyldm/diffusion/", "tinyldm/config/")
+SCHEDULER_OWNERS = tuple(f"tinyldm/{room}/" for room in ("portable", "process", "models", "drawing", "diffusion", "config"))
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -163,7 +164,7 @@ def unmirrored(root: Path) -> list[str]:
 
 
 def scheduler_fields(root: Path) -> list[str]:
-    """Reads of a scheduler's fields outside tinyldm/diffusion and tinyldm/config.
+    """Reads of a scheduler's fields outside the rooms that own them.
 
     The fields are alphas_cumprod, betas, num_train_timesteps, prediction_type and variance_type. They count as read wherever
     they are an attribute of anything (`scheduler.betas`, `x.config.prediction_type`), a key (`config["betas"]`,

@@ -7,11 +7,11 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DModel
 from torch import nn
 
 from tinyldm.config.networks import UNetConfig
-from tinyldm.diffusion.classifier import NoisyClassifier
-from tinyldm.diffusion.continuous import ContinuousProcess
-from tinyldm.diffusion.discrete_vp import DiscreteVP
-from tinyldm.diffusion.label_embedding import LabelEmbedding
-from tinyldm.diffusion.process import Process
+from tinyldm.models.classifier import NoisyClassifier
+from tinyldm.portable.label_embedding import LabelEmbedding
+from tinyldm.process.continuous import ContinuousProcess
+from tinyldm.process.discrete_vp import DiscreteVP
+from tinyldm.process.process import Process
 
 torch.set_num_threads(1)  # tiny networks are slower with more threads
 

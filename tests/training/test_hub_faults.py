@@ -16,9 +16,9 @@ from tests.support import models, sources
 from tests.support.published import HUB, TOKEN, environment, finished_run
 from tests.support.runs import DATA, EVERY_STEP, ROOT, VQ, files, run
 from tinyldm.config.schema import FirstStageConfig
-from tinyldm.diffusion.loading import load_model
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import load_first_stage
+from tinyldm.models.loading import load_model
 from tinyldm.training import hub
 
 ALWAYS = 10**6

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
 
-from tests.diffusion.test_pipeline import export, made
+from tests.portable.test_pipeline import export, made
 from tests.support.published import HUB, finished_run
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion import sampling
-from tinyldm.diffusion.loading import load_model
+from tinyldm.drawing import sampling
+from tinyldm.models.loading import load_model
 from tinyldm.training import hub
 
 

@@ -10,8 +10,8 @@ import sample
 import train_ddpm
 import train_ldm
 from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, LDM, files, run, same_weights
-from tinyldm.diffusion.loading import load_model
 from tinyldm.errors import UserError
+from tinyldm.models.loading import load_model
 
 pytestmark = pytest.mark.slow
 

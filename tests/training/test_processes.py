@@ -15,12 +15,12 @@ import train_ldm
 from tests.support.evaluations import FakeNetwork
 from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, LDM, rows, run
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion import sampling
-from tinyldm.diffusion.conditioning import condition_for
-from tinyldm.diffusion.levels import KINDS
-from tinyldm.diffusion.loading import load_model
+from tinyldm.drawing import sampling
 from tinyldm.errors import UserError
 from tinyldm.metrics import features
+from tinyldm.models.conditioning import condition_for
+from tinyldm.models.loading import load_model
+from tinyldm.portable.levels import KINDS
 from tinyldm.training import checkpoint
 
 pytestmark = pytest.mark.slow

@@ -15,10 +15,10 @@ import train_ldm
 from tests.support.evaluations import FakeNetwork
 from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, LDM, rows, run
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.diffusion.cascade import as_seen, same_labels, upscale
-from tinyldm.diffusion.loading import load_model
+from tinyldm.drawing.cascade import as_seen, same_labels, upscale
 from tinyldm.errors import UserError
 from tinyldm.metrics import features
+from tinyldm.models.loading import load_model
 
 pytestmark = pytest.mark.slow
 

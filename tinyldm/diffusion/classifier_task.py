@@ -12,11 +12,11 @@ from diffusers.training_utils import EMAModel
 from tinyldm import pictures
 from tinyldm.config.schema import TrainClassifier
 from tinyldm.data.batch import UNKNOWN, Batch
-from tinyldm.diffusion.classifier import NoisyClassifier, make_classifier
-from tinyldm.diffusion.denoiser import switch_on
 from tinyldm.diffusion.noisy_task import NoisyTask
-from tinyldm.diffusion.processes import scheduler_config
 from tinyldm.diffusion.training_data import LatentData, PixelData, TrainingData
+from tinyldm.models.classifier import NoisyClassifier, make_classifier
+from tinyldm.models.denoiser import switch_on
+from tinyldm.process.processes import scheduler_config
 from tinyldm.randomness import Draw
 from tinyldm.training.task import Losses
 

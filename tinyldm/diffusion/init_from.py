@@ -3,12 +3,12 @@
 import torch
 from diffusers import UNet2DModel
 
-from tinyldm.diffusion.denoiser import Denoiser
-from tinyldm.diffusion.label_embedding import LabelEmbedding
-from tinyldm.diffusion.loading import load_model
-from tinyldm.diffusion.process import Process, same_noise
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import AutoencoderModel, fingerprint
+from tinyldm.models.denoiser import Denoiser
+from tinyldm.models.loading import load_model
+from tinyldm.portable.label_embedding import LabelEmbedding
+from tinyldm.process.process import Process, same_noise
 
 DERIVED = ("sample_size", "in_channels", "out_channels", "class_embed_type", "num_class_embeds")  # may differ from the base
 

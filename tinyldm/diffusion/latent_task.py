@@ -6,9 +6,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from tinyldm.config.schema import TrainLDM
-from tinyldm.diffusion.export import save_pipeline
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.diffusion.training_data import LatentData
+from tinyldm.models.export import save_pipeline
 
 
 class LatentTask(DiffusionTask):

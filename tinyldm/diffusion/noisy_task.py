@@ -7,9 +7,9 @@ from accelerate import Accelerator
 
 from tinyldm.config.schema import DiffusionTraining, TrainClassifier
 from tinyldm.data.batch import Batch
-from tinyldm.diffusion.conditioning import clean
-from tinyldm.diffusion.processes import make_process
 from tinyldm.diffusion.training_data import TrainingData
+from tinyldm.models.conditioning import clean
+from tinyldm.process.processes import make_process
 from tinyldm.randomness import derive_seed
 from tinyldm.training import checkpoint
 from tinyldm.training.accelerator import rank_of

@@ -11,10 +11,10 @@ import math
 import torch
 
 from tinyldm.data.batch import UNCONDITIONAL, Condition
-from tinyldm.diffusion.bound import step_bits
-from tinyldm.diffusion.denoiser import Predictor
-from tinyldm.diffusion.discrete_vp import discrete
-from tinyldm.diffusion.process import Process
+from tinyldm.models.denoiser import Predictor
+from tinyldm.process.bound import step_bits
+from tinyldm.process.discrete_vp import discrete
+from tinyldm.process.process import Process
 
 
 def weight(process: Process, times: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:

@@ -7,11 +7,11 @@ import torch
 from accelerate import Accelerator
 
 from tinyldm.config.schema import TrainDDPM
-from tinyldm.diffusion.bound import prior_bits, step_bits
-from tinyldm.diffusion.discrete_vp import DiscreteVP
-from tinyldm.diffusion.export import save_pipeline
 from tinyldm.diffusion.task import DiffusionTask
 from tinyldm.diffusion.training_data import PixelData
+from tinyldm.models.export import save_pipeline
+from tinyldm.process.bound import prior_bits, step_bits
+from tinyldm.process.discrete_vp import DiscreteVP
 from tinyldm.randomness import derive_seed
 
 TIMESTEPS_PER_IMAGE = 8  # to estimate the bound at each evaluation

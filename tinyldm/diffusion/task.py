@@ -18,15 +18,15 @@ from tqdm.auto import tqdm
 from tinyldm import pictures
 from tinyldm.config.schema import DiffusionTraining, Sampler, SamplerSettings
 from tinyldm.data.batch import Batch, Condition
-from tinyldm.diffusion.conditioning import augment, drop_labels, preview_condition
-from tinyldm.diffusion.denoiser import make_denoiser, switch_on
-from tinyldm.diffusion.discrete_vp import DiscreteVP, LossHistory, discrete
 from tinyldm.diffusion.init_from import start_from
-from tinyldm.diffusion.model import Model, to_images
 from tinyldm.diffusion.noisy_task import NoisyTask
 from tinyldm.diffusion.objective import diffusion_loss, error_of, loss_of
-from tinyldm.diffusion.sampling import denoise, generators, initial_noise, sample
 from tinyldm.diffusion.training_data import TrainingData
+from tinyldm.drawing.sampling import denoise, generators, initial_noise, sample
+from tinyldm.models.conditioning import augment, drop_labels, preview_condition
+from tinyldm.models.denoiser import make_denoiser, switch_on
+from tinyldm.models.model import Model, to_images
+from tinyldm.process.discrete_vp import DiscreteVP, LossHistory, discrete
 from tinyldm.randomness import Draw
 from tinyldm.training.task import Losses
 

@@ -16,8 +16,6 @@ from tinyldm.config.ema import EMALengths
 from tinyldm.config.parsing import parse, read_recipe
 from tinyldm.config.schema import TrainDDPM, TrainLDM
 from tinyldm.diffusion.latent_task import LatentTask
-from tinyldm.diffusion.loading import load_model
-from tinyldm.diffusion.model import Model
 from tinyldm.diffusion.pixel_task import PixelTask
 from tinyldm.errors import UserError
 from tinyldm.evaluation.models import draw, open_model, parts, weights_stamp
@@ -27,6 +25,8 @@ from tinyldm.manifest import LOCK, Manifest, list_in_run
 from tinyldm.metrics import distances
 from tinyldm.metrics.chunks import Chunks
 from tinyldm.metrics.image_sets import embed
+from tinyldm.models.loading import load_model
+from tinyldm.models.model import Model
 from tinyldm.pictures import pyplot
 from tinyldm.training.accelerator import make_accelerator
 from tinyldm.training.power_ema import run_with_snapshots, weights_of_snapshots

@@ -11,7 +11,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from tinyldm import pictures
 from tinyldm.data.images import to_float, to_uint8
-from tinyldm.diffusion.model import decoded_at_once
 from tinyldm.errors import UserError
 from tinyldm.evaluation.models import weights_stamp
 from tinyldm.evaluation.workspace import RECONSTRUCTIONS, Workspace, entry
@@ -20,6 +19,7 @@ from tinyldm.metrics import distances
 from tinyldm.metrics.chunks import Arrays
 from tinyldm.metrics.image_sets import pick
 from tinyldm.metrics.lpips import load_lpips
+from tinyldm.models.model import decoded_at_once
 
 
 def reconstruct(first_stage: FirstStage, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

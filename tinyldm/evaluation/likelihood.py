@@ -9,9 +9,7 @@ from tqdm.auto import tqdm
 
 from tinyldm.data.batch import UNKNOWN, Batch, Condition
 from tinyldm.data.images import to_float
-from tinyldm.diffusion import likelihood
-from tinyldm.diffusion.bound import BIN
-from tinyldm.diffusion.model import Model
+from tinyldm.drawing import likelihood
 from tinyldm.errors import UserError
 from tinyldm.evaluation.labels import renumber
 from tinyldm.evaluation.models import weights_stamp
@@ -19,6 +17,8 @@ from tinyldm.evaluation.workspace import Workspace, entry
 from tinyldm.files import replace_text
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics import distances
+from tinyldm.models.model import Model
+from tinyldm.process.bound import BIN
 
 ENCODED = 16  # images that are also encoded and decoded again
 

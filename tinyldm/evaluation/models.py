@@ -8,14 +8,14 @@ import torch
 from tinyldm.config.evaluate import Evaluate, run_folder
 from tinyldm.config.parsing import read_yaml
 from tinyldm.config.schema import FirstStageConfig
-from tinyldm.diffusion import sampling
-from tinyldm.diffusion.loading import load_for
-from tinyldm.diffusion.model import Model
+from tinyldm.drawing import sampling
 from tinyldm.errors import UserError
 from tinyldm.files import digest
 from tinyldm.first_stage.autoencoder import SUBFOLDERS, FirstStage, fingerprint, load_first_stage
 from tinyldm.metrics.chunks import Batches, Chunks, fill
 from tinyldm.metrics.image_sets import ImageSet
+from tinyldm.models.loading import load_for
+from tinyldm.models.model import Model
 from tinyldm.training.power_ema import run_with_snapshots, snapshots
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from tinyldm import pictures
-from tinyldm.diffusion.model import Model
 from tinyldm.errors import UserError
 from tinyldm.evaluation import sheets, sweep
 from tinyldm.evaluation.first_stage import reconstruct
@@ -24,6 +23,7 @@ from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics import distances
 from tinyldm.metrics.chunks import Arrays, Chunks, fill
 from tinyldm.metrics.image_sets import ImageSet, open_images, pick
+from tinyldm.models.model import Model
 
 NUM_IMAGES = 10_000
 PROBE_IMAGES = 5_000  # of the training part, chosen at random, to learn to read labels from

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tinyldm import pictures
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNKNOWN, Condition
-from tinyldm.diffusion.model import Model, to_images
-from tinyldm.diffusion.sampling import denoise, generators, initial_noise
+from tinyldm.drawing.sampling import denoise, generators, initial_noise
 from tinyldm.metrics.chunks import Batches
+from tinyldm.models.model import Model, to_images
 
 ROWS, COLUMNS = 8, 16  # at most 144 tiles, which pictures.grid enlarges
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)

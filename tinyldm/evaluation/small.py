@@ -7,12 +7,12 @@ from tqdm.auto import tqdm
 
 from tinyldm.data.images import to_float, to_uint8
 from tinyldm.data.small import shrink
-from tinyldm.diffusion import sampling
-from tinyldm.diffusion.cascade import as_seen, check_chain
-from tinyldm.diffusion.loading import load_model
-from tinyldm.diffusion.model import Model
+from tinyldm.drawing import sampling
+from tinyldm.drawing.cascade import as_seen, check_chain
 from tinyldm.evaluation.workspace import Workspace
 from tinyldm.first_stage.autoencoder import fingerprint
+from tinyldm.models.loading import load_model
+from tinyldm.models.model import Model
 
 
 def give_small(workspace: Workspace, model: Model, count: int) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from tinyldm import pictures
-from tinyldm.diffusion.model import Model
 from tinyldm.evaluation.labels import LabelMetrics
 from tinyldm.evaluation.models import draw
 from tinyldm.evaluation.workspace import SAMPLES, START_OVER, Workspace
 from tinyldm.metrics.chunks import Arrays
+from tinyldm.models.model import Model
 
 LABEL_ACCURACY = "label accuracy"
 TOGETHER = (("precision", "recall"), ("density", "coverage"))  # figures that share a panel

@@ -1,0 +1,150 @@
+"""What sample.py can do with a model: draw, enlarge, vary, fill, invert. Each action yields the images to save, in batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from tinyldm.config.schema import Sample
+from tinyldm.data.batch import UNCONDITIONAL, UNKNOWN, Condition
+from tinyldm.data.given import parse_box, read_images, read_mask
+from tinyldm.drawing import editing, sampling
+from tinyldm.drawing.cascade import check_chain, sample_chain, upscale
+from tinyldm.errors import UserError
+from tinyldm.models.loading import load_model
+from tinyldm.models.model import Model, to_images
+
+
+@dataclass
+class Result:
+    """What an action makes besides its images.
+
+    Attributes:
+        count: number of images.
+        batches: uint8 (B, 3, S, S), drawn as they are asked for.
+        rows: for a picture of what was given beside what was made: images (N, 3, S, S), and its columns. Set by the batches.
+        between: frames from the first given image to the second. Set by the batches.
+        notes: what the user should know.
+    """
+
+    count: int
+    batches: Iterator[torch.Tensor]
+    rows: list[torch.Tensor] = field(default_factory=list)
+    columns: int = 0
+    between: torch.Tensor | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def act(model: Model, config: Sample) -> Result:
+    """Start the action that the config asks for.
+
+    Raises:
+        UserError: for images that cannot be read, and settings that do not fit the model.
+    """
+    model.sampler(config)
+    if config.upscale is not None:
+        return _upscale(model, config)
+    if config.then is not None:
+        return _chain(model, config)
+    check_chain([model], [config.model])
+    if config.invert is not None:
+        return _invert(model, config)
+    if config.image is not None:
+        return _edit(model, config)
+    return Result(config.num_images, sampling.sample(model, config.num_images, config.batch_size, config.seed, config))
+
+
+def _chain(model: Model, config: Sample) -> Result:
+    """Images of several models, each of which enlarges those of the one before."""
+    assert config.then is not None
+    names = [name.strip() for name in config.then.split(",")]
+    models = [model, *(load_model(name, str(model.device), model.dtype) for name in names)]
+    check_chain(models, [config.model, *names])
+    return Result(config.num_images, sample_chain(models, config.num_images, config.batch_size, config.seed, config))
+
+
+def _upscale(model: Model, config: Sample) -> Result:
+    """The given images, enlarged."""
+    assert config.upscale is not None
+    if model.low_resolution is None:
+        raise UserError(f"{config.model} is not a super-resolution stage: train one with condition.low_resolution")
+    side = model.low_resolution.config.side
+    small, notes = read_images(config.upscale, side)
+    result = Result(len(small), iter(()), columns=2, notes=notes)
+
+    def batches() -> Iterator[torch.Tensor]:
+        for first in range(0, len(small), config.batch_size):
+            part = small[first : first + config.batch_size]
+            seeds = range(config.seed + first, config.seed + first + len(part))
+            made = upscale(model, part, seeds, config, named_labels(model, config, len(part)))
+            enlarged = F.interpolate(part.float(), size=model.side, mode="nearest-exact").to(torch.uint8)
+            result.rows += [torch.stack([enlarged, made], 1).flatten(0, 1)]
+            yield made
+
+    result.batches = batches()
+    return result
+
+
+def _edit(model: Model, config: Sample) -> Result:
+    """Variations of the given images, or with a mask new content in a part of them: `num_images` of each."""
+    assert config.image is not None
+    given, notes = read_images(config.image, model.side)
+    mask = None
+    if config.mask is not None:
+        box = parse_box(config.mask)
+        mask, more = (editing.box_mask(box, model.side), []) if box else read_mask(config.mask, model.side)
+        notes += more
+    result = Result(config.num_images * len(given), iter(()), columns=config.num_images + 1 + (mask is not None), notes=notes)
+
+    def batches() -> Iterator[torch.Tensor]:
+        for image in given.split(1):
+            result.rows.append(image)
+            if mask is not None:
+                result.rows.append(torch.where(mask.bool(), torch.tensor(255, dtype=torch.uint8), image))
+            for first in range(0, config.num_images, config.batch_size):
+                count = min(config.batch_size, config.num_images - first)
+                random, condition = sampling.generators(config.seed + first, count), named_labels(model, config, count)
+                images = image.expand(count, -1, -1, -1)
+                if mask is not None:
+                    again = config.resample_jump, config.resample_repeats
+                    made = editing.fill(model, images, mask.expand(count, -1, -1, -1), config, random, condition, *again)
+                else:
+                    x0 = editing.to_x0(model, images)
+                    made = to_images(model, editing.vary(model, x0, config.strength, config, random, condition)).cpu()
+                result.rows.append(made)
+                yield made
+
+    result.batches = batches()
+    return result
+
+
+def _invert(model: Model, config: Sample) -> Result:
+    """The given images as noise and back, and what lies between the first two."""
+    assert config.invert is not None
+    read = [read_images(path.strip(), model.side) for path in config.invert.split(",")]
+    given, notes = torch.cat([images for images, _ in read]), [note for _, more in read for note in more]
+    result = Result(len(given), iter(()), columns=len(given), notes=notes)
+
+    def batches() -> Iterator[torch.Tensor]:
+        noises = []
+        for images in given.split(config.batch_size):
+            noise, back = editing.invert(model, images, named_labels(model, config, len(images)))
+            noises.append(noise)
+            result.notes.append(f"the way to noise and back: {editing.psnr(images, back):.1f} dB")
+            result.rows += [images, back]
+            yield back
+        if len(given) > 1:
+            noise = torch.cat(noises)[:2]
+            result.between = editing.between(model, noise, 12, named_labels(model, config, 12))
+
+    result.batches = batches()
+    return result
+
+
+def named_labels(model: Model, config: Sample, count: int) -> Condition:
+    """The labels that the config names; the network does not know the others."""
+    if model.labels is None:
+        return UNCONDITIONAL
+    given = model.given_labels(config)
+    return Condition(torch.tensor([[given.get(name, UNKNOWN) for name in model.labels.values]] * count))
