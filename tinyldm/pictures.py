@@ -24,6 +24,7 @@ PANELS = {  # column of metrics.csv: title and unit of its panel in loss.png
     "eval_accuracy_q": ("held-out accuracy by quarter of the timesteps", "accuracy"),
     "eval_accuracy_of_": ("held-out accuracy by label", "accuracy"),
     "eval_fd": ("held-out Frechet distance", "Frechet distance"),
+    "eval_nearer": ("samples nearer to the training images than held-out ones", "share (0.5: like new images)"),
     "eval_bits": ("held-out bound", "bits per dimension"),
     "eval_psnr": ("held-out PSNR", "dB"),
 }

@@ -15,11 +15,13 @@ from tests.support.evaluations import FakeNetwork
 from tests.support.runs import DDPM, EVERY_STEP, VQ, rows, run
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import SamplerSettings, TrainDDPM
+from tinyldm.data.images import Images, first_images
+from tinyldm.data.sources import open_sources
 from tinyldm.drawing import sampling
 from tinyldm.errors import UserError
 from tinyldm.metrics import distances as metrics
 from tinyldm.metrics import features
-from tinyldm.metrics.while_training import Quality
+from tinyldm.metrics.while_training import Quality, memorises
 from tinyldm.models.loading import load_model
 from tinyldm.training import checkpoint
 
@@ -57,7 +59,8 @@ def test_it_equals_the_distance_of_the_samples_of_the_run(args, tmp_path, monkey
     drawn = network.embed(torch.cat(list(sampling.sample(model, 30, 7, 0, settings))))["features"]
     config = parse(TrainDDPM, "", ["--output_dir", "run", *map(str, args), "--train.max_steps", "4"])
     quality = Quality(config, Accelerator(cpu=True))
-    reference = np.concatenate([np.load(file)["features"] for file in (tmp_path / "cache").rglob("0*.npz")])
+    held_out = Images.of(open_sources(config.data, config.seed)[1], config.data)
+    reference = network.embed(first_images(held_out, 1000))["features"]
     assert measured["4"] == pytest.approx(metrics.frechet(drawn, reference).value, rel=1e-4)
     assert quality.mean == pytest.approx(reference.mean(0))
 
@@ -120,3 +123,20 @@ def test_of_latents(ldm_args, tmp_path, monkeypatch):
 def test_refused_settings(args, more, words, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=words):
         run(monkeypatch, train_ddpm, "--output_dir", tmp_path / "run", *args, "--train.max_steps", 1, *more)
+
+
+def test_few_training_images_are_watched(args, tmp_path, monkeypatch):
+    run(monkeypatch, train_ddpm, "--output_dir", tmp_path / "run", *args, "--train.max_steps", 2)
+    share = [float(row["eval_nearer"]) for row in rows(tmp_path / "run") if row["eval_nearer"]]
+    assert len(share) == 1 and 0 <= share[0] <= 1
+
+
+def test_copies_of_training_images_are_told(args, monkeypatch):
+    config = parse(TrainDDPM, "", ["--output_dir", "run", *map(str, args), "--train.max_steps", "4"])
+    quality = Quality(config, Accelerator(cpu=True))
+    train, held_out = open_sources(config.data, config.seed)
+    for source, low, high in ((train, 0.95, 1.0), (held_out, 0.3, 0.7)):
+        batch = first_images(Images.of(source, config.data), 20)
+        share = quality.figures(quality.sums([batch]))["eval_nearer"]
+        assert low <= share <= high
+        assert (memorises({"eval_nearer": share}) is not None) == (source is train)

@@ -275,9 +275,14 @@ def nearer(samples: np.ndarray, held_out: np.ndarray) -> Estimate:
         samples: (N,) distance of each sample to its nearest training image.
         held_out: (M,) the same for held-out images.
     """
+    return average(nearer_shares(samples, held_out))
+
+
+def nearer_shares(samples: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+    """For each sample (N,) the share of held-out images that are further away; see nearer."""
     held_out = np.sort(held_out)
     below, up_to = np.searchsorted(held_out, samples, "left"), np.searchsorted(held_out, samples, "right")
-    return average(1 - (below + up_to) / (2 * len(held_out)))
+    return 1 - (below + up_to) / (2 * len(held_out))
 
 
 # -------------------------------------------------------------------------------------------------------- Inception score

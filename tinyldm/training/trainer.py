@@ -28,7 +28,7 @@ from tinyldm.config.schema import Training
 from tinyldm.data.batch import Batch
 from tinyldm.errors import Stopped, UserError
 from tinyldm.files import open_to_others, replace_text
-from tinyldm.metrics.while_training import Quality
+from tinyldm.metrics.while_training import Quality, memorises
 from tinyldm.randomness import Draw, derive_seed
 from tinyldm.training import checkpoint, hub, model_card
 from tinyldm.training.accelerator import StopRequest, hardware, make_accelerator, rank_of
@@ -218,8 +218,11 @@ class Trainer:
             with self._may_fail("the evaluation", all_ranks=True):
                 figures |= self._evaluate()
         if self.quality and due(train.metrics_steps):
+            count = train.num_metrics_images
             with self._may_fail("eval_fd", all_ranks=True), self.averaged_weights():
-                figures["eval_fd"] = self._distance(self.task.make_images(train.num_metrics_images))
+                figures |= self.quality.figures(self._over_ranks(self.quality.sums(self.task.make_images(count))))
+            if warning := memorises(figures):
+                self.bar.write(f"step {state.step}: {warning}", file=sys.stderr)
         if state.out_of_patience(figures) and not last:
             state.take_best()
             best = f"step {state.step}: {train.best_by} is best at step {state.best_step}, whose weights are exported"
