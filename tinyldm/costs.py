@@ -31,6 +31,7 @@ from tinyldm.first_stage.autoencoder import FirstStage, load_first_stage
 from tinyldm.first_stage.latent_store import ENCODED_AT_ONCE
 from tinyldm.first_stage.networks import Autoencoder, Discriminator, make_vq
 from tinyldm.models.classifier import make_classifier
+from tinyldm.models.conditioning import clean
 from tinyldm.models.denoiser import make_denoiser, switch_on
 from tinyldm.training.accelerator import default_device, hardware
 from tinyldm.training.model_card import duration
@@ -50,6 +51,7 @@ class Part:
         shape: the shape of one input, without the batch.
         denoises: whether it is a denoiser, which also gets timesteps and a condition.
         labels: number of label columns.
+        small: whether it is a super-resolution stage, which also gets smaller images.
         trained: whether it is trained; otherwise it only sees each image once.
     """
 
@@ -58,6 +60,7 @@ class Part:
     shape: tuple[int, int, int]
     denoises: bool = False
     labels: int = 0
+    small: bool = False
     trained: bool = True
 
     def inputs(self, batch: int, device: torch.device) -> tuple[Any, ...]:
@@ -66,7 +69,7 @@ class Part:
         if not self.denoises:
             return (images,)
         times, labels = (torch.zeros(*shape, dtype=torch.long, device=device) for shape in ((batch,), (batch, self.labels)))
-        return images, times, Condition(labels if self.labels else None)
+        return images, times, clean(Condition(labels if self.labels else None, images if self.small else None))
 
 
 @dataclass
@@ -112,14 +115,15 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
     if isinstance(config, TrainClassifier):
         yield Part("classifier", lambda: _Classifier(unet, shape, labels), shape, denoises=True)
         return
-    learned = config.scheduler.learns_variance
+    learned, small = config.scheduler.learns_variance, config.condition.low_resolution
+    stage_of = (small, shape[0], config.condition.augmentation) if small else None
 
     def denoiser() -> nn.Module:
-        network = make_denoiser(unet, shape[1], shape[0], labels, learned)
+        network = make_denoiser(unet, shape[1], shape[0], labels, learned, low_resolution=stage_of)
         switch_on(network, config.train)
         return network
 
-    yield Part("UNet2DModel", denoiser, shape, denoises=True, labels=len(labels))
+    yield Part("UNet2DModel", denoiser, shape, denoises=True, labels=len(labels), small=bool(small))
 
 
 def first_stage(config: FirstStageConfig, notes: list[str]) -> FirstStage:
