@@ -37,8 +37,8 @@ def main() -> None:
         output.finish()
         if result.rows:
             output.edited(torch.cat(result.rows), result.columns)
-        if result.between is not None:
-            output.interpolation(result.between)
+        if result.between:
+            output.interpolation(torch.cat(result.between))
         if config.strip:
             output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, config))
         if config.interpolate:

@@ -105,8 +105,7 @@ def errors(task: DiffusionTask) -> list[float]:
         time, total = process.time_of(torch.tensor([ratio], dtype=torch.float64)), 0.0
         for (x0, condition), noise, _ in task.my_held_out():
             times = time.to(x0.device).expand(len(x0))
-            alpha, sigma = process.levels(times)
-            x_t = alpha * x0 + sigma * noise
+            x_t = process.noisy(x0, noise, times)
             predicted = denoiser(*process.inputs(x_t, times), condition).float()
             total += float((process.to_x0(x_t, predicted, times) - x0).square().mean((1, 2, 3)).sum())
         means.append(total / len(task.held_out.x))

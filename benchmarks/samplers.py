@@ -21,6 +21,7 @@ from tinyldm.drawing import sampling
 from tinyldm.errors import UserError
 from tinyldm.metrics.while_training import Quality
 from tinyldm.models.loading import load_model
+from tinyldm.process.solvers import Solver
 
 # Samplers and steps, by cost. heun evaluates the network twice per step, except in the last.
 TABLE: list[tuple[Sampler, int]] = [
@@ -68,7 +69,8 @@ def samplers(
     each = 0.0  # seconds per evaluation of the network in the last row, including everything else
     for name, steps in tqdm(TABLE, unit="row", dynamic_ncols=True):
         settings = SamplerSettings(scheduler=name, num_inference_steps=steps, guidance_scale=1.0)
-        evaluations = len(loaded.sampler(settings).timesteps)
+        sampler = loaded.sampler(settings)
+        evaluations = sampler.evaluations if isinstance(sampler, Solver) else len(sampler.timesteps)
         if time.monotonic() + each * evaluations > end:
             left_out.append(f"{name}, {steps} steps")
             continue

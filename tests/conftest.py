@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="tinyldm-tests-")
+os.environ["HOME"] = os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="tinyldm-tests-")
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 

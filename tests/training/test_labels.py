@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 import sample
 import train_ddpm
 import train_ldm
+from tests.support.evaluations import FakeNetwork
 from tests.support.runs import DATA, DDPM, DIGITS, EVERY_STEP, LDM, files, run, same_weights
 from tinyldm.errors import UserError
+from tinyldm.metrics import features
 from tinyldm.models.loading import load_model
 
 pytestmark = pytest.mark.slow
@@ -81,9 +83,9 @@ def test_no_guide(tmp_path, monkeypatch):
 
 
 def test_the_guidance_scale_is_chosen_on_held_out_images(tmp_path, monkeypatch, capsys):
-    args = pixels(tmp_path, "--train.max_steps", 2, "--train.metrics_features", "efficientnet-lite0")[:-2]
+    monkeypatch.setattr(features, "NETWORKS", {"inception": FakeNetwork().load})
     chosen = ["--guidance.scale", "null", "--guidance.num_images", 40, "--guidance.scales", "[3, 1.5]"]
-    run(monkeypatch, train_ddpm, *args, *chosen, "--train.max_steps", 2, "--train.metrics_features", "efficientnet-lite0")
+    run(monkeypatch, train_ddpm, *pixels(tmp_path, "--train.max_steps", 2, *chosen))
     stored = json.loads((tmp_path / "run/pipeline/guidance.json").read_text())
     message = capsys.readouterr().err
     assert stored["scale"] in (1.5, 3) and f"scale {stored['scale']:g} is stored with the model" in message

@@ -57,7 +57,7 @@ def test_plain_diffusers_enlarges_the_same(name, runs):
     side, random = model.low_resolution.config.side, torch.Generator().manual_seed(0)
     small = torch.randint(0, 256, (2, 1, side, side), generator=random, dtype=torch.uint8).expand(-1, 3, -1, -1)
     settings = SamplerSettings("ddim" if name == "latents" else None, 4)
-    condition = same_labels(model, None if model.labels is None else model.labels.draw([5, 6], {}), model)
+    condition = same_labels(model, None if model.labels is None else model.labels.draw([5, 6], {}), model, 2)
     ours = upscale(model, small, [5, 6], settings, condition).permute(0, 2, 3, 1).numpy()
     opened = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
     images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in small]
@@ -86,7 +86,17 @@ def test_a_cascade_draws_and_its_labels_go_through(runs, tmp_path, monkeypatch):
     run(monkeypatch, sample, *chain, "--num_images", 3, "--labels", "3", "--output_dir", tmp_path / "two", "--batch_size", 3)
     assert np.abs(images.astype(int) - np.load(tmp_path / "two/samples.npz")["arr_0"]).max() <= 1  # in any batch
     first, second = load_model(str(runs / "4")), load_model(str(runs / "4to8"))
-    assert same_labels(first, torch.tensor([[3], [-1]]), second).labels.tolist() == [[3], [-1]]
+    assert same_labels(first, torch.tensor([[3], [-1]]), second, 2).labels.tolist() == [[3], [-1]]
+
+
+def test_a_stage_with_labels_follows_one_without(runs, tmp_path, monkeypatch):
+    """Its labels are unknown for each image of a batch, and it is guided by itself."""
+    plain = load_model(str(runs / "4to8-plain"))
+    second = load_model(str(runs / "4to8"))
+    assert same_labels(plain, None, second, 3).labels.tolist() == [[-1]] * 3
+    small = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    settings = SamplerSettings(num_inference_steps=2, guidance_scale=2.0)
+    assert upscale(second, small, [0, 1, 2], settings, same_labels(plain, None, second, 3)).shape == (3, 3, 8, 8)
 
 
 def test_given_images_are_enlarged(runs, tmp_path, monkeypatch, capsys):
@@ -125,3 +135,9 @@ def test_stages_that_do_not_fit_are_refused(arguments, words, runs, tmp_path, mo
     with pytest.raises(UserError, match=words):
         run(monkeypatch, sample, *named, "--num_inference_steps", 5, "--output_dir", tmp_path / "out")
     assert not list((tmp_path / "out").glob("images/*"))
+
+
+def test_the_likelihood_of_a_stage_is_refused(runs, tmp_path, monkeypatch):
+    few = ["--metrics", "likelihood", "--num_inference_steps", 5]
+    with pytest.raises(UserError, match="this one is a super-resolution stage"):
+        run(monkeypatch, evaluate, "--model", runs / "4to8", *few, "--output_dir", tmp_path / "out")

@@ -10,6 +10,12 @@ from tinyldm.errors import UserError, boundary
 from tinyldm.limits import open_image
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The image files of a folder and its subfolders, sorted, without hidden ones."""
+    endings = Image.registered_extensions()
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in endings and not file.name.startswith("."))
+
+
 def image_files(path: str) -> list[Path]:
     """The image files of a folder, sorted, or the file itself.
 
@@ -21,8 +27,7 @@ def image_files(path: str) -> list[Path]:
         raise UserError(f"{path} does not exist: give an image, or a folder of images")
     if place.is_file():
         return [place]
-    endings = Image.registered_extensions()
-    files = sorted(file for file in place.rglob("*") if file.suffix.lower() in endings and not file.name.startswith("."))
+    files = files_in(place)
     if not files:
         raise UserError(f"the folder {path} holds no images: give one with png or jpeg files")
     return files

@@ -13,13 +13,14 @@ from tinyldm.data.batch import Batch
 from tinyldm.data.columns import LabelColumn
 from tinyldm.data.description import Description
 from tinyldm.data.images import ImageBatches, Images, first_examples, mirror_half, to_float
-from tinyldm.data.small import enlarge, shrink
+from tinyldm.data.small import shrink
 from tinyldm.data.sources import balanced_labels
 from tinyldm.data.subsets import random_rows
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import AutoencoderModel, load_first_stage
 from tinyldm.first_stage.latent_batches import EncodedBatches, LatentBatches
 from tinyldm.first_stage.latent_store import open_store
+from tinyldm.portable.low_resolution import enlarge
 from tinyldm.randomness import Draw
 from tinyldm.training import checkpoint
 from tinyldm.training.accelerator import rank_of

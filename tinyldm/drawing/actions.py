@@ -23,16 +23,17 @@ class Result:
     Attributes:
         count: number of images.
         batches: uint8 (B, 3, S, S), drawn as they are asked for.
-        rows: for a picture of what was given beside what was made: images (N, 3, S, S), and its columns. Set by the batches.
-        between: frames from the first given image to the second. Set by the batches.
+        columns: of the picture of `rows`.
+        rows: what was given beside what was made, images (N, 3, S, S). Filled while the batches are drawn, as is the rest.
+        between: frames from the first given image to the second.
         notes: what the user should know.
     """
 
     count: int
     batches: Iterator[torch.Tensor]
-    rows: list[torch.Tensor] = field(default_factory=list)
     columns: int = 0
-    between: torch.Tensor | None = None
+    rows: list[torch.Tensor] = field(default_factory=list)
+    between: list[torch.Tensor] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -71,7 +72,7 @@ def _upscale(model: Model, config: Sample) -> Result:
         raise UserError(f"{config.model} is not a super-resolution stage: train one with condition.low_resolution")
     side = model.low_resolution.config.side
     small, notes = read_images(config.upscale, side)
-    result = Result(len(small), iter(()), columns=2, notes=notes)
+    rows: list[torch.Tensor] = []
 
     def batches() -> Iterator[torch.Tensor]:
         for first in range(0, len(small), config.batch_size):
@@ -79,11 +80,10 @@ def _upscale(model: Model, config: Sample) -> Result:
             seeds = range(config.seed + first, config.seed + first + len(part))
             made = upscale(model, part, seeds, config, named_labels(model, config, len(part)))
             enlarged = F.interpolate(part.float(), size=model.side, mode="nearest-exact").to(torch.uint8)
-            result.rows += [torch.stack([enlarged, made], 1).flatten(0, 1)]
+            rows.append(torch.stack([enlarged, made], 1).flatten(0, 1))
             yield made
 
-    result.batches = batches()
-    return result
+    return Result(len(small), batches(), 2, rows, notes=notes)
 
 
 def _edit(model: Model, config: Sample) -> Result:
@@ -95,28 +95,30 @@ def _edit(model: Model, config: Sample) -> Result:
         box = parse_box(config.mask)
         mask, more = (editing.box_mask(box, model.side), []) if box else read_mask(config.mask, model.side)
         notes += more
-    result = Result(config.num_images * len(given), iter(()), columns=config.num_images + 1 + (mask is not None), notes=notes)
+    rows: list[torch.Tensor] = []
 
     def batches() -> Iterator[torch.Tensor]:
         for image in given.split(1):
-            result.rows.append(image)
+            rows.append(image)
             if mask is not None:
-                result.rows.append(torch.where(mask.bool(), torch.tensor(255, dtype=torch.uint8), image))
+                rows.append(torch.where(mask.bool(), torch.tensor(255, dtype=torch.uint8), image))
+            else:
+                x0 = editing.to_x0(model, image)
             for first in range(0, config.num_images, config.batch_size):
                 count = min(config.batch_size, config.num_images - first)
                 random, condition = sampling.generators(config.seed + first, count), named_labels(model, config, count)
-                images = image.expand(count, -1, -1, -1)
                 if mask is not None:
                     again = config.resample_jump, config.resample_repeats
+                    images = image.expand(count, -1, -1, -1)
                     made = editing.fill(model, images, mask.expand(count, -1, -1, -1), config, random, condition, *again)
                 else:
-                    x0 = editing.to_x0(model, images)
-                    made = to_images(model, editing.vary(model, x0, config.strength, config, random, condition)).cpu()
-                result.rows.append(made)
+                    start = x0.expand(count, -1, -1, -1)
+                    made = to_images(model, editing.vary(model, start, config.strength, config, random, condition)).cpu()
+                rows.append(made)
                 yield made
 
-    result.batches = batches()
-    return result
+    columns = config.num_images + 1 + (mask is not None)
+    return Result(config.num_images * len(given), batches(), columns, rows, notes=notes)
 
 
 def _invert(model: Model, config: Sample) -> Result:
@@ -124,22 +126,22 @@ def _invert(model: Model, config: Sample) -> Result:
     assert config.invert is not None
     read = [read_images(path.strip(), model.side) for path in config.invert.split(",")]
     given, notes = torch.cat([images for images, _ in read]), [note for _, more in read for note in more]
-    result = Result(len(given), iter(()), columns=len(given), notes=notes)
+    rows: list[torch.Tensor] = []
+    between: list[torch.Tensor] = []
 
     def batches() -> Iterator[torch.Tensor]:
         noises = []
         for images in given.split(config.batch_size):
             noise, back = editing.invert(model, images, named_labels(model, config, len(images)))
             noises.append(noise)
-            result.notes.append(f"the way to noise and back: {editing.psnr(images, back):.1f} dB")
-            result.rows += [images, back]
+            notes.append(f"the way to noise and back: {editing.psnr(images, back):.1f} dB")
+            rows.extend([images, back])
             yield back
         if len(given) > 1:
             noise = torch.cat(noises)[:2]
-            result.between = editing.between(model, noise, 12, named_labels(model, config, 12))
+            between.append(editing.between(model, noise, 12, named_labels(model, config, 12)))
 
-    result.batches = batches()
-    return result
+    return Result(len(given), batches(), len(given), rows, between, notes)
 
 
 def named_labels(model: Model, config: Sample, count: int) -> Condition:

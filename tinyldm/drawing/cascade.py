@@ -9,12 +9,11 @@ import torch
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL, UNKNOWN, Condition
 from tinyldm.data.images import to_float
-from tinyldm.data.small import enlarge
-from tinyldm.drawing.sampling import denoise, generators, initial_noise
+from tinyldm.drawing.sampling import denoise, generators, initial_noise, sample
 from tinyldm.errors import UserError
-from tinyldm.first_stage.autoencoder import FirstStage
-from tinyldm.models.conditioning import with_small
-from tinyldm.models.model import Model, to_images
+from tinyldm.models.conditioning import renumber, with_small
+from tinyldm.models.model import Model, encoded, to_images
+from tinyldm.portable.low_resolution import enlarge
 
 
 def check_chain(models: Sequence[Model], names: Sequence[str]) -> None:
@@ -31,11 +30,7 @@ def check_chain(models: Sequence[Model], names: Sequence[str]) -> None:
 def as_seen(model: Model, small: torch.Tensor) -> torch.Tensor:
     """uint8 images (B, 3, s, s) -> (B, C, S, S), as the network of a stage sees them: enlarged, and encoded if it has a first
     stage."""
-    x = enlarge(to_float(small.to(model.device)), model.side)
-    if model.first_stage is None:
-        return x[:, : model.channels]
-    stage = FirstStage(model.first_stage)
-    return stage.encode(x[:, : stage.in_channels].to(model.first_stage.dtype)).float() * stage.scaling_factor
+    return encoded(model, enlarge(to_float(small.to(model.device)), model.side))
 
 
 def upscale(
@@ -54,20 +49,13 @@ def upscale(
     return to_images(model, x0).cpu().expand(-1, 3, -1, -1)
 
 
-def same_labels(source: Model, labels: torch.Tensor | None, model: Model) -> Condition:
-    """The labels (B, A) of one model as a condition of another, by their names and values; unknown where it lacks them."""
+def same_labels(source: Model, labels: torch.Tensor | None, model: Model, count: int) -> Condition:
+    """The labels (count, A) of one model as a condition of another, by their names and values; unknown where it lacks them."""
     if model.labels is None:
         return UNCONDITIONAL
-    count = 1 if labels is None else len(labels)
-    numbers = torch.full((count, len(model.labels.values)), UNKNOWN)
     if labels is None or source.labels is None:
-        return Condition(numbers)
-    for column, (name, values) in enumerate(source.labels.values.items()):
-        if name in model.labels.values:
-            known = model.labels.values[name]
-            moved = torch.tensor([*(known.index(value) if value in known else UNKNOWN for value in values), UNKNOWN])
-            numbers[:, list(model.labels.values).index(name)] = moved[labels[:, column]]
-    return Condition(numbers)
+        return Condition(torch.full((count, len(model.labels.values)), UNKNOWN))
+    return Condition(renumber(labels, source.labels.values, model.labels.values))
 
 
 def sample_chain(
@@ -75,13 +63,13 @@ def sample_chain(
 ) -> Iterator[torch.Tensor]:
     """uint8 batches (B, 3, S, S) of the last model: the first one draws, each next one enlarges. Labels go through all."""
     first, *rest = models
-    for start in range(0, num_images, batch_size):
-        seeds = range(seed + start, seed + start + min(batch_size, num_images - start))
-        random = generators(seeds[0], len(seeds))
-        condition = first.condition(seeds, settings)
-        images = to_images(first, denoise(first, initial_noise(first, random), settings, random, condition)).cpu()
+    for start, images in zip(
+        range(0, num_images, batch_size), sample(first, num_images, batch_size, seed, settings), strict=True
+    ):
+        seeds = range(seed + start, seed + start + len(images))
+        drawn = first.condition(seeds, settings).labels
         for model in rest:
-            labels = same_labels(first, condition.labels, model)
+            labels = same_labels(first, drawn, model, len(seeds))
             guided = model.labels is not None or model.guide is not None
             own = replace(settings, labels=None, guidance_scale=settings.guidance_scale if guided else None)
             images = upscale(model, images.expand(-1, 3, -1, -1), seeds, own, labels)

@@ -14,23 +14,18 @@ from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.data.images import to_float
 from tinyldm.drawing import likelihood
-from tinyldm.drawing.sampling import finite, normals, predictor, slerp
+from tinyldm.drawing.sampling import normals, predictor, slerp
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import FirstStage
-from tinyldm.models.model import Model, to_images
+from tinyldm.models.model import Model, encoded, finite, to_images
 from tinyldm.process.solvers import IMAGE, Level, Solver, make_solver, towards
 
 TOLERANCE = 1e-4  # of the ODE between an image and its noise
 
 
-@torch.no_grad()
 def to_x0(model: Model, images: torch.Tensor) -> torch.Tensor:
     """uint8 images (B, 3, H, W) -> x_0, encoded if the model has a first stage."""
-    x = to_float(images.to(model.device))
-    if model.first_stage is None:
-        return x[:, : model.channels]
-    stage = FirstStage(model.first_stage)
-    return stage.encode(x[:, : stage.in_channels].to(model.first_stage.dtype)).float() * stage.scaling_factor
+    return encoded(model, to_float(images.to(model.device)))
 
 
 def continuous_solver(model: Model, settings: SamplerSettings) -> Solver:

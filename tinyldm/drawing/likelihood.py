@@ -79,11 +79,12 @@ def ends(model: Model) -> tuple[float, float]:
 def velocity(model: Model, z: torch.Tensor, phi: float, condition: Condition) -> torch.Tensor:
     """v (B, C, H, W) of the ODE, without guidance and without clipping."""
     process = model.process
-    time = process.time_of(torch.tensor([math.tan(phi)], dtype=torch.float64)).to(z.device, exact(z))
+    place = process.time_of(torch.tensor([math.tan(phi)], dtype=torch.float64))
+    time = place.to(z.device, exact(z))
     alpha, sigma = process.levels(time)
     x_t = (alpha.square() + sigma.square()).sqrt() * z
     predicted = model.denoiser(*process.inputs(x_t, time.expand(len(z))), condition)[:, : z.shape[1]]
-    x0, noise = process.to_x0_and_noise(x_t, predicted, time[0], clip=False)
+    x0, noise = process.to_x0_and_noise(x_t, predicted, float(place), clip=False)
     return math.cos(phi) * noise - math.sin(phi) * x0
 
 

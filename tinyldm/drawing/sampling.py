@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.errors import UserError
-from tinyldm.models.model import Model, to_images
+from tinyldm.models.model import Model, finite, to_images
 from tinyldm.process.process import exact
 from tinyldm.process.solvers import Level, Normal, Predict, Solver
 
@@ -109,7 +109,7 @@ def predictor(
             seen = numbers[level]
             watch(seen, x / math.hypot(level.alpha, level.sigma))
         predicted = guided(x_t, time, condition)[:, : x.shape[1]]
-        return process.to_x0_and_noise(x_t, predicted.to(x.dtype), time)
+        return process.to_x0_and_noise(x_t, predicted.to(x.dtype), level.time)
 
     return predict
 
@@ -117,17 +117,6 @@ def predictor(
 def normals(like: torch.Tensor, random: list[torch.Generator] | None) -> Normal:
     """New standard normal noise of this shape at each call."""
     return lambda: randn_tensor(like.shape, generator=random).to(like.device)
-
-
-def finite(x: torch.Tensor) -> torch.Tensor:
-    """The same x_0.
-
-    Raises:
-        UserError: if a value is not finite.
-    """
-    if not x.isfinite().all():
-        raise UserError("the images are not finite: the weights are damaged or do not fit their precision (--dtype float32)")
-    return x
 
 
 def sample(model: Model, num_images: int, batch_size: int, seed: int, settings: SamplerSettings) -> Iterator[torch.Tensor]:

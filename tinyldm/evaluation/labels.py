@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
-from tinyldm.data.batch import UNKNOWN
 from tinyldm.data.columns import LabelColumn
 from tinyldm.evaluation.workspace import REAL, SAMPLES, entry
 from tinyldm.metrics import distances, probe
 from tinyldm.metrics.distances import jackknife
 from tinyldm.metrics.probe import Probe
+from tinyldm.models import conditioning
 
 
 class Labelled(NamedTuple):
@@ -32,13 +33,7 @@ def renumber(labels: np.ndarray, columns: Sequence[LabelColumn], values: dict[st
     Args:
         labels: (N, B) numbers of the values of `columns`, which have a column for each name in `values`.
     """
-    names = [column.name for column in columns]
-    renumbered = []
-    for name, known in values.items():
-        column = names.index(name)
-        numbers = [known.index(value) if value in known else UNKNOWN for value in columns[column].values]
-        renumbered.append(np.array([*numbers, UNKNOWN])[labels[:, column]])  # -1 is the last one
-    return np.stack(renumbered, 1)
+    return conditioning.renumber(torch.from_numpy(labels), {c.name: c.values for c in columns}, values).numpy()
 
 
 class LabelMetrics:

@@ -27,7 +27,7 @@ def measure_likelihood(workspace: Workspace, model: Model | FirstStage | None) -
     """Measure, write likelihood.json, and return what to print.
 
     Raises:
-        UserError: for a model of latents.
+        UserError: for a model of latents, or a super-resolution stage.
     """
     config, settings = workspace.config, workspace.config.likelihood
     if not isinstance(model, Model):
@@ -37,6 +37,8 @@ def measure_likelihood(workspace: Workspace, model: Model | FirstStage | None) -
             "likelihood is for models of pixels: this one has a density of latents, not of images. Its held-out loss is "
             "eval_loss in metrics.csv; --metrics fid,kid,prdc compares its images"
         )
+    if model.low_resolution is not None:
+        raise UserError("likelihood is for models that draw from noise alone: this one is a super-resolution stage")
     images = images_of(workspace, model)
     held_out, dimensions = Batch(images, condition_of(workspace, model, len(images))), images[0].numel()
     exact = settings.divergence == "exact"
@@ -78,20 +80,18 @@ def images_of(workspace: Workspace, model: Model) -> torch.Tensor:
     """The held-out images (N, C, H, W) in [-1, 1]: `num_images` of them, or all."""
     limit = workspace.config.num_images
     images = torch.cat([batch for batch, _ in workspace.part("held_out", limit).batches(0, limit)])[:limit]
-    return to_float(images[:, : model.unet.config.in_channels])
+    return to_float(images[:, : model.channels])
 
 
 def condition_of(workspace: Workspace, model: Model, count: int) -> Condition:
     """The labels of those images, as far as the data name them."""
     if model.labels is None:
         return Condition()
-    source, known = workspace.sources["held_out"], model.labels.values
-    shared = {name: values for name, values in known.items() if name in [column.name for column in source.labels]}
-    labels = torch.full((count, len(known)), UNKNOWN)
-    if shared:
-        found = renumber(workspace.part_labels("held_out", workspace.config.num_images), source.labels, shared)
-        labels[:, [list(known).index(name) for name in shared]] = torch.from_numpy(found[:count])
-    return Condition(labels)
+    source = workspace.sources["held_out"]
+    if not source.labels:
+        return Condition(torch.full((count, len(model.labels.values)), UNKNOWN))
+    found = workspace.part_labels("held_out", workspace.config.num_images)[:count]
+    return Condition(torch.from_numpy(renumber(found, source.labels, model.labels.values)))
 
 
 def _text(found: dict[str, Any], workspace: Workspace) -> str:

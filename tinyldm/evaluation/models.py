@@ -75,7 +75,8 @@ def weights_stamp(config: Evaluate, *modules: torch.nn.Module | None) -> dict[st
 def parts(model: Model) -> list[torch.nn.Module | None]:
     """The networks that samples depend on, each with a config of its own."""
     denoisers = filter(None, (model.denoiser, model.guide))
-    return [*(part for denoiser in denoisers for part in (denoiser.unet, denoiser.labels)), model.first_stage]
+    networks = ((denoiser.unet, denoiser.labels, denoiser.low_resolution) for denoiser in denoisers)
+    return [*(part for each in networks for part in each), model.first_stage]
 
 
 def draw(config: Evaluate, model: Model, count: int, folder: Path, advice: str, doing: str = "drawing") -> ImageSet:

@@ -42,5 +42,5 @@ def give_small(workspace: Workspace, model: Model, count: int) -> dict[str, Any]
         told = {"small images": config.small_from, "weights": fingerprint(before.unet)[:16]}
     seen = torch.cat([as_seen(model, part).cpu() for part in small.split(config.batch_size)])
     shift = config.seed % len(seen)  # the first sample's seed gets the first image
-    model.small = seen.roll(shift, 0).to(model.device)
+    model.small = seen.roll(shift, 0)
     return told

@@ -11,10 +11,11 @@ from tinyldm.data.augment import augment_images
 from tinyldm.data.batch import Batch
 from tinyldm.data.images import ImageBatches, mirror_half, to_float
 from tinyldm.data.prefetch import read_ahead
-from tinyldm.data.small import enlarge, shrink
+from tinyldm.data.small import shrink
 from tinyldm.data.sources import shuffled
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.first_stage.latent_store import LatentStore
+from tinyldm.portable.low_resolution import enlarge
 from tinyldm.randomness import ALONE, Draw, Rank, derive_seed
 
 

@@ -34,12 +34,13 @@ from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.identity import cache_key, hub_id
 from tinyldm.data.images import Images, collate, to_float
 from tinyldm.data.prefetch import read_ahead
-from tinyldm.data.small import enlarge, shrink
+from tinyldm.data.small import shrink
 from tinyldm.data.sources import Source
 from tinyldm.errors import UserError, boundary
 from tinyldm.files import difference, digest, one_at_a_time, replace_text
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.limits import read_npy_header
+from tinyldm.portable.low_resolution import enlarge
 from tinyldm.training.accelerator import rank_of
 
 VERSION = 3

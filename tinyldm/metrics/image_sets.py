@@ -14,10 +14,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.batch import Batch
+from tinyldm.data.given import files_in
 from tinyldm.data.identity import cache_key
 from tinyldm.data.images import Images, collate
 from tinyldm.data.sources import Source
@@ -149,8 +149,7 @@ def open_images(path: str, data: DataConfig, batch_size: int, at_random: bool = 
 
 
 def _folder(folder: Path, data: DataConfig, batch_size: int, at_random: bool) -> ImageSet:
-    endings = Image.registered_extensions()
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in endings and not file.name.startswith("."))
+    files = files_in(folder)
     if not files:
         raise UserError(f"the folder {folder} holds no images: use one with png or jpeg files, or an npz")
     first, size = files[0], (0, 0)

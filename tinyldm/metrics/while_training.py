@@ -36,7 +36,8 @@ class Quality:
         with accelerator.main_process_first():  # the other ranks read the features that it saved
             train, held_out = open_sources(config.data, config.seed)
             reference = self._embed(config, held_out, "held_out")
-            few = isinstance(config, DiffusionTraining) and (train.known_length() or math.inf) <= FEW
+            watched = isinstance(config, DiffusionTraining) and config.train.metrics_steps is not None
+            few = watched and (train.known_length() or math.inf) <= FEW
             self.train = self._embed(config, train, "train") if few else None
         reference = check_features(reference, "the held-out part")
         self.fresh = None if self.train is None else nearest(reference, self.train, 1)[0][:, 0]

@@ -5,7 +5,7 @@ data/batch.py defines a condition, label_embedding.py what the network makes of 
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -51,6 +51,20 @@ def condition_for(embedding: LabelEmbedding | None, seeds: Sequence[int], given:
     return UNCONDITIONAL if embedding is None else Condition(embedding.draw(seeds, given))
 
 
+def renumber(labels: torch.Tensor, values: Mapping[str, Sequence[str]], known: Mapping[str, Sequence[str]]) -> torch.Tensor:
+    """Numbers (B, A) of the values of `known`, from numbers (B, K) of `values`; UNKNOWN for names and values that one lacks.
+
+    Args:
+        values, known: for each label its name and the names of its values.
+    """
+    numbers, names = torch.full((len(labels), len(known)), UNKNOWN), list(values)
+    for column, (name, wanted) in enumerate(known.items()):
+        if name in values:
+            found = [wanted.index(value) if value in wanted else UNKNOWN for value in values[name]]
+            numbers[:, column] = torch.tensor([*found, UNKNOWN])[labels[:, names.index(name)]]  # -1 is the last one
+    return numbers
+
+
 def clean(condition: Condition) -> Condition:
     """The condition with its low-resolution images as they are, without noise."""
     if condition.low_resolution is None:
@@ -58,14 +72,12 @@ def clean(condition: Condition) -> Condition:
     return replace(condition, augmentation=torch.zeros(len(condition.low_resolution), device=condition.low_resolution.device))
 
 
-def with_small(condition: Condition, small: torch.Tensor | None, level: float | None, seeds: Sequence[int]) -> Condition:
+def with_small(condition: Condition, small: torch.Tensor, level: float | None, seeds: Sequence[int]) -> Condition:
     """The condition with low-resolution images (B, C, S, S), as the network sees them, and noise from these seeds in them.
 
     Args:
         level: of the noise; None: that of DEFAULT_AUGMENTATION.
     """
-    if small is None:
-        return condition
     random = [torch.Generator().manual_seed(AUGMENTATION_SEED + seed) for seed in seeds]
     noise = torch.stack([torch.randn(small.shape[1:], generator=generator) for generator in random]).to(small)
     levels = torch.full((len(small),), DEFAULT_AUGMENTATION if level is None else level, device=small.device)
@@ -105,12 +117,11 @@ def drop_labels(condition: Condition, config: ConditionConfig, draw: Draw) -> Co
 
 
 def augment(condition: Condition, levels: torch.Tensor, noise: torch.Tensor) -> Condition:
-    """The condition with noise added to its low-resolution images, if it has some.
+    """The condition with noise added to its low-resolution images.
 
     Args:
         levels: (B,), from 0 to 1.
         noise: standard normal, of the shape of the low-resolution images.
     """
-    if condition.low_resolution is None:
-        return condition
+    assert condition.low_resolution is not None
     return replace(condition, low_resolution=add_noise(condition.low_resolution, levels, noise), augmentation=levels)

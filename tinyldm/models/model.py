@@ -222,6 +222,24 @@ def to_images(model: Model, x0: torch.Tensor) -> torch.Tensor:
         x0 = x0.to(model.first_stage.dtype) / model.first_stage.config.scaling_factor
         few = decoded_at_once(x0[0, 0].numel())
         x0 = torch.cat([model.first_stage.decode(part).sample for part in x0.split(few)])
-    if not x0.isfinite().all():  # they would be rounded to black pixels
+    return ((finite(x0).float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def finite(x0: torch.Tensor) -> torch.Tensor:
+    """The same x_0 or images.
+
+    Raises:
+        UserError: if a value is not finite; it would be rounded to black.
+    """
+    if not x0.isfinite().all():
         raise UserError("the images are not finite: the weights are damaged or do not fit their precision (--dtype float32)")
-    return ((x0.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return x0
+
+
+@torch.no_grad()
+def encoded(model: Model, images: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W) in [-1, 1] -> x_0 (B, C, S, S), encoded if there is a first stage. The inverse of to_images."""
+    if model.first_stage is None:
+        return images[:, : model.channels]
+    stage = FirstStage(model.first_stage)
+    return stage.encode(images[:, : stage.in_channels].to(model.first_stage.dtype)).float() * stage.scaling_factor

@@ -7,6 +7,7 @@ Times are fractions f of the way from image (0) to noise (1). The ratio sigma / 
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,16 +19,18 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def coefficients(prediction: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
-    """a and b of the prediction y = a x_0 + b eps: see process.py. v has the variance 1 for x_0 of variance 1."""
+def coefficients(prediction: str, alpha: Any, sigma: Any, sigma_data: float = 1.0) -> tuple[Any, Any]:
+    """a and b of the prediction y = a x_0 + b eps: see process.py. v has the variance 1 for x_0 of deviation sigma_data."""
     if prediction == "v_prediction":
+        alpha = alpha * sigma_data
         size = (alpha * alpha + sigma * sigma) ** 0.5
-        return -sigma / size, alpha / size
-    return {"epsilon": (0.0, 1.0), "sample": (1.0, 0.0), "flow": (-1.0, 1.0)}[prediction]
+        return -sigma / size / sigma_data, alpha / size
+    a, b = {"epsilon": (0.0, 1.0), "sample": (1.0, 0.0), "flow": (-1.0, 1.0)}[prediction]
+    return a / sigma_data, b
 
 
 @dataclass(frozen=True)
-class Levels:
+class Levels(ABC):
     """What a process defines.
 
     Attributes:
@@ -46,13 +49,13 @@ class Levels:
     visits_end: ClassVar[bool] = True
     sigma_data: float = 1.0
 
+    @abstractmethod
     def levels(self, f: torch.Tensor) -> Pair:
         """alpha and sigma, of the shape of f."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fraction(self, ratio: torch.Tensor) -> torch.Tensor:
         """f of a ratio sigma / alpha: the inverse of `levels`."""
-        raise NotImplementedError
 
     def network_time(self, f: torch.Tensor) -> torch.Tensor:
         """The input of the network's time embedding."""
@@ -244,7 +247,6 @@ def solve(
     prediction: str, alpha: Any, sigma: Any, sigma_data: float, x_t: torch.Tensor, predicted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x_0 and eps (B, C, H, W) from x_t and the prediction: two linear equations, see process.py."""
-    a, b = coefficients(prediction, alpha * sigma_data, sigma)
-    a = a / sigma_data
+    a, b = coefficients(prediction, alpha, sigma, sigma_data)
     d = alpha * b - sigma * a
     return (b * x_t - sigma * predicted) / d, (alpha * predicted - a * x_t) / d

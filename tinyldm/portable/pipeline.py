@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -146,9 +145,9 @@ class TinyLDMPipeline(DiffusionPipeline):
     def _enlarged(self, small: list[Any], channels: int, level: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The small images as the network sees them, with noise of a level (B, C, S, S), and the levels (B,)."""
         factor = 1 if self.vqvae is None else 2 ** (len(self.vqvae.config.block_out_channels) - 1)
-        pixels = torch.stack([torch.from_numpy(np.asarray(image.convert("RGB"))).permute(2, 0, 1) for image in small])
+        pixels = torch.stack([torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in small])
         x = pixels.to(self.device).float() / 127.5 - 1
-        x = F.interpolate(x, size=self.unet.config.sample_size * factor, mode="bicubic").clamp(-1, 1)
+        x = self.low_resolution.enlarge(x, self.unet.config.sample_size * factor)
         if self.vqvae is None:
             x = x[:, :channels]
         else:
@@ -156,8 +155,7 @@ class TinyLDMPipeline(DiffusionPipeline):
         random = [torch.Generator().manual_seed(AUGMENTATION_SEED + seed + i) for i in range(len(small))]
         noise = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in random]).to(x)
         levels = torch.full((len(small),), float(level), device=x.device)
-        s = levels.view(-1, 1, 1, 1)
-        return (1 - s * s).sqrt() * x + s * noise, levels
+        return self.low_resolution.add_noise(x, levels, noise), levels
 
     def _network(self, prefix: str, x: torch.Tensor, t: torch.Tensor, numbers: Any, seen: Any, levels: Any) -> torch.Tensor:
         """The prediction of the model ("") or of its guide ("guide_")."""

@@ -36,7 +36,7 @@ class ContinuousProcess(Process):
         normal: tuple[float, float] | None = None,
         **settings: Any,
     ):
-        self.kind, self.settings, self.law = kind, settings, KINDS[kind](**settings)
+        self.kind, self.law = kind, KINDS[kind](**settings)
         self.prediction = prediction or self.law.prediction
         self.sigma_data = self.law.sigma_data
         self.training_times = times or ("uniform" if self.law.uniform else "normal")

@@ -45,6 +45,7 @@ class DiscreteVP(Process):
         self.scheduler, config = scheduler, scheduler.config
         self.prediction = config.prediction_type
         self.abar: torch.Tensor = scheduler.alphas_cumprod  # (T,)
+        self._tables: dict[torch.device, torch.Tensor] = {}  # it on each device
         self.steps: int = config.num_train_timesteps
         self.variance: str = config.get("variance_type") or "fixed_small"
         self.clip = config.clip_sample_range if config.get("clip_sample") else None
@@ -57,18 +58,17 @@ class DiscreteVP(Process):
 
     def levels(self, times: torch.Tensor, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
         """See Process.levels."""
-        if self.abar.device != times.device:
-            self.abar = self.abar.to(times.device)
-        if times.is_floating_point():
-            abar = self._between(times).to(dtype).view(-1, 1, 1, 1)
-        else:
-            abar = self.abar[times].to(dtype).view(-1, 1, 1, 1)
+        if times.device not in self._tables:
+            self._tables[times.device] = self.abar.to(times.device)
+        table = self._tables[times.device]
+        abar = self._between(times, table) if times.is_floating_point() else table[times]
+        abar = abar.to(dtype).view(-1, 1, 1, 1)
         return abar.sqrt(), (1 - abar).sqrt()
 
-    def _between(self, times: torch.Tensor) -> torch.Tensor:
+    def _between(self, times: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         """abar (B,) at any times (B,), in float64."""
         below = times.floor().long().clamp(0, self.steps - 1)
-        log_snr = self.abar.to(exact(times)).clamp(min=1e-12).logit()
+        log_snr = table.to(exact(times)).clamp(min=1e-12).logit()
         low, high = log_snr[below], log_snr[(below + 1).clamp(max=self.steps - 1)]
         return (low + (times - below) * (high - low)).sigmoid()
 

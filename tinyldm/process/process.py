@@ -29,7 +29,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.networks import Kind
 from tinyldm.config.schema import Sampler
-from tinyldm.portable.levels import coefficients
+from tinyldm.portable.levels import coefficients, solve
 from tinyldm.portable.pipeline import clip_prediction
 from tinyldm.randomness import Draw
 
@@ -123,17 +123,16 @@ class Process(ABC):
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
 
     def to_x0_and_noise(
-        self, x_t: torch.Tensor, predicted: torch.Tensor, time: torch.Tensor, clip: bool = True
+        self, x_t: torch.Tensor, predicted: torch.Tensor, time: float, clip: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x_0, clipped if the samplers clip, and eps that fits it, in the precision of x_t.
 
         Args:
-            time: one for all, ().
+            time: one for all. The levels are computed on the CPU, so that no step of a sampler waits for the device.
             clip: false: never clip.
         """
-        alpha, sigma, a, b = (float(part) for part in self._coefficients(time.reshape(1)))
-        d = alpha * b - sigma * a
-        x0, noise = (b * x_t - sigma * predicted) / d, (alpha * predicted - a * x_t) / d
+        alpha, sigma = (float(part) for part in self.levels(torch.tensor([float(time)], dtype=torch.float64), torch.float64))
+        x0, noise = solve(self.prediction, alpha, sigma, self.sigma_data, x_t, predicted)
         if self.clip is None or not clip:
             return x0, noise
         x0 = x0.clamp(-self.clip, self.clip)
@@ -162,8 +161,7 @@ class Process(ABC):
 
     def prediction_of(self, alpha: Any, sigma: Any) -> tuple[Any, Any]:
         """a and b of these levels."""
-        a, b = coefficients(self.prediction, alpha * self.sigma_data, sigma)
-        return a / self.sigma_data, b
+        return coefficients(self.prediction, alpha, sigma, self.sigma_data)
 
     def ratio_ends(self) -> tuple[float, float]:
         """The smallest and the largest sigma / alpha that the network is trained at. Pure noise counts as 1000."""

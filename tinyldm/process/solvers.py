@@ -52,8 +52,8 @@ class Level:
         return self.sigma / self.alpha if self.alpha else math.inf
 
     @property
-    def log_ratio(self) -> float:
-        """log alpha / sigma, half of log SNR."""
+    def half_log_snr(self) -> float:
+        """log alpha / sigma."""
         return -math.log(self.ratio) if self.sigma else math.inf
 
 
@@ -87,7 +87,7 @@ class Path:
         wanted = torch.tensor([ratio], dtype=torch.float64)
         alpha, sigma = (float(part) for part in self.sampled.levels(self.sampled.time_of(wanted), torch.float64))
         if not math.isclose(sigma / alpha, ratio, rel_tol=1e-9):  # beyond the ends of the sampled process
-            alpha, sigma = alpha / math.hypot(alpha, alpha * ratio), alpha * ratio / math.hypot(alpha, alpha * ratio)
+            alpha, sigma = 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)
         time = self.process.time_of(wanted)
         ours = [float(part) for part in self.process.levels(time, torch.float64)]
         return Level(alpha, sigma, float(time), math.hypot(*ours) / math.hypot(alpha, sigma))
@@ -111,10 +111,10 @@ def ancestral(predict: Predict, path: Path, x: Tensor, normal: Normal, settings:
 
 def heun(predict: Predict, path: Path, x: Tensor, normal: Normal, settings: SamplerSettings) -> Tensor:
     """Heun's method of second order, with EDM's churn (Karras et al. 2022, algorithm 2)."""
-    extra = min(settings.churn / (len(path.levels) - 1), math.sqrt(2) - 1)
+    extra, most = min(settings.churn / (len(path.levels) - 1), math.sqrt(2) - 1), path.process.ratio_ends()[1]
     for now, after in pairwise(path.levels):
         if extra and now.alpha:
-            noisier = path.at(min(now.ratio * (1 + extra), path.process.ratio_ends()[1]))
+            noisier = path.at(min(now.ratio * (1 + extra), most))
             added = noisier.alpha * math.sqrt(max(noisier.ratio**2 - now.ratio**2, 0.0))
             x, now = noisier.alpha / now.alpha * x + added * normal(), noisier
         x0, eps = predict(x, now)
@@ -131,7 +131,7 @@ def dpm_solver(predict: Predict, path: Path, x: Tensor, normal: Normal, settings
     before: tuple[Tensor, float] | None = None
     for now, after in pairwise(path.levels):
         x0, _ = predict(x, now)
-        step, line = after.log_ratio - now.log_ratio, x0
+        step, line = after.half_log_snr - now.half_log_snr, x0
         if before is not None and after.sigma:
             line = x0 + step / (2 * before[1]) * (x0 - before[0])
         x = after.sigma / now.sigma * x - after.alpha * math.expm1(-step) * line
@@ -146,7 +146,7 @@ def unipc(predict: Predict, path: Path, x: Tensor, normal: Normal, settings: Sam
         x0, _ = predict(x, now)
         if known:
             x = _corrected(start, x0, known, steps, path.levels[index - 1], now)
-        start, step, line = x, after.log_ratio - now.log_ratio, x0
+        start, step, line = x, after.half_log_snr - now.half_log_snr, x0
         if known and after.sigma:
             line = x0 + step / (2 * steps[-1]) * (x0 - known[-1])
         x = after.sigma / now.sigma * x - after.alpha * math.expm1(-step) * line
