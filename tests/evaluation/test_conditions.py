@@ -14,11 +14,13 @@ import evaluate
 from tests.support import models
 from tests.support.evaluations import FakeNetwork, dark_and_bright
 from tests.support.runs import run
+from tinyldm.data.columns import LabelColumn
 from tinyldm.errors import UserError
 from tinyldm.evaluation import report
 from tinyldm.evaluation.sweep import best
 from tinyldm.manifest import Manifest
 from tinyldm.metrics import chunks, distances, features
+from tinyldm.models.classifier import make_classifier
 from tinyldm.models.denoiser import Denoiser
 from tinyldm.models.export import save_pipeline
 from tinyldm.models.model import Model
@@ -89,6 +91,26 @@ def test_label_accuracy_distances_by_value_and_sheets(model, go, tmp_path):
         grid = 16 * (10 * columns + 2)
         assert Image.open(tmp_path / f"out/{name}.png").width == grid + grid // columns
     assert not Manifest(tmp_path / "out").foreign()
+
+
+def test_label_accuracy_of_a_model_that_a_classifier_guides(model, go, tmp_path):
+    save_pipeline(
+        tmp_path / "plain", "DDPMPipeline", Model(Denoiser(models.unet()), models.process(), None), models.scheduler()
+    )
+    columns = [LabelColumn("label", ["b-bright", "a-dark"]), LabelColumn("hat", ["none", "cap"])]
+    config = {key: value for key, value in models.scheduler().config.items() if not key.startswith("_")}
+    make_classifier(models.SMALL, 8, 3, columns, config).save_pretrained(tmp_path / "classifier")
+    drawn = [*model, "--model", tmp_path / "plain", "--classifier", tmp_path / "classifier"]
+    found, _ = go(*drawn, "--labels", "label=a-dark,hat=cap")
+    (name, label), *others = found["labels"]["columns"].items()
+    assert name == "label" and label["values"] == 1 and not others  # the data have no hats
+    assert {value["value"] for value in found["values"]} == {"a-dark"}
+    other, _ = go(*drawn, "--labels", "label=b-bright", output="bright")
+    right = [columns["labels"]["columns"]["label"]["plain"]["samples"]["value"] for columns in (found, other)]
+    assert right[0] + right[1] == pytest.approx(1, abs=0.05)  # untrained, it changes little
+    only = [*model, "--model", tmp_path / "plain", "--metrics", "labels"]
+    with pytest.raises(UserError, match="metrics is labels, which cannot be measured: the model has no labels"):
+        go(*only, output="none")
 
 
 def test_a_sweep_equals_single_evaluations_to_the_bit(model, go, tmp_path, network):

@@ -145,7 +145,7 @@ def save_neighbours(workspace: Workspace, images: ImageSet, to_train: np.ndarray
 
 
 def measured_labels(workspace: Workspace, model: Model | None) -> dict[str, list[str]]:
-    """The labels that the model and the data share, with the model's values.
+    """The labels of the samples that the data have too, with the values that the model or its classifier knows.
 
     Raises:
         UserError: if nothing else is to be measured, and there are none.
@@ -153,7 +153,9 @@ def measured_labels(workspace: Workspace, model: Model | None) -> dict[str, list
     if "labels" not in workspace.config.chosen or model is None:
         return {}
     columns = [column.name for column in workspace.sources["train"].labels]
-    known = {} if model.labels is None else model.labels.values
+    teller = model.classifier or model.labels
+    told = model.drawn_labels(range(1), workspace.config)
+    known = {} if teller is None else {name: teller.values[name] for name in told}
     shared = {name: values for name, values in known.items() if name in columns}
     reason = f"set data.label_columns to labels of the model ({', '.join(known)})" if known else "the model has no labels"
     if not shared and workspace.config.chosen == ["labels"]:
@@ -191,9 +193,8 @@ def label_metrics(
     ours = labelled(part, len(reference) if order else None, reference)
     train = labelled("train", PROBE_IMAGES)
     held_out = ours if part == "held_out" else labelled("held_out", config.num_reference)
-    assert model.labels is not None
-    drawn = model.labels.draw(range(config.seed, config.seed + count), model.given_labels(config)).numpy()
-    drawn = drawn[:, [list(model.labels.values).index(name) for name in measured]]
+    told = model.drawn_labels(range(config.seed, config.seed + count), config)
+    drawn = np.stack([told[name].numpy() for name in measured], 1)
     others = (train if part == "held_out" else held_out) if config.anchors else None
     return LabelMetrics(measured, drawn, train, held_out, ours, others)
 

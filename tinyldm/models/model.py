@@ -89,6 +89,15 @@ class Model:
         """The numbers of the labels that these settings name. See parse_labels."""
         return parse_labels(self.classifier or self.labels, settings.labels)
 
+    def drawn_labels(self, seeds: Sequence[int], settings: SamplerSettings) -> dict[str, torch.Tensor]:
+        """The numbers (N,) of each label that these seeds are drawn with; by a classifier only those it is given."""
+        given = self.given_labels(settings)
+        if self.classifier is not None:
+            return {name: torch.full((len(seeds),), number) for name, number in given.items() if number != UNKNOWN}
+        if self.labels is None:
+            return {}
+        return dict(zip(self.labels.values, self.labels.draw(seeds, given).T, strict=True))
+
     def condition(self, seeds: Sequence[int], settings: SamplerSettings) -> Condition:
         """What the network is given for these seeds besides x_t and the time.
 
@@ -172,7 +181,7 @@ class Model:
             facts["guidance_interval"] = list(guidance.interval)
         if isinstance(guidance, ClassifierGuidance):
             assert self.classifier is not None
-            return {**facts, "classifier": fingerprint(self.classifier)[:16]}
+            return {**facts, "guide": "classifier", "classifier": fingerprint(self.classifier)[:16]}
         if guidance.scale == 1:
             return {}
         facts["guide"] = "without labels" if self.guide is None else "weaker model"
