@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from diffusers import DiffusionPipeline, LDMPipeline
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import sample
 import train_ldm
@@ -24,11 +25,13 @@ from tests.support.published import HUB, TOKEN, environment, finished_run
 from tests.support.runs import DATA, EVERY_STEP, LDM, ROOT, VQ, run
 from tinyldm.config import parsing
 from tinyldm.config.paths import shareable
-from tinyldm.config.schema import DataConfig, FirstStageConfig, HubConfig
+from tinyldm.config.schema import DataConfig, FirstStageConfig, HubConfig, SamplerSettings
 from tinyldm.data.sources import Source
+from tinyldm.drawing import sampling
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import FirstStage, load_first_stage
 from tinyldm.first_stage.latent_store import LatentStore, open_store
+from tinyldm.models.loading import load_model
 from tinyldm.training import hub
 
 AT_ROOT = {"README.md", "config.yaml", "metrics.csv", "loss.png"}
@@ -37,6 +40,7 @@ PIPELINE = {
     "scheduler/scheduler_config.json",
     *(f"{part}/{name}" for part in ("unet", "vqvae") for name in ("config.json", "diffusion_pytorch_model.safetensors")),
 }
+UNET = "pipeline/unet/diffusion_pytorch_model.safetensors"
 
 
 def published(server: HubServer, path: str, hub_config: HubConfig = HUB):
@@ -112,6 +116,34 @@ def test_the_push_command(server, tmp_path):
     assert (done.returncode, done.stdout) == (0, f"pushed to {server.url}/lab/faces\n")
     assert server.private == {"lab/faces"}
     assert server.history("lab/faces") == ["Push run"]
+
+
+def test_export_writes_what_a_push_uploads(server, tmp_path, capsys):
+    folder = published(server, tmp_path / "run")
+    hub.export_command(str(folder), str(tmp_path / "same"))
+    pushed, same = server.files("me/faces"), tmp_path / "same"
+    assert {path.relative_to(same).as_posix() for path in same.rglob("*") if path.is_file()} == set(pushed)
+    assert all((same / name).read_bytes() == content for name, content in pushed.items() if name != "README.md")
+    assert f'from_pretrained("{same}")' in (same / "README.md").read_text()
+
+    before, half = (folder / UNET).read_bytes(), tmp_path / "half"
+    hub.export_command(str(folder), str(half), half=True)
+    ours, theirs = load_file(folder / UNET), load_file(half / UNET[len("pipeline/") :])
+    assert all(torch.equal(weight.half(), theirs[name]) for name, weight in ours.items())
+    assert (folder / UNET).read_bytes() == before and not list(folder.glob(".pushing*"))
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"exported to {half}: 0.")
+    drawn = [
+        sampling.sample(load_model(str(model)), 2, 2, 0, SamplerSettings(num_inference_steps=2)) for model in (folder, half)
+    ]
+    first, second = (torch.cat(list(batches)).float() for batches in drawn)
+    assert 0 < (first - second).abs().max() <= 4
+
+    with pytest.raises(UserError, match=r"half exists already: choose another folder"):
+        hub.export_command(str(folder), str(half))
+    save_file({**ours, "conv_in.bias": torch.full_like(ours["conv_in.bias"], 1e5)}, folder / UNET)
+    with pytest.raises(UserError, match=r"unet/.*safetensors has weights over 65,504"):
+        hub.export_command(str(folder), str(tmp_path / "large"), half=True)
+    assert not (tmp_path / "large").exists() and not list(folder.glob(".pushing*"))
 
 
 def test_only_a_run_with_a_model_is_pushed(server, tmp_path):

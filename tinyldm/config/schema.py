@@ -275,7 +275,7 @@ class Sample(SamplerSettings):
         *("then", "upscale", "image", "strength", "mask", "invert", "output_dir", "overwrite", "dtype"),
     )
 
-    model: str
+    model: str = "pretrained/toyfaces64"
     """A run of train_ldm.py or train_ddpm.py, a diffusers pipeline folder, or a Hub id."""
     num_images: PositiveInt = 16
     """Number of images. They have the seeds `seed`, `seed` + 1, and so on."""

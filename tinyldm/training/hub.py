@@ -1,6 +1,7 @@
 """Publishes a run on the Hub: the model at the root of the repository, its report and figures beside it.
 
-    python -m tinyldm.training.hub push runs/faces   # the push that a training with hub.push does at its end
+    python -m tinyldm.training.hub push runs/faces                    # the push that a training with hub.push does at its end
+    python -m tinyldm.training.hub export runs/faces ~/faces --half true      # the same files in a folder, at half the size
 
 A push is one commit, so nobody ever sees half of it. Its files are copied aside first, since a training changes them.
 """
@@ -15,16 +16,18 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, get_session
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
+from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from tinyldm.config.parsing import dump, read_yaml
 from tinyldm.config.paths import shareable
 from tinyldm.config.schema import HubConfig
-from tinyldm.errors import UserError, one_line_errors, root_cause, why, without_secrets
+from tinyldm.errors import UserError, boundary, one_line_errors, root_cause, why, without_secrets
 from tinyldm.files import refuse_links
 from tinyldm.training import model_card
 
@@ -259,8 +262,45 @@ def push_command(run: str, repo_id: str | None = None, private: bool | None = No
     print(f"pushed to {push(Path(run), hub, f'Push {Path(run).resolve().name}')}")
 
 
+def export_command(run: str, folder: str, half: bool = False) -> None:
+    """Write the files that a push uploads to a new folder. It is a model for sample.py and for diffusers.
+
+    Args:
+        run: the run folder.
+        folder: the folder to make. Its card names it as the place of the model.
+        half: save the weights in float16, half the size.
+    """
+    target = Path(folder).expanduser()
+    if target.exists():
+        raise UserError(f"{folder} exists already: choose another folder, or delete it")
+    aside = _copy_aside(Path(run), folder)
+    try:
+        if half:
+            _halve(aside)
+        with boundary(f"{folder} cannot be written", "choose another folder"):
+            shutil.copytree(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    print(f"exported to {folder}: {size / 1e6:.1f} MB")
+
+
+def _halve(folder: Path) -> None:
+    """Save the weights below a folder in float16.
+
+    Raises:
+        UserError: for a weight that is too large for it.
+    """
+    for file in folder.rglob("*.safetensors"):
+        weights = {name: w.half() if w.dtype == torch.float32 else w for name, w in load_file(file).items()}
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise UserError(f"{file.relative_to(folder)} has weights over 65,504, too large for float16: leave out --half")
+        file.unlink()  # it may be a link to the run's
+        save_file(weights, file, {"format": "pt"})
+
+
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
     with one_line_errors():
-        auto_cli({"push": push_command}, prog="python -m tinyldm.training.hub")
+        auto_cli({"push": push_command, "export": export_command}, prog="python -m tinyldm.training.hub")
