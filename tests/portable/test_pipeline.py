@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline
+from PIL import Image
 
 from tests.support import models
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.drawing import sampling
+from tinyldm.drawing import editing, sampling
 from tinyldm.errors import UserError
 from tinyldm.models.denoiser import Denoiser
 from tinyldm.models.export import save_pipeline
 from tinyldm.models.loading import load_model
-from tinyldm.models.model import Model
+from tinyldm.models.model import Model, to_images
+from tinyldm.portable.levels import KINDS
+from tinyldm.portable.pipeline import TinyLDMPipeline
 
 SCALE = 2.5
 
@@ -70,6 +73,58 @@ def test_a_model_that_clips_draws_the_same_images_too(prediction, tmp_path):
     ours = next(sampling.sample(loaded, 3, 3, 5, SamplerSettings(num_inference_steps=7))).permute(0, 2, 3, 1).numpy()
     images = pipeline(num_images=3, seed=5, num_inference_steps=7).images
     assert np.array_equal(np.stack([np.asarray(image) for image in images]), ours)
+
+
+def random_image(side: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["vp", *KINDS])
+def test_variations_are_those_of_sample_py(kind, tmp_path):
+    process = models.any_process(kind)
+    model = Model(Denoiser(models.unet(labelled=True), models.labels()), process, None, None, SCALE)
+    save_pipeline(tmp_path, "DDPMPipeline", model, process.sampler("ddim" if kind == "vp" else None))
+    image, settings = random_image(8), SamplerSettings(num_inference_steps=10, labels="Smiling=true,hair=long")
+    given = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].expand(3, -1, -1, -1)
+    condition = model.condition(range(5, 8), settings)
+    for strength in (0.01, 0.6, 1):
+        x = editing.vary(model, editing.to_x0(model, given), strength, settings, sampling.generators(5, 3), condition)
+        ours = to_images(model, x).permute(0, 2, 3, 1).numpy().astype(int)
+        theirs = opened(tmp_path)(
+            {"Smiling": True, "hair": "long"}, num_images=3, seed=5, num_inference_steps=10, image=image, strength=strength
+        )
+        assert np.abs(np.stack([np.asarray(made) for made in theirs.images]) - ours).max() <= 1  # rounded in another order
+
+
+@pytest.mark.parametrize("kind", ["vp", *KINDS])
+@pytest.mark.parametrize("latent", [False, True])
+def test_a_new_part(kind, latent, tmp_path):
+    """Known pixels stay; the network of one known image gives it where the mask is white."""
+    process, stage = models.any_process(kind), models.vq_model(scaling_factor=0.7) if latent else None
+    model = Model(Denoiser(models.unet()), process, stage, None, 1.0)
+    save_pipeline(tmp_path, "LDMPipeline" if latent else "DDPMPipeline", model, process.sampler())
+    side = model.side
+    image, mask = random_image(side), Image.fromarray(np.zeros((side, side), np.uint8))
+    mask.paste(255, (side // 2, 0, side, side // 4))
+    (tmp_path / "guidance.json").write_text('{"scale": 1}')
+    pipeline = opened(tmp_path) if kind != "vp" else TinyLDMPipeline(model.unet, process.sampler(), stage)
+    pipeline._file = lambda name: tmp_path / name
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(num_images=2, num_inference_steps=12, image=image, mask=mask).images
+    first, second = (np.asarray(made).astype(int) for made in drawn)
+    white, before = np.asarray(mask) > 0, np.asarray(image).astype(int)
+    far = ~white
+    if latent:
+        far[: side // 4 + 2 * 4, side // 2 - 2 * 4 :] = False  # the border that is blended
+    assert np.array_equal(first[far], before[far]) and np.array_equal(second[far], before[far])
+    assert np.abs(first - second)[white].mean() > 3 and np.abs(first - before)[white].mean() > 10
+
+
+def test_an_image_of_another_side_is_refused(folder):
+    with pytest.raises(ValueError, match="an image has 20 x 20 pixels: crop and resize it to 16 x 16"):
+        opened(folder)(image=random_image(20))
+    with pytest.raises(ValueError, match="an image has 8 x 8 pixels"):
+        opened(folder)(image=random_image(16), mask=random_image(8))
 
 
 def test_the_loaded_model_is_the_exported_one(folder):

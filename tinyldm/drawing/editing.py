@@ -18,6 +18,7 @@ from tinyldm.drawing.sampling import normals, predictor, slerp
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.models.model import Model, encoded, finite, to_images
+from tinyldm.portable.pipeline import ROUNDING
 from tinyldm.process.solvers import IMAGE, Level, Solver, make_solver, towards
 
 TOLERANCE = 1e-4  # of the ODE between an image and its noise
@@ -51,7 +52,7 @@ def vary(
     """
     solver = continuous_solver(model, settings)
     ways = [float(model.process.fraction(torch.tensor([level.time]))) for level in solver.path.levels[:-1]]
-    kept = [level for level, way in zip(solver.path.levels, ways, strict=False) if way <= strength]
+    kept = [level for level, way in zip(solver.path.levels, ways, strict=False) if way <= strength + ROUNDING]
     solver.path.levels = [*(kept or solver.path.levels[-2:-1]), IMAGE]
     normal, first = normals(x0, random), solver.path.levels[0]
     x = first.alpha * x0 + first.sigma * normal()

@@ -218,7 +218,11 @@ class ProcessScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = self.levels.network_time(self.fractions).float().to(device)
         alpha, sigma = (part.tolist() for part in self.levels.levels(self.fractions))
         self.pairs = [*zip(alpha, sigma, strict=True), (1.0, 0.0)]
-        self.done = 0
+        self.set_begin_index(0)
+
+    def set_begin_index(self, begin_index: int) -> None:
+        """Go to a step: the next call of `step` is that one."""
+        self.done = begin_index
 
     @property
     def init_noise_sigma(self) -> float:

@@ -2,6 +2,8 @@
 
     pipe = DiffusionPipeline.from_pretrained(FOLDER_OR_ID, custom_pipeline=FOLDER_OR_ID, trust_remote_code=True)
     pipe(labels={"Smiling": True}, guidance_scale=2, num_images=4).images[0]
+    pipe(image=photo, strength=0.6, num_images=4).images                # variations of a PIL image
+    pipe(image=photo, mask=mask, num_images=4).images                   # a new part where the mask is white
 
 It draws what sample.py draws for the same seeds, steps and labels. It imports nothing of tinyldm.
 """
@@ -13,19 +15,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiffusionPipeline,
+    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     ImagePipelineOutput,
     UNet2DModel,
 )
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import hf_hub_download
+from PIL import Image, ImageChops, ImageFilter
 
 UNKNOWN = -1  # the number of a label that is missing
 DEFAULT_AUGMENTATION = 0.1  # the level of the noise in the small image of a super-resolution stage
+ROUNDING = 1e-6  # of the part of the way that is left
 AUGMENTATION_SEED = 2**32  # plus an image's seed: of that noise
 
 
@@ -53,6 +59,24 @@ def clip_prediction(
     """
     x_0 = ((b * x_t - sigma * predicted) / (alpha * b - sigma * a)).clamp(-limit, limit)
     return (a * x_0 + b * (x_t - alpha * x_0) / sigma).to(predicted.dtype)
+
+
+def _place(scheduler: Any, step: int, t: torch.Tensor, after: float) -> None:
+    """Tell a scheduler at which step it is."""
+    if isinstance(scheduler, DDIMScheduler):  # it misses timesteps where the steps do not divide their number
+        scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, int(t) - int(after))
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler._step_index = None
+        scheduler.set_begin_index(step)
+
+
+def _paste(image: Image.Image, made: Image.Image, mask: Image.Image, feather: int) -> Image.Image:
+    """The image, and where the mask is white what was made; `feather` pixels around it pass from one to the other."""
+    white = mask.convert("L").point(lambda value: 255 * (value > 127))
+    if feather:
+        grown = white.filter(ImageFilter.MaxFilter(2 * feather + 1)).filter(ImageFilter.GaussianBlur(feather / 2))
+        white = ImageChops.lighter(white, grown)
+    return Image.composite(made, image.convert(made.mode), white)
 
 
 class TinyLDMPipeline(DiffusionPipeline):
@@ -87,8 +111,13 @@ class TinyLDMPipeline(DiffusionPipeline):
         seed: int = 0,
         num_inference_steps: int = 50,
         guidance_scale: float | None = None,
-        small: list[Any] | None = None,
+        small: list[Image.Image] | None = None,
         augmentation: float = DEFAULT_AUGMENTATION,
+        image: Image.Image | None = None,
+        strength: float = 0.5,
+        mask: Image.Image | None = None,
+        resample_jump: int = 5,
+        resample_repeats: int = 5,
     ) -> ImagePipelineOutput:
         """Draw images as PIL images.
 
@@ -98,9 +127,14 @@ class TinyLDMPipeline(DiffusionPipeline):
             guidance_scale: 1 is no guidance. None: the scale that is stored with the model.
             small: for a super-resolution stage the PIL images to enlarge, of its side; they replace num_images.
             augmentation: the level of the noise that is added to them, from 0 to 1.
+            image: an image of the model's side to start from (SDEdit, Meng et al. 2022).
+            strength: how far to change it, from 0 to 1: the part of the way to noise and back.
+            mask: an image of that side, white where a new part is drawn; strength is not used (RePaint, Lugmayr et al. 2022).
+            resample_jump, resample_repeats: go each part of the way so often, so many steps back, so that the new part fits.
 
         Raises:
-            ValueError: for a label or value that the model does not have, or a stage without small images.
+            ValueError: for a label or value that the model does not have, a stage without small images, or an image or mask of
+                another side.
         """
         scheduler, side = self.scheduler, self.unet.config.sample_size
         if (self.low_resolution is None) != (small is None):
@@ -108,7 +142,10 @@ class TinyLDMPipeline(DiffusionPipeline):
         num_images = num_images if small is None else len(small)
         channels = self.unet.config.in_channels - (0 if small is None else self.low_resolution.config.channels)
         random = [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
-        x = randn_tensor((num_images, channels, side, side), generator=random)
+
+        def normal() -> torch.Tensor:
+            return randn_tensor((num_images, channels, side, side), generator=random).to(self.device, self.dtype)
+
         seen, levels = (None, None) if small is None else self._enlarged(small, channels, augmentation, seed)
         numbers = None
         if self.labels is not None:
@@ -126,32 +163,94 @@ class TinyLDMPipeline(DiffusionPipeline):
             )
         else:
             scheduler.set_timesteps(num_inference_steps, device=self.device)
-        x = x.to(self.device, self.dtype) * getattr(scheduler, "init_noise_sigma", 1.0)
+        noise, here, end = normal(), 0, len(scheduler.timesteps)
+        x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+        back = dict[int, int]()  # at these steps, so many times back
+        if image is not None:
+            alpha, sigma, part = self._way()
+            known = self._x0([image], channels).to(x)
+            if mask is None:
+                here = next((i for i, left in enumerate(part) if left <= strength + ROUNDING), end - 1)
+                x = alpha[here] * known + sigma[here] * noise
+            else:
+                jump = min(resample_jump, end)
+                back = dict.fromkeys([*range(jump, end, jump), end], resample_repeats - 1)
+                new = F.adaptive_max_pool2d(self._pixels([mask])[:, :1], side).gt(0).to(x)
         after = [*scheduler.timesteps.tolist()[1:], -1]
-        extra = {"generator": random} if isinstance(scheduler, DDPMScheduler) else {}
-        for t, following in zip(self.progress_bar(scheduler.timesteps), after, strict=True):
-            if isinstance(scheduler, DDIMScheduler):  # it misses timesteps where the steps do not divide their number
-                scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, int(t) - following)
-            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            predicted = self._predict(scaled, t, numbers, scale, seen, levels)
-            if not isinstance(scheduler, DDPMScheduler):  # no other one uses a learned variance
-                predicted = predicted[:, :channels]
-            x = scheduler.step(predicted, t, x, **extra).prev_sample
+        with self.progress_bar(total=end - here + sum(back.values()) * (jump if back else 0)) as bar:
+            while here < end:
+                t = scheduler.timesteps[here]
+                _place(scheduler, here, t, after[here])
+                scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+                predicted = self._predict(scaled, t, numbers, scale, seen, levels)
+                if not isinstance(scheduler, DDPMScheduler):  # no other one uses a learned variance
+                    predicted = predicted[:, :channels]
+                extra = {"generator": random} if isinstance(scheduler, DDPMScheduler) else {}
+                x, here = scheduler.step(predicted, t, x, **extra).prev_sample, here + 1
+                bar.update()
+                if image is not None and mask is not None:
+                    x = new * x + (1 - new) * (alpha[here] * known + sigma[here] * normal())
+                if back.get(here):
+                    back[here] -= 1
+                    kept = alpha[here - jump] / alpha[here]
+                    added = max(sigma[here - jump] ** 2 - (kept * sigma[here]) ** 2, 0.0) ** 0.5
+                    x, here = kept * x + added * normal(), here - jump
         if self.vqvae is not None:
             x = self.vqvae.decode(x.to(self.vqvae.dtype) / self.vqvae.config.scaling_factor).sample
         pixels = (x.float() / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
-        return ImagePipelineOutput(images=self.numpy_to_pil(pixels))
+        images = self.numpy_to_pil(pixels)
+        if image is not None and mask is not None:
+            images = [_paste(image, made, mask, 0 if self.vqvae is None else self._factor) for made in images]
+        return ImagePipelineOutput(images=images)
 
-    def _enlarged(self, small: list[Any], channels: int, level: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The small images as the network sees them, with noise of a level (B, C, S, S), and the levels (B,)."""
-        factor = 1 if self.vqvae is None else 2 ** (len(self.vqvae.config.block_out_channels) - 1)
-        pixels = torch.stack([torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in small])
-        x = pixels.to(self.device).float() / 127.5 - 1
-        x = self.low_resolution.enlarge(x, self.unet.config.sample_size * factor)
+    @property
+    def _factor(self) -> int:
+        """Pixels on the side of a latent; 1 without a first stage."""
+        return 1 if self.vqvae is None else 2 ** (len(self.vqvae.config.block_out_channels) - 1)
+
+    def _way(self) -> tuple[list[float], list[float], list[float]]:
+        """alpha, sigma and the part of the way that is left, at each step and then at the image."""
+        scheduler, times = self.scheduler, self.scheduler.timesteps.cpu()
+        if isinstance(scheduler, EDMEulerScheduler):
+            sigma, part = scheduler.sigmas[:-1], torch.linspace(1, 0, len(times))
+            alpha = torch.ones_like(sigma)
+        elif isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            sigma = part = scheduler.sigmas[:-1]
+            alpha = 1 - sigma
+        elif hasattr(scheduler, "alphas_cumprod"):
+            abar, part = scheduler.alphas_cumprod[times.long()], times / scheduler.config.num_train_timesteps
+            alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+        else:  # levels.py
+            alpha, sigma = torch.tensor(scheduler.pairs[:-1]).T
+            part = scheduler.fractions
+        return [*alpha.tolist(), 1.0], [*sigma.tolist(), 0.0], part.tolist()
+
+    def _pixels(self, images: list[Image.Image], side: int | None = None) -> torch.Tensor:
+        """The images as (B, 3, S, S) in [-1, 1].
+
+        Raises:
+            ValueError: for an image of another side than the model's, or than the given one.
+        """
+        side = side or self.unet.config.sample_size * self._factor
+        for image in images:
+            if image.size != (side, side):
+                raise ValueError(f"an image has {image.width} x {image.height} pixels: crop and resize it to {side} x {side}")
+        pixels = torch.stack([torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images])
+        return pixels.to(self.device).float() / 127.5 - 1
+
+    def _x0(self, images: list[Image.Image] | torch.Tensor, channels: int) -> torch.Tensor:
+        """Images as the network makes them (B, C, S, S): scaled latents, or pixels."""
+        x = images if isinstance(images, torch.Tensor) else self._pixels(images)
         if self.vqvae is None:
-            x = x[:, :channels]
-        else:
-            x = self.vqvae.encode(x.to(self.vqvae.dtype)).latents.float() * self.vqvae.config.scaling_factor
+            return x[:, :channels]
+        encoded = self.vqvae.encode(x.to(self.vqvae.dtype))
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        return latents.float() * self.vqvae.config.scaling_factor
+
+    def _enlarged(self, small: list[Image.Image], channels: int, level: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The small images as the network sees them, with noise of a level (B, C, S, S), and the levels (B,)."""
+        x = self._pixels(small, self.low_resolution.config.side)
+        x = self._x0(self.low_resolution.enlarge(x, self.unet.config.sample_size * self._factor), channels)
         random = [torch.Generator().manual_seed(AUGMENTATION_SEED + seed + i) for i in range(len(small))]
         noise = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in random]).to(x)
         levels = torch.full((len(small),), float(level), device=x.device)
