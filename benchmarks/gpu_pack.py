@@ -46,14 +46,16 @@ def main(
         images: how many of each split. None: all.
         quality: of the JPEG files.
     """
-    out = Path(folder)
+    out, stage = Path(folder), Path(first_stage) / "vqvae"
+    if not stage.is_dir():
+        raise SystemExit(f"{first_stage} has no vqvae: give --first_stage, a run of train_vq.py")
     for part in ("faces", "vq"):
         shutil.rmtree(out / part, ignore_errors=True)
     for number, part in enumerate(PARTS):
         squares = itertools.islice(squares_of(data, number, side), images)
         count = write(out / "faces", part, (encoded(square, "JPEG", quality=quality) for square in squares))
         print(f"{part}: {count:,} images")
-    shutil.copytree(Path(first_stage) / "vqvae", out / "vq" / "vqvae")
+    shutil.copytree(stage, out / "vq" / "vqvae")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out} holds {size / 1e6:.1f} MB. The wheels, about 8 MB more:\n\n{download(out / 'wheels')}\n")
 

@@ -16,6 +16,7 @@ from benchmarks.scale import row
 
 FILE = "results.jsonl"
 LONGEST = 300  # characters of an error
+NOT_RUN = "*Not run on a GPU yet: none was at hand. The lines above say how to run it.*"
 Figures = dict[str, Any]
 Tables = dict[str, dict[str, Figures]]  # title -> name of a row -> figures
 
