@@ -15,6 +15,10 @@ from tinyldm.config.parsing import parse
 from tinyldm.config.schema import TrainLDM
 from tinyldm.first_stage.autoencoder import FirstStage, load_first_stage
 
+# As FirstStage.encode leaves it, and as it is by default but for its name. That name is part of the key of compiled kernels: a
+# training that finds stored latents would compile anew what one that encodes them has compiled.
+torch.backends.cuda.matmul.allow_tf32 = False
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -55,6 +59,11 @@ class Setting:
         return self.work / "large-vq"
 
     @property
+    def large_latents(self) -> Path:
+        """The latents of the large images."""
+        return self.work / "large-latents"
+
+    @property
     def side(self) -> int:
         """Side of the large images in pixels."""
         return 32 if self.tiny else 256
@@ -65,18 +74,19 @@ class Setting:
 
     def celebahq256(self, run: str, *more: object) -> list[str]:
         """Arguments of train_ldm.py: the recipe over the large images."""
-        return self._arguments("celebahq256", run, self.large_images, self.large_stage, *more)
+        args = "--data.cache_dir", self.large_latents
+        return self._arguments("celebahq256", run, self.large_images, self.large_stage, *args, *more)
 
     def faces64(self, run: str, *more: object) -> list[str]:
         """Arguments of train_ldm.py: the recipe over the small images."""
-        return self._arguments("faces64", run, self.small_images, self.small_stage, *more)
+        args = "--data.cache_dir", self.work / "latents"
+        return self._arguments("faces64", run, self.small_images, self.small_stage, *args, *more)
 
     def _arguments(self, recipe: str, run: str, images: Path, stage: Path, *more: object) -> list[str]:
         # The scale of guidance is given, since choosing one would need Inception's weights from the network.
         args = ["--config", ROOT / f"configs/{recipe}.yaml", "--output_dir", self.work / run, "--guidance.scale", "2"]
         args += ["--data.name", images, "--first_stage.path", stage, "--first_stage.subfolder", "vqvae"]
-        args += ["--data.cache_dir", self.work / "latents", "--data.num_workers", self.sized(16, 2)]
-        args += ["--train.log_with", "none"]
+        args += ["--data.num_workers", self.sized(16, 2), "--train.log_with", "none"]
         if self.tiny:
             args += [*SMALL, "--data.resolution", self.side, "--train.mixed_precision", "no", "--train.compile", "false"]
         return [str(arg) for arg in (*args, *more)]

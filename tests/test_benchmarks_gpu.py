@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -26,6 +27,8 @@ from benchmarks import gpu, gpu_pack, gpu_results, gpu_steps, gpu_trainings, lat
 from benchmarks.gpu_results import FILE, Results
 from benchmarks.gpu_setting import Setting, difference
 from tests.support.runs import quicken
+from tinyldm.config.parsing import parse
+from tinyldm.config.schema import TrainDDPM, Training, TrainLDM
 from tinyldm.randomness import Draw
 
 MACHINE = {"gpus": ["a GPU"], "cores": 2, "load": 1.0, "python": "3"} | dict.fromkeys(("torch", "diffusers"), "1")
@@ -187,6 +190,44 @@ def test_weights_are_compared_in_all_networks(tmp_path):
 
 def test_relative_difference():
     assert difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0])) == pytest.approx(4 / 3)
+
+
+def test_full_size_trainings_are_valid_recipes(tmp_path, monkeypatch):
+    configs: dict[str, Training] = {}
+
+    def trained(args: list[str], pixels: bool = False, deterministic: bool = False) -> dict[str, Any]:
+        config = parse(TrainDDPM if pixels else TrainLDM, "", args)
+        name = Path(config.output_dir).name
+        assert (name in configs) == bool(config.resume)
+        configs[name] = config
+        figures = dict.fromkeys(("steps", "images/s", "s to the first step", "s in all", "GiB", "held-out loss"), 1000.0)
+        return {**figures, "losses": {200: 0.5}, "encoded": {"train": 1.0}}
+
+    for name, fake in (
+        ("train", trained),
+        ("in_new_process", lambda function, *args: gpu_trainings.train(*args)),
+        ("draw", lambda *_: (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), 1.0)),
+        ("compare", lambda *_: None),
+    ):
+        monkeypatch.setattr(gpu_trainings, name, fake)
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained/loss.png").touch()
+    (tmp_path / "pixels/samples").mkdir(parents=True)
+    (tmp_path / "pixels/samples/step-1.png").touch()
+    setting = Setting("100", tmp_path, tmp_path, tmp_path, False)
+    for step in ("headline", "resume", "precision", "train_faces", "train_pixels"):
+        gpu_steps.STEPS[step](setting, Results(tmp_path, step))
+    assert gpu_results.gathered(tmp_path / FILE)["failed"] == []
+    modes, names = ("plain", "deterministic", "compiled"), ("whole", "again", "resumed")
+    faces = {"trained", "bf16,-compiled", "float32-(TF32)", "bf16", "fp16"}
+    assert configs.keys() == {"headline", "pixels", *faces, *(f"{mode}-{name}" for mode in modes for name in names)}
+    recipe = parse(TrainLDM, "", ["--config", str(page.ROOT / "configs/celebahq256.yaml")])
+    assert (configs["headline"].unet, configs["headline"].scheduler) == (recipe.unet, recipe.scheduler)
+    assert configs["headline"].unet == configs["pixels"].unet
+    for config in configs.values():  # nothing that needs Inception's weights from the network
+        assert config.guidance.scale == 2 and config.train.metrics_steps is None
+    assert configs["trained"].train.max_steps == 100 * 1000 // 256  # as fast as the first training of `precision` was
+    assert configs["compiled-again"].train.compile and not configs["plain-again"].train.compile
 
 
 @pytest.mark.slow
