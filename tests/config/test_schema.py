@@ -280,6 +280,11 @@ CONTRADICTIONS = [
     (Sample, "classifier runs/c labels a=1 guidance_model runs/d", "are for a guide, not for a classifier"),
     (Sample, "classifier runs/c labels a=1 guidance_rescale 0.5", "are for a guide, not for a classifier"),
     (Sample, "eta 0.5 scheduler euler", "eta only applies to DDIM, not euler"),
+    (
+        TrainLDM,
+        "train.compile reduce-overhead train.gradient_accumulation_steps 2",
+        "reduce-overhead cannot accumulate gradients",
+    ),
     (TrainLDM, "data.augment 0.1", "set first_stage.keep_latents to false"),
     (TrainVQ, "data.augment 0.1", "data.augment is for diffusion models"),
     (TrainClassifier, "data.label_columns a data.augment 0.1", "data.augment is for models that draw"),
