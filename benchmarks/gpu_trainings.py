@@ -1,6 +1,5 @@
 """The steps of benchmarks.gpu that train: the headline's recipe, resuming, precisions, and faces to look at."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.gpu_results import Results, gathered
-from benchmarks.gpu_setting import Setting, device, difference, gib, wait
+from benchmarks.gpu_setting import Setting, device, difference, gib, reset, wait
 from benchmarks.latents import SMALL
 from benchmarks.measure import in_new_process
 from tinyldm import pictures
@@ -41,15 +40,21 @@ FACES = "configs/faces64.yaml in large batches"
 
 
 class Timed(Task):
-    """A mixin for tasks that notes when the host was done with each step. Unlike measure.Clock it does not wait."""
+    """A mixin for tasks that notes when the host was done with each step, and the memory that steps take.
+
+    Unlike measure.Clock it does not wait for the device."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.ended: list[float] = []
+        self.ended, self.gib = list[float](), 0.0
 
-    def after_step(self, *args: Any) -> None:
+    def after_step(self, step: int, *args: Any) -> None:
         """See training.task.Task."""
-        super().after_step(*args)
+        super().after_step(step, *args)
+        if not self.ended:
+            reset()  # encoding may have taken more
+        if step == self.max_steps:
+            self.gib = gib()
         self.ended.append(time.perf_counter())
 
 
@@ -61,15 +66,8 @@ class TimedPixels(Timed, PixelTask):
     """PixelTask with a clock."""
 
 
-def train(args: list[str], pixels: bool = False, deterministic: bool = False) -> dict[str, Any]:
-    """Train in this process as train_ldm.py does, or train_ddpm.py, and return figures. One training for each process.
-
-    Args:
-        deterministic: with deterministic kernels only; torch raises an error for an operation that has none.
-    """
-    if deterministic:  # with warn_only, the backward pass of attention would add in varying order
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        torch.use_deterministic_algorithms(True)
+def train(args: list[str], pixels: bool = False) -> dict[str, Any]:
+    """Train in this process as train_ldm.py does, or train_ddpm.py, and return figures. One training for each process."""
     began, encoded = time.perf_counter(), dict[str, float]()
     config: Any = parse(TrainDDPM if pixels else TrainLDM, "", args)
     with mock.patch.object(training_data, "open_store", timed(training_data.open_store, encoded)):
@@ -81,7 +79,7 @@ def train(args: list[str], pixels: bool = False, deterministic: bool = False) ->
         "images/s": steady(ended, config.train.batch_size),
         "s to the first step": ended[0] - began,
         "s in all": time.perf_counter() - began,
-        "GiB": gib(),
+        "GiB": trainer.task.gib,
         "held-out loss": next(row["eval_loss"] for row in reversed(rows) if "eval_loss" in row),
         "losses": {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row},
         "encoded": encoded,
@@ -164,9 +162,13 @@ def resume(setting: Setting, results: Results) -> None:
     few += ["--guidance.guide_steps", 0]
 
     def run(mode: str, name: str, steps: int, *how: str) -> None:
-        compiled = "true" if mode == "compiled" else "false"
-        args = setting.celebahq256(f"{mode}-{name}", *few, "--train.max_steps", steps, "--train.compile", compiled, *how)
-        in_new_process(train, args, False, mode == "deterministic")
+        kind = [
+            "--train.compile",
+            str(mode == "compiled").lower(),
+            "--train.deterministic",
+            str(mode == "deterministic").lower(),
+        ]
+        in_new_process(train, setting.celebahq256(f"{mode}-{name}", *few, *kind, "--train.max_steps", steps, *how))
 
     def run_all(mode: str, name: str) -> None:
         with results.attempt(f"{mode}, {name}"):

@@ -195,7 +195,7 @@ def test_relative_difference():
 def test_full_size_trainings_are_valid_recipes(tmp_path, monkeypatch):
     configs: dict[str, Training] = {}
 
-    def trained(args: list[str], pixels: bool = False, deterministic: bool = False) -> dict[str, Any]:
+    def trained(args: list[str], pixels: bool = False) -> dict[str, Any]:
         config = parse(TrainDDPM if pixels else TrainLDM, "", args)
         name = Path(config.output_dir).name
         assert (name in configs) == bool(config.resume)
@@ -228,6 +228,9 @@ def test_full_size_trainings_are_valid_recipes(tmp_path, monkeypatch):
         assert config.guidance.scale == 2 and config.train.metrics_steps is None
     assert configs["trained"].train.max_steps == 100 * 1000 // 256  # as fast as the first training of `precision` was
     assert configs["compiled-again"].train.compile and not configs["plain-again"].train.compile
+    assert [name for name in sorted(configs) if configs[name].train.deterministic] == [
+        f"deterministic-{n}" for n in sorted(names)
+    ]
 
 
 @pytest.mark.slow
