@@ -197,9 +197,7 @@ class TrainConfig:
         if (self.lr_scheduler == "piecewise_constant") != bool(self.lr_step_rules):
             raise UserError("train.lr_scheduler piecewise_constant and train.lr_step_rules go together; set both or neither")
         if self.compile == "reduce-overhead" and self.gradient_accumulation_steps > 1:
-            raise UserError(
-                "train.compile reduce-overhead does not accumulate gradients: set compile to true, or accumulation to 1"
-            )
+            raise UserError("train.compile reduce-overhead cannot accumulate gradients: set train.compile to true")
         number = r"\d*\.?\d+(e-?\d+)?"
         if self.lr_step_rules and not re.fullmatch(rf"({number}:\d+,)+{number}", self.lr_step_rules):
             raise UserError(f"train.lr_step_rules is {self.lr_step_rules!r}; write it as 1:1800,0.3:2400,0.1")
