@@ -49,7 +49,7 @@ class Results:
 
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """An error within becomes a line about what failed; its traceback is printed, and the step goes on."""
+        """An error within becomes a line about what failed; its traceback is printed, and the step continues."""
         try:
             yield
         except Exception as error:

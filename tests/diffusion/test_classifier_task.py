@@ -254,7 +254,7 @@ def test_damaged_classifiers(folder, tmp_path):
     whole, values = weights.read_bytes(), json.loads(config.read_text())
     for damaged in (whole[:-100], whole[:50], b""):
         weights.write_bytes(damaged)
-        assert "is damaged or is none" in refused(folder)
+        assert "is damaged or is not a classifier" in refused(folder)
     weights.write_bytes(whole)
     tensors = load_file(weights)
     save_file({name: tensor for name, tensor in tensors.items() if name != "heads.1.bias"}, weights, {"format": "pt"})
@@ -274,7 +274,7 @@ def test_damaged_classifiers(folder, tmp_path):
         config.write_text(json.dumps({**values, **changes}))
         refused(folder)
     config.write_text(config.read_text()[:30])
-    assert "is damaged or is none" in refused(folder)
+    assert "is damaged or is not a classifier" in refused(folder)
     config.write_text("[]")
     refused(folder)
 

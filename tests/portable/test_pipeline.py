@@ -125,6 +125,8 @@ def test_an_image_of_another_side_is_refused(folder):
         opened(folder)(image=random_image(20))
     with pytest.raises(ValueError, match="an image has 8 x 8 pixels"):
         opened(folder)(image=random_image(16), mask=random_image(8))
+    with pytest.raises(ValueError, match="a mask is for an image: give both"):
+        opened(folder)(mask=random_image(16))
 
 
 def test_the_loaded_model_is_the_exported_one(folder):

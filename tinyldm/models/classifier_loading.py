@@ -25,7 +25,7 @@ def load_classifier(path: str, device: str = "cpu") -> NoisyClassifier:
         folder = folder / "classifier"
     if not (folder / "config.json").is_file():
         raise UserError(f"{path} is not a classifier: give a run of train_classifier.py, with its folder classifier/")
-    with boundary(f"classifier {path} is damaged or is none"):
+    with boundary(f"classifier {path} is damaged or is not a classifier"):
         config = json.loads(read_text(folder / "config.json"))
         if config.get("_class_name") != NoisyClassifier.__name__:
             raise ValueError(f"its config.json is that of a {config.get('_class_name')}")

@@ -134,12 +134,14 @@ class TinyLDMPipeline(DiffusionPipeline):
             resample_jump, resample_repeats: go each part of the way so often, so many steps back, so that the new part fits.
 
         Raises:
-            ValueError: for a label or value that the model does not have, a stage without small images, or an image or mask of
-                another side.
+            ValueError: for a label or value that the model does not have, a stage without small images, an image or mask of
+                another side, or a mask without an image.
         """
         scheduler, side = self.scheduler, self.unet.config.sample_size
         if (self.low_resolution is None) != (small is None):
             raise ValueError("small images are for a super-resolution stage, which needs them")
+        if mask is not None and image is None:
+            raise ValueError("a mask is for an image: give both")
         num_images = num_images if small is None else len(small)
         channels = self.unet.config.in_channels - (0 if small is None else self.low_resolution.config.channels)
         random = [torch.Generator().manual_seed(seed + i) for i in range(num_images)]
@@ -156,12 +158,12 @@ class TinyLDMPipeline(DiffusionPipeline):
         scale = self._guided(guidance_scale)
         self._set_timesteps(num_inference_steps)
         times, extra = scheduler.timesteps, {"generator": random} if isinstance(scheduler, DDPMScheduler) else {}
-        after = [*times.tolist()[1:], -1]
+        after, (alpha, sigma, _) = [*times.tolist()[1:], -1], self._way()
 
         def step(x: torch.Tensor, here: int) -> torch.Tensor:
             _place(scheduler, here, times[here], after[here])
             scaled = scheduler.scale_model_input(x, times[here]) if hasattr(scheduler, "scale_model_input") else x
-            predicted = self._predict(scaled, times[here], numbers, scale, seen, levels)
+            predicted = self._predict(scaled, times[here], numbers, scale, seen, levels, alpha[here], sigma[here])
             if not isinstance(scheduler, DDPMScheduler):  # no other one uses a learned variance
                 predicted = predicted[:, :channels]
             return scheduler.step(predicted, times[here], x, **extra).prev_sample
@@ -246,7 +248,7 @@ class TinyLDMPipeline(DiffusionPipeline):
             sigma = part = scheduler.sigmas[:-1]
             alpha = 1 - sigma
         elif hasattr(scheduler, "alphas_cumprod"):
-            abar, part = scheduler.alphas_cumprod[times.long()], times / scheduler.config.num_train_timesteps
+            abar, part = scheduler.alphas_cumprod[times.long()].double(), times / scheduler.config.num_train_timesteps
             alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
         else:  # levels.py
             alpha, sigma = torch.tensor(scheduler.pairs[:-1]).T
@@ -293,7 +295,9 @@ class TinyLDMPipeline(DiffusionPipeline):
             vectors.append(small(levels))
         return (self.guide if prefix else self.unet)(x, t, class_labels=sum(vectors) if vectors else None).sample
 
-    def _predict(self, x: torch.Tensor, t: torch.Tensor, numbers: Any, scale: float, seen: Any, levels: Any) -> torch.Tensor:
+    def _predict(
+        self, x: torch.Tensor, t: torch.Tensor, numbers: Any, scale: float, seen: Any, levels: Any, alpha: float, sigma: float
+    ) -> torch.Tensor:
         """The prediction (B, C, H, W) or (B, 2 C, H, W), guided by the guide, or by the network itself without labels."""
         if scale == 1:
             return self._network("", x, t, numbers, seen, levels)
@@ -308,8 +312,6 @@ class TinyLDMPipeline(DiffusionPipeline):
         guided = extrapolate(predicted[:, :channels], weaker[:, :channels], scale)
         config = self.scheduler.config
         if config.get("clip_sample"):
-            abar = self.scheduler.alphas_cumprod[int(t)].double()
-            alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
             a, b = {"epsilon": (0.0, 1.0), "sample": (1.0, 0.0), "v_prediction": (-sigma, alpha)}[config.prediction_type]
             guided = clip_prediction(x, guided, alpha, sigma, a, b, config.clip_sample_range)
         return torch.cat([guided, predicted[:, channels:]], 1)
