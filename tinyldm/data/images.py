@@ -25,6 +25,7 @@ from tinyldm.config.schema import DataConfig
 from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.colour import to_8_bits, to_srgb
 from tinyldm.data.prefetch import Stalled, read_ahead
+from tinyldm.data.resizing import central_square
 from tinyldm.data.sources import Source
 from tinyldm.data.subsets import in_random_order
 from tinyldm.errors import UserError
@@ -33,7 +34,8 @@ from tinyldm.randomness import ALONE, Draw, Rank
 
 TRANSFORM = (
     # Names to_square in cache keys: change both together.
-    "oriented, black and white as declared or measured, central square, Pillow bicubic with antialiasing, sRGB, 8 bits"
+    "oriented, black and white as declared or measured, central square, bicubic with antialiasing by Pillow or torch, sRGB, "
+    "8 bits"
 )
 MAX_CORRUPT = 0.05  # more unreadable images than this share hint at another problem
 RETRIES = 2  # how often a stalled stream is reopened
@@ -68,12 +70,10 @@ def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndar
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode not in ("L", "RGB") and not (image.mode == "CMYK" and profile):
         image = image.convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    square = image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    square = to_srgb(square, profile).convert(mode)  # last: the square has fewer pixels
-    return np.asarray(square).reshape(resolution, resolution, channels)
+    square = central_square(image, resolution)
+    if profile or image.mode != mode:  # last: the square has fewer pixels
+        square = np.asarray(to_srgb(Image.fromarray(square, image.mode), profile).convert(mode))
+    return square.reshape(resolution, resolution, channels)
 
 
 Fetch = Callable[[], dict[str, Any]]  # reads an example

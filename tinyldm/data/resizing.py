@@ -1,0 +1,72 @@
+"""The central square of an image, resized as Pillow does it. On a CPU with AVX2, torch takes a fifth of the time."""
+
+import functools
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.functional import interpolate
+
+FAST = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # others have torch's general kernel, slower than Pillow
+OUTER = [0, 1, -2, -1]  # lines of a square whose filter reaches beyond it
+
+
+def central_square(image: Image.Image, resolution: int) -> np.ndarray:
+    """The central square of an 8-bit image, resized by a bicubic filter with antialiasing.
+
+    Args:
+        image: of mode L, RGB or CMYK.
+        resolution: side length of the result in pixels.
+
+    Returns:
+        uint8 array (resolution, resolution) or (resolution, resolution, channels). A few values in a thousand differ by 1 from
+        what Pillow makes of an RGB image.
+    """
+    side = min(image.size)
+    # Left to Pillow: enlarging; shrinking sixfold, with a box filter first; tall images, of which it resizes the columns first.
+    if FAST and image.mode == "RGB" and 2 <= resolution <= side < 6 * resolution and image.height <= 2 * side - resolution:
+        return _shrink(np.array(image), resolution)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+
+
+def _shrink(pixels: np.ndarray, resolution: int) -> np.ndarray:
+    """The central square of RGB pixels (H, W, 3)."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    if height == width:
+        return _resize(pixels, resolution, resolution)
+    rows = _resize(pixels[:, left : left + side], height, resolution)
+    if width > side:
+        rows[:, OUTER] = _outer_lines(pixels.swapaxes(0, 1), side, resolution).swapaxes(0, 1)
+    square = _resize(rows[top : top + side], resolution, resolution)
+    if height > side:
+        square[OUTER] = _outer_lines(rows, side, resolution)
+    return square
+
+
+def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
+    return interpolate(tensor, (height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+
+
+def _outer_lines(lines: np.ndarray, side: int, resolution: int) -> np.ndarray:
+    """The `OUTER` lines (4, N, 3) when the `side` lines in the middle of `lines` (M, N, 3) become `resolution`."""
+    parts = _outer_weights(len(lines), side, resolution)
+    made = [weights @ lines[used].reshape(weights.shape[1], -1) for used, weights in parts]
+    return np.rint(np.concatenate(made)).clip(0, 255).reshape(4, *lines.shape[1:])
+
+
+@functools.lru_cache(1000)
+def _outer_weights(length: int, side: int, resolution: int) -> list[tuple[slice, np.ndarray]]:
+    """Which lines the first two and the last two are made of, and their weights (2, N) (Keys 1981, a = -1/2)."""
+    start, scale, parts = (length - side) // 2, side / resolution, []
+    for first in (0, resolution - 2):
+        centres = start + (first + np.array([[0.5], [1.5]])) * scale
+        used = slice(max(0, int(centres[0, 0] - 2 * scale)), min(length, int(centres[1, 0] + 2 * scale) + 1))
+        x = np.abs(np.arange(used.start, used.stop) + 0.5 - centres) / scale
+        weights = np.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
+        parts.append((used, (weights / weights.sum(1, keepdims=True)).astype(np.float32)))
+    return parts
