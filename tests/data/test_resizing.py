@@ -1,6 +1,5 @@
-"""The central square of an image: torch's resizing against Pillow's, for every kind of file."""
+"""The central square of an image: torch and torchvision against Pillow, for every kind of file."""
 
-import io
 import itertools
 
 import numpy as np
@@ -8,10 +7,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from tests.support.sources import encode
-from tinyldm.data import resizing
-from tinyldm.data.images import to_square
+from tinyldm.data import images, resizing
+from tinyldm.data.images import read_square
 from tinyldm.data.resizing import central_square
-from tinyldm.limits import open_image
 
 pytestmark = pytest.mark.skipif(not resizing.FAST, reason="Pillow does all of it on this CPU")
 RANDOM = np.random.default_rng(0)
@@ -19,7 +17,7 @@ RANDOM = np.random.default_rng(0)
 
 def by_pillow(function, *args):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resizing, "FAST", False)
+        patch.setattr(resizing, "FAST", False)  # neither resizing nor decoding by others
         return function(*args)
 
 
@@ -58,7 +56,7 @@ def test_one_colour_stays_the_same(size):
 )
 def test_where_torch_resizes(size, fast, monkeypatch):
     """Not where Pillow enlarges, shrinks sixfold or starts with the columns."""
-    monkeypatch.setattr(resizing, "_shrink", lambda pixels, resolution: "torch")
+    monkeypatch.setattr(resizing, "shrink", lambda pixels, resolution: "torch")
     assert isinstance(central_square(Image.new("RGB", size), 64), str) == fast
 
 
@@ -100,10 +98,36 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_kind_of_file_looks_as_pillow_makes_it(name, channels):
-    def read() -> np.ndarray:
-        with open_image(io.BytesIO(FILES[name]), 128) as image:
-            return to_square(image, 64, channels)
+    square, expected = read_square(FILES[name], 64, channels), by_pillow(read_square, FILES[name], 64, channels)
+    difference = np.abs(square.astype(int) - expected)
+    assert square.shape == (64, 64, channels) and difference.max() <= 1 and difference.mean() < 0.01
 
-    assert read().shape == (64, 64, channels) and read().flags.c_contiguous
-    difference = np.abs(read().astype(int) - by_pillow(read))
-    assert difference.max() <= 1 and difference.mean() < 0.01
+
+def test_which_files_torchvision_decodes(monkeypatch):
+    decoded = []
+    for name, content in FILES.items():
+        monkeypatch.setattr(images, "shrink", lambda *_, name=name: decoded.append(name))
+        read_square(content, 64)
+    assert decoded == ["JPEG, 4:2:0", "JPEG, 4:4:4", "JPEG, progressive", "JPEG, orientation 1"]
+
+
+def test_damaged_files_are_refused_or_shown_as_by_pillow():
+    def outcome(content: bytes) -> list | str:
+        try:
+            return read_square(content, 64).tolist()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}".split(" at 0x")[0]
+
+    texts = set()
+    for number, name in itertools.product(range(60), ("JPEG, 4:2:0", "JPEG, progressive")):
+        content = bytearray(FILES[name])
+        if number % 3:
+            content[RANDOM.integers(600 if number % 3 == 1 else len(content))] ^= 1 << RANDOM.integers(8)
+        else:
+            content = content[: RANDOM.integers(len(content))]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(images, "decode_jpeg", None)
+            expected = outcome(bytes(content))
+        assert outcome(bytes(content)) == expected
+        texts.add(expected if isinstance(expected, str) else "shown")
+    assert len(texts) > 3  # several errors, and images

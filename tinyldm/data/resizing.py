@@ -22,17 +22,23 @@ def central_square(image: Image.Image, resolution: int) -> np.ndarray:
         uint8 array (resolution, resolution) or (resolution, resolution, channels). A few values in a thousand differ by 1 from
         what Pillow makes of an RGB image.
     """
+    if image.mode == "RGB" and shrinks(image.size, resolution):
+        return shrink(np.array(image), resolution)
     side = min(image.size)
-    # Left to Pillow: enlarging; shrinking sixfold, with a box filter first; tall images, of which it resizes the columns first.
-    if FAST and image.mode == "RGB" and 2 <= resolution <= side < 6 * resolution and image.height <= 2 * side - resolution:
-        return _shrink(np.array(image), resolution)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
     return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
 
 
-def _shrink(pixels: np.ndarray, resolution: int) -> np.ndarray:
-    """The central square of RGB pixels (H, W, 3)."""
+def shrinks(size: tuple[int, int], resolution: int) -> bool:
+    """Whether `shrink` does what Pillow does with an image of this (width, height), and faster: Pillow shrinks sixfold with a
+    box filter first, and resizes the columns of tall images first."""
+    side = min(size)
+    return FAST and 2 <= resolution <= side < 6 * resolution and size[1] <= 2 * side - resolution
+
+
+def shrink(pixels: np.ndarray, resolution: int) -> np.ndarray:
+    """`central_square` of RGB pixels (H, W, 3)."""
     height, width = pixels.shape[:2]
     side = min(height, width)
     left, top = (width - side) // 2, (height - side) // 2
