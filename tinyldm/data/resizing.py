@@ -60,19 +60,17 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _outer_lines(lines: np.ndarray, side: int, resolution: int) -> np.ndarray:
     """The `OUTER` lines (4, N, 3) when the `side` lines in the middle of `lines` (M, N, 3) become `resolution`."""
-    parts = _outer_weights(len(lines), side, resolution)
-    made = [weights @ lines[used].reshape(weights.shape[1], -1) for used, weights in parts]
-    return np.rint(np.concatenate(made)).clip(0, 255).reshape(4, *lines.shape[1:])
+    used, weights = _outer_weights(len(lines), side, resolution)
+    made = weights @ lines[used].reshape(len(used), -1)
+    return np.rint(made).clip(0, 255).reshape(4, *lines.shape[1:])
 
 
 @functools.lru_cache(1000)
-def _outer_weights(length: int, side: int, resolution: int) -> list[tuple[slice, np.ndarray]]:
-    """Which lines the first two and the last two are made of, and their weights (2, N) (Keys 1981, a = -1/2)."""
-    start, scale, parts = (length - side) // 2, side / resolution, []
-    for first in (0, resolution - 2):
-        centres = start + (first + np.array([[0.5], [1.5]])) * scale
-        used = slice(max(0, int(centres[0, 0] - 2 * scale)), min(length, int(centres[1, 0] + 2 * scale) + 1))
-        x = np.abs(np.arange(used.start, used.stop) + 0.5 - centres) / scale
-        weights = np.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
-        parts.append((used, (weights / weights.sum(1, keepdims=True)).astype(np.float32)))
-    return parts
+def _outer_weights(length: int, side: int, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers (K,) of the lines that `OUTER` is made of, and their weights (4, K) (Keys 1981, a = -1/2)."""
+    scale = side / resolution
+    places = (length - side) // 2 + (np.arange(resolution)[OUTER, None] + 0.5) * scale
+    x = np.abs(np.arange(length) + 0.5 - places) / scale
+    weights = np.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
+    used = np.flatnonzero(weights.any(0))
+    return used, (weights[:, used] / weights.sum(1, keepdims=True)).astype(np.float32)
