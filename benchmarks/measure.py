@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import platform
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -205,6 +206,8 @@ def machine() -> dict[str, Any]:
 
 def commit() -> str:
     """The commit of the code, with `-dirty` if files differ, except documents, which the benchmarks write themselves."""
+    if shutil.which("git") is None:
+        return "unknown"
 
     def git(*args: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)

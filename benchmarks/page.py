@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_results import NOT_RUN, text
 from benchmarks.scale import scale
 
 ROOT = Path(__file__).parent.parent
@@ -325,8 +326,14 @@ def speed(latents: Result | None, loop: Result | None, data: Result | None, trai
     )
 
 
-# Blocks made from several results: their names, and the function.
+def gpu(r: Result | None) -> str:
+    """All tables of benchmarks.gpu, or that it has not run on a GPU."""
+    return f"{text(r)}\n\n{origin(r)}" if r and r["machine"]["gpus"] else NOT_RUN
+
+
+# Blocks made from several results, or that say something without one: their names, and the function.
 JOINED: dict[str, tuple[tuple[str, ...], Callable[..., str | None]]] = {
+    "gpu": (("gpu",), gpu),
     "scale": (("costs", "data", "loop"), scale),
     "speed": (("latents", "loop", "data", "training"), speed),
 }

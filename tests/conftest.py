@@ -63,7 +63,7 @@ def forgetful():
 def traced(monkeypatch) -> None:
     """torch.compile traces the graphs, but generates no code, which takes minutes."""
     compiled = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled(network, backend="aot_eager"))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network, mode: compiled(network, backend="aot_eager"))
 
 
 @pytest.fixture(scope="session")

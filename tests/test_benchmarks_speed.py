@@ -322,7 +322,7 @@ def test_the_page_matches_the_files():
     for file in (page.PAGE, page.README):
         assert page.fill(file.read_text(encoding="utf-8")) == file.read_text(encoding="utf-8"), "python -m benchmarks.page"
     text = page.PAGE.read_text(encoding="utf-8")
-    assert set(page.BLOCK.findall(text)) == {*page.BLOCKS, "scale"}
+    assert set(page.BLOCK.findall(text)) == {*page.BLOCKS, "gpu", "scale"}
 
 
 @pytest.mark.slow

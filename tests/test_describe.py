@@ -49,6 +49,12 @@ def test_gradient_checkpointing_needs_less_memory_and_more_work():
     assert memory[1] < 0.7 * memory[0] and work[0] < work[1] < 1.5 * work[0]
 
 
+def test_the_forecast_for_other_cards(monkeypatch):
+    monkeypatch.setattr(costs, "CARDS", {"A": (2.0, 1.0), "B": (40.0, 1.0)})
+    work = [(Part("", nn.Identity, (1, 1, 1), trained=trained), costs.Cost(0, 3e9, 4e9, 0)) for trained in (False, True)]
+    assert costs.forecast(work, 3_600_000, 100_000) == "A 2 h 5 min, B 11 min 0 s"  # 300 s, and 7,200 s or 360 s
+
+
 class FitsUpTo(nn.Conv2d):
     """A network on a device with memory for this many images."""
 

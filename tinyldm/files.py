@@ -23,6 +23,14 @@ def replace_text(file: Path, text: str) -> None:
     os.replace(aside, file)
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name of a file, or where the file system has no links a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
     """Delete what a killed `replace_text` of these files left behind. Nobody else may write them now."""
     for name in names:

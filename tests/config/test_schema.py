@@ -1,6 +1,6 @@
 """Reading recipes and command lines: precedence, round trips through YAML, and refused input."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,16 @@ def test_no_recipe_downloads_its_data_in_each_epoch(file):
     config = parse(TRAININGS[values["script"]], "", ["--config", str(file)])
     keeps_latents = isinstance(config, TrainLDM | TrainClassifier) and config.first_stage.keep_latents
     assert not hub_id(config.data.name) or "../shared" in config.data.name or keeps_latents or not config.data.streaming
+
+
+@pytest.mark.parametrize("card", sorted((ROOT / "configs/hardware").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_card_changes_only_the_batches_of_a_recipe(card):
+    recipe = ["--config", str(ROOT / "configs/celebahq256.yaml")]
+    plain, ours = (parse(TrainLDM, "", [*recipe, *more]) for more in ([], ["--config", str(card)]))
+    times = ours.train.batch_size * ours.train.gradient_accumulation_steps / plain.train.batch_size
+    assert ours.train.learning_rate == pytest.approx(plain.train.learning_rate * times**0.5, rel=0.01)
+    assert ours.train.lr_warmup_steps == plain.train.lr_warmup_steps / times
+    assert replace(ours, train=plain.train) == plain and f"configs/hardware/{card.name}" in card.read_text()
 
 
 def test_a_recipe_is_refused_by_another_script():
@@ -280,6 +290,11 @@ CONTRADICTIONS = [
     (Sample, "classifier runs/c labels a=1 guidance_model runs/d", "are for a guide, not for a classifier"),
     (Sample, "classifier runs/c labels a=1 guidance_rescale 0.5", "are for a guide, not for a classifier"),
     (Sample, "eta 0.5 scheduler euler", "eta only applies to DDIM, not euler"),
+    (
+        TrainLDM,
+        "train.compile reduce-overhead train.gradient_accumulation_steps 2",
+        "reduce-overhead cannot accumulate gradients",
+    ),
     (TrainLDM, "data.augment 0.1", "set first_stage.keep_latents to false"),
     (TrainVQ, "data.augment 0.1", "data.augment is for diffusion models"),
     (TrainClassifier, "data.label_columns a data.augment 0.1", "data.augment is for models that draw"),

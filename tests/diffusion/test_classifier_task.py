@@ -188,7 +188,7 @@ def test_sample_draws_with_a_classifier(trained, tmp_path, monkeypatch):
     facts = load_for(str(model), settings).sampler_facts(settings)
     expected = FirstStage(load_classifier(str(folder))).fingerprint()[:16]
     assert (facts["classifier"], facts["labels"], facts["guidance_scale"]) == (expected, "label=4", 3.0)
-    assert "guide" not in facts
+    assert facts["guide"] == "classifier"
 
 
 @pytest.mark.slow

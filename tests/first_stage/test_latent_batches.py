@@ -40,6 +40,16 @@ def test_ranks_share_the_batches_of_a_single_one(ranks):
     assert list(itertools.chain(*together)) == alone
 
 
+def test_a_store_on_a_device_gives_the_same_batches():
+    store = LatentStore([np.arange(12, dtype=np.float16).reshape(6, 2, 1, 1, 1)] * 2, 1.0, 0, small=True)
+    before = list(itertools.islice(LatentBatches(store, 5, 4)(), 9))
+    assert store.nbytes == 2 * 24
+    store.move_to(torch.device("cpu"))
+    store.shards = [shard[:0] for shard in store.shards]
+    for old, new in zip(before, itertools.islice(LatentBatches(store, 5, 4)(), 9), strict=True):
+        assert torch.equal(old.x, new.x) and torch.equal(old.condition.low_resolution, new.condition.low_resolution)
+
+
 def test_other_batches_and_ranks_continue_at_the_right_image():
     """2 ranks with batches of 8, then 1 with 16, then 1 with 8: within an epoch, each image occurs once."""
     actual, position = [], 0

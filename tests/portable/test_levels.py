@@ -84,6 +84,7 @@ def test_the_prediction_of_edm_is_its_preconditioning():
     [
         ("edm", {}, 2.4, 2.4),
         ("flow", {"times": "normal"}, 0.0, 2.0),
+        ("flow", {"times": "normal", "shift": 3.0}, -2 * math.log(3), 2.0),  # times before the shift are logit-normal
         ("flow", {"times": "normal", "normal": (1.0, 0.5)}, 1.0, 0.5),
     ],
 )

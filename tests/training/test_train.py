@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import resource
 import shutil
 import signal
@@ -314,6 +315,35 @@ def test_a_missing_logger_compiler_or_gpu_is_refused(ldm_args, tmp_path, monkeyp
             run(monkeypatch, train_ldm, *base, "--train.xformers", "true")
         with pytest.raises(UserError, match="fp16 needs a GPU"):
             run(monkeypatch, train_ldm, *base, "--train.mixed_precision", "fp16")
+
+
+def test_what_only_a_gpu_gains_from_changes_no_weight(ldm_args, tmp_path, monkeypatch, capsys, traced, request):
+    """The latents on the device, CUDA graphs, deterministic kernels; and the first stage of the first export, linked."""
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    args = [*ldm_args, "--data.random_flip", "true", "--train.max_steps", 3, "--train.checkpointing_steps", 1]
+    run(monkeypatch, train_ldm, "--output_dir", tmp_path / "a", *args, "--train.compile", "true")
+    more = ["--first_stage.store_on_device", "true", "--train.compile", "reduce-overhead", "--train.deterministic", "true"]
+    run(monkeypatch, train_ldm, "--output_dir", tmp_path / "b", *args, *more)
+    assert same_weights(*(tmp_path / name / "checkpoints/step-3/denoiser.safetensors" for name in "ab"))
+    assert "MB) stay on cpu" in capsys.readouterr().out
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
+    stage = tmp_path / "b/pipeline/vqvae/diffusion_pytorch_model.safetensors"
+    assert stage.read_bytes() == (tmp_path / "a/pipeline/vqvae/diffusion_pytorch_model.safetensors").read_bytes()
+    written = []
+    monkeypatch.setattr("diffusers.VQModel.save_pretrained", lambda *args: written.append(args))
+    run(monkeypatch, train_ldm, "--output_dir", tmp_path / "b", *args, "--resume", "latest", "--train.max_steps", 3)
+    assert len(written) == 1
+
+
+def test_only_dropout_needs_the_global_generators(ldm_args, tmp_path, monkeypatch):
+    seeds, counts = [], []
+    monkeypatch.setattr("tinyldm.training.trainer.torch.manual_seed", seeds.append)
+    for dropout in (0.0, 0.1):
+        args = [*ldm_args, "--unet.dropout", dropout, "--train.max_steps", 2]
+        run(monkeypatch, train_ldm, "--output_dir", tmp_path / f"{dropout}", *args)
+        counts.append(len(seeds))
+    assert counts[1] - counts[0] == counts[0] + 2  # one for each step
 
 
 def small_disk() -> None:

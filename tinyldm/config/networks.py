@@ -242,7 +242,8 @@ class ProcessConfig:
     """How training times are drawn. uniform: in time. normal: log SNR is normally distributed, which is edm's own; for flow it
     is the logit-normal distribution of Esser et al. 2024. log-snr: uniform in log SNR."""
     log_snr: tuple[float, PositiveFloat] | None = None
-    """Mean and standard deviation of log SNR for times: normal. null: [2.4, 2.4] for edm, [0, 2] for the others."""
+    """Mean and standard deviation of log SNR for times: normal. null: [2.4, 2.4] for edm, [0, 2] for the others, less by what
+    `shift` adds to the noise."""
     shift: PositiveFloat | None = None
     """For flow: above 1 spends more of the way at high noise, as large images need (Esser et al. 2024)."""
     sigma_min: PositiveFloat | None = None

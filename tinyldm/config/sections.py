@@ -105,6 +105,8 @@ class FirstStageConfig:
     keep_latents: bool = True
     """Encode each image once and keep the latents in `data.cache_dir`. false: encode at every step, for data that is seen only
     once."""
+    store_on_device: bool | Literal["auto"] = "auto"
+    """Keep the latents of the training images in the GPU's memory. auto: where they take at most a quarter of what is free."""
 
 
 @dataclass
@@ -145,9 +147,13 @@ class TrainConfig:
     ema_snapshot_steps: PositiveInt | None = None
     """Steps between snapshots of two more averages in ema/, from which sample.py --ema makes one of any length after the
     training (Karras et al. 2024). 20 to 30 snapshots are enough; each takes 4 bytes per weight. null: none."""
-    compile: bool = False
+    compile: bool | Literal["reduce-overhead"] = False
     """Compile the networks with torch.compile: a few minutes at the start, then faster steps. Needs a C compiler. Not for a
-    first stage with a discriminator, whose adaptive weight would run the compiled backward pass three times."""
+    first stage with a discriminator, whose adaptive weight would run the compiled backward pass three times. reduce-overhead:
+    also launch each pass as one CUDA graph, for small batches that leave a GPU waiting."""
+    deterministic: bool = False
+    """Use only deterministic kernels on a GPU, which are slower. A resumed training then equals an uninterrupted one bit for
+    bit, as it does on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for about a third more work."""
     channels_last: bool = True
@@ -190,6 +196,8 @@ class TrainConfig:
             raise UserError("no training length given: set train.max_steps or train.num_epochs")
         if (self.lr_scheduler == "piecewise_constant") != bool(self.lr_step_rules):
             raise UserError("train.lr_scheduler piecewise_constant and train.lr_step_rules go together; set both or neither")
+        if self.compile == "reduce-overhead" and self.gradient_accumulation_steps > 1:
+            raise UserError("train.compile reduce-overhead cannot accumulate gradients: set train.compile to true")
         number = r"\d*\.?\d+(e-?\d+)?"
         if self.lr_step_rules and not re.fullmatch(rf"({number}:\d+,)+{number}", self.lr_step_rules):
             raise UserError(f"train.lr_step_rules is {self.lr_step_rules!r}; write it as 1:1800,0.3:2400,0.1")

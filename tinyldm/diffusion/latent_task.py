@@ -20,10 +20,13 @@ class LatentTask(DiffusionTask):
         latents = LatentData(config, config.first_stage, accelerator, config.condition)
         super().__init__(config, accelerator, latents)
         self.first_stage_path, self.scale = config.first_stage.path, latents.scale
+        self.written: Path | None = None  # the first stage of an earlier export of this process
 
     def export(self, folder: Path) -> None:
         """pipeline/, without labels a standard LDMPipeline folder."""
-        save_pipeline(folder / "pipeline", "LDMPipeline", self.model(), self.process.sampler(self.process.deterministic))
+        sampler = self.process.sampler(self.process.deterministic)
+        save_pipeline(folder / "pipeline", "LDMPipeline", self.model(), sampler, self.written)
+        self.written = Path(self.config.output_dir) / "pipeline" / "vqvae"
 
     def facts(self) -> dict[str, Any]:
         """See DiffusionTask.facts."""

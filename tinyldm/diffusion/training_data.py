@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from tinyldm.config.schema import ConditionConfig, FirstStageConfig, Training
@@ -25,6 +26,8 @@ from tinyldm.randomness import Draw
 from tinyldm.training import checkpoint
 from tinyldm.training.accelerator import rank_of
 from tinyldm.training.task import open_data
+
+SHARE = 0.25  # of the GPU's free memory that latents may take
 
 
 class TrainingData(ABC):
@@ -130,7 +133,8 @@ class LatentData(TrainingData):
             balance = None
             if balanced and self.store.labels is not None:
                 balance = self.store.labels[:, data.labels.index(balanced)]
-            self.stream = LatentBatches(self.store, config.seed, config.train.batch_size, rank, balance)
+            pinned = not self._moved(first_stage.store_on_device, accelerator) and accelerator.device.type == "cuda"
+            self.stream = LatentBatches(self.store, config.seed, config.train.batch_size, rank, balance, pinned)
             std = self.store.std
             self.length = len(self.store)
         else:
@@ -154,6 +158,17 @@ class LatentData(TrainingData):
         self.kept, self.labels = {"latent_scale": self.scale}, train.labels
         evaluated = held_out.batch(random_rows(len(held_out), config.train.num_eval_images))
         self.held_out = self.example(evaluated, Draw(0, 0, 0))
+
+    def _moved(self, wanted: bool | str, accelerator: Accelerator) -> bool:
+        """Move the store to the device if that is wanted, and say so."""
+        if wanted == "auto":
+            gpu = accelerator.device.type == "cuda"
+            wanted = gpu and self.store.nbytes <= SHARE * torch.cuda.mem_get_info(accelerator.device)[0]
+        if wanted:
+            self.store.move_to(accelerator.device)
+            if accelerator.is_main_process:
+                print(f"the latents of the training images ({self.store.nbytes / 1e6:,.0f} MB) stay on {accelerator.device}")
+        return bool(wanted)
 
     def example(self, batch: Batch, draw: Draw) -> Batch:
         """Latents (B, C, h, w), scaled."""

@@ -69,7 +69,7 @@ def denoise(
     channels = None if isinstance(sampler, DDPMScheduler) else noise.shape[1]
     x = noise.to(model.device, model.dtype) * getattr(sampler, "init_noise_sigma", 1.0)
     sound = torch.zeros((), device=x.device)  # number of steps with finite results; read at the end, so no step waits for it
-    after = [*sampler.timesteps.tolist()[1:], -1]
+    after, times = [*sampler.timesteps.tolist()[1:], -1], sampler.timesteps.to(model.device)
     for step, t in enumerate(sampler.timesteps):
         if isinstance(sampler, DDIMScheduler):
             # It steps from t to t - T // n, which misses the next timestep of its list unless n divides T. So n becomes the
@@ -78,7 +78,7 @@ def denoise(
         seen = sampler.scale_model_input(x, t) if hasattr(sampler, "scale_model_input") else x
         if watch:
             watch(step, seen)
-        predicted = denoiser(seen, t, condition)[:, :channels]
+        predicted = denoiser(seen, times[step], condition)[:, :channels]
         x = sampler.step(predicted, t, x, **extra).prev_sample
         sound += x.isfinite().all()
     if (done := int(sound)) < len(sampler.timesteps):
@@ -104,7 +104,7 @@ def predictor(
 
     def predict(x: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal seen
-        x_t, time = (level.scale * x).to(model.dtype), torch.tensor(level.time, device=model.device, dtype=exact(x))
+        x_t, time = (level.scale * x).to(model.dtype), torch.full((), level.time, device=model.device, dtype=exact(x))
         if watch and numbers.get(level, seen) > seen:  # not for the second evaluation of a step
             seen = numbers[level]
             watch(seen, x / math.hypot(level.alpha, level.sigma))

@@ -32,13 +32,19 @@ class LatentBatches:
     batch_size: int
     rank: Rank = ALONE
     balance: np.ndarray | None = None
+    pinned: bool = False
 
     def __call__(self, position: int = 0) -> Generator[Batch, None, None]:
         """float32 (B, C, h, w), unscaled, with their conditions.
 
+        With `pinned`, a thread gathers the next batches into pinned memory.
+
         Args:
             position: how many images all ranks have seen before.
         """
+        yield from read_ahead(batch.pinned() for batch in self._gathered(position)) if self.pinned else self._gathered(position)
+
+    def _gathered(self, position: int) -> Generator[Batch, None, None]:
         orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for start in itertools.count(position + self.rank.index * self.batch_size, self.rank.count * self.batch_size):
             epochs, places = np.divmod(np.arange(start, start + self.batch_size), len(self.store))

@@ -60,6 +60,7 @@ class LatentStore:
         unreadable: the names of their files.
         labels: numbers of labels (N, A) int64; None for data without labels.
         small: whether the second half of the views is that of the smaller images, enlarged.
+        resident: all of them (N, V, C, h, w) on a device, see `move_to`.
     """
 
     shards: list[np.ndarray]
@@ -68,6 +69,7 @@ class LatentStore:
     labels: np.ndarray | None = None
     small: bool = False
     unreadable: list[str] = field(default_factory=list)
+    resident: torch.Tensor | None = None
 
     def __post_init__(self):
         self.ends = np.cumsum([len(shard) for shard in self.shards])
@@ -80,6 +82,17 @@ class LatentStore:
         """2 where mirrored images are kept too, else 1."""
         return self.shards[0].shape[1] // (2 if self.small else 1)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all latents."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    def move_to(self, device: torch.device) -> None:
+        """Copy all latents to the memory of a device. Batches are then gathered there."""
+        self.resident = torch.empty((len(self), *self.shards[0].shape[1:]), dtype=torch.float16, device=device)
+        for shard, end in zip(self.shards, self.ends, strict=True):
+            self.resident[end - len(shard) : end] = torch.from_numpy(shard).to(device)
+
     def get(self, indices: np.ndarray, views: np.ndarray | int = 0) -> torch.Tensor:
         """float32 (B, C, h, w), unscaled.
 
@@ -87,6 +100,10 @@ class LatentStore:
             indices: (B,) numbers of images.
             views: (B,) or one for all; 1 is the mirrored image.
         """
+        if self.resident is not None:
+            where = torch.from_numpy(np.stack([indices, np.broadcast_to(views, len(indices))]))
+            numbers, kept = where.to(self.resident.device, non_blocking=True)
+            return self.resident[numbers, kept].float()
         latents = np.empty((len(indices), *self.shards[0].shape[2:]), np.float32)
         numbers = np.searchsorted(self.ends, indices, "right")
         for row, (number, index, view) in enumerate(zip(numbers, indices, np.broadcast_to(views, len(indices)), strict=True)):

@@ -1,6 +1,7 @@
 """Writes the pipeline folder that users load. loading.py reads it."""
 
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from tinyldm.files import replace_text
+from tinyldm.files import link_or_copy, replace_text
 from tinyldm.models.denoiser import Denoiser
 from tinyldm.models.loading import GUIDANCE, INDEX
 from tinyldm.models.model import Model
@@ -23,7 +24,7 @@ OURS: dict[type, Any] = {  # classes of ours, with the files that travel with th
 CUSTOM = ["pipeline", "TinyLDMPipeline"]  # the module in the folder, and its class
 
 
-def save_pipeline(folder: Path, plain: str, model: Model, scheduler: SchedulerMixin) -> None:
+def save_pipeline(folder: Path, plain: str, model: Model, scheduler: SchedulerMixin, written: Path | None = None) -> None:
     """Write the parts of a model, each in its own folder, and model_index.json.
 
     A model of DDPM's process without labels gets the index of a plain pipeline, which draws without guidance. For any other the
@@ -31,6 +32,7 @@ def save_pipeline(folder: Path, plain: str, model: Model, scheduler: SchedulerMi
 
     Args:
         plain: diffusers' class for a plain model.
+        written: a folder with the same first stage, whose files are linked.
     """
     custom = bool(_conditions("", model.denoiser)) or not isinstance(model.process, DiscreteVP)
     parts: dict[str, Any] = {"unet": _exported(model.denoiser), "scheduler": scheduler}
@@ -41,7 +43,10 @@ def save_pipeline(folder: Path, plain: str, model: Model, scheduler: SchedulerMi
     if model.guide is not None:
         guide = {"guide": _exported(model.guide), **_conditions("guide_", model.guide)}
     for name, part in {**parts, **guide}.items():
-        part.save_pretrained(folder / name)
+        if name == "vqvae" and written is not None and written.is_dir():
+            shutil.copytree(written, folder / name, copy_function=link_or_copy)
+        else:
+            part.save_pretrained(folder / name)
         if module := OURS.get(type(part)):
             (folder / name / f"{_library(part)}.py").write_text(_source(module))
     listed = {**parts, **guide} if custom else parts

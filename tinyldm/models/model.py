@@ -153,7 +153,7 @@ class Model:
         if settings.eta and "eta" not in inspect.signature(sampler.step).parameters:
             raise UserError(f"eta only applies to DDIM, not {type(sampler).__name__}: remove it or use --scheduler ddim")
         with boundary("the model's scheduler cannot sample"):
-            set_steps(sampler, settings.num_inference_steps, self.device)
+            set_steps(sampler, settings.num_inference_steps)
         return sampler
 
     def sampler_facts(self, settings: SamplerSettings) -> dict[str, Any]:
@@ -188,15 +188,16 @@ class Model:
         return {**facts, **({"guidance_rescale": guidance.rescale} if guidance.rescale else {})}
 
 
-def set_steps(sampler: SchedulerMixin, count: int, device: torch.device) -> None:
-    """Set the timesteps of a sampler that takes `count` steps, and repair diffusers' lists of them.
+def set_steps(sampler: SchedulerMixin, count: int) -> None:
+    """Set the timesteps of a sampler that takes `count` steps, and repair diffusers' lists of them. They stay on the CPU, where
+    its step looks them up: on a GPU each look-up would wait for all work before it.
 
     Raises:
         UserError: where its list does not go down to less noise in every step.
     """
     refusal = f"{type(sampler).__name__} cannot take {count} steps with this schedule: use fewer, or another --scheduler"
     try:
-        sampler.set_timesteps(count, device=device)
+        sampler.set_timesteps(count)
     except (IndexError, AssertionError) as error:
         raise UserError(refusal) from error
     kept = int((sampler.timesteps >= 0).sum())

@@ -9,6 +9,7 @@ It draws what sample.py draws for the same seeds, steps and labels. It imports n
 """
 
 import json
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
@@ -152,56 +153,83 @@ class TinyLDMPipeline(DiffusionPipeline):
             numbers = self.labels.draw(range(seed, seed + num_images), self.labels.numbers(labels or {})).to(self.device)
         elif labels:
             raise ValueError("this model has no labels")
-        stored = json.loads(self._file("guidance.json").read_text())
-        scale = stored["scale"] if guidance_scale is None else guidance_scale
-        if scale != 1 and self.guide is None and self.labels is None:  # the index of a plain pipeline does not list it
+        scale = self._guided(guidance_scale)
+        self._set_timesteps(num_inference_steps)
+        times, extra = scheduler.timesteps, {"generator": random} if isinstance(scheduler, DDPMScheduler) else {}
+        after = [*times.tolist()[1:], -1]
+
+        def step(x: torch.Tensor, here: int) -> torch.Tensor:
+            _place(scheduler, here, times[here], after[here])
+            scaled = scheduler.scale_model_input(x, times[here]) if hasattr(scheduler, "scale_model_input") else x
+            predicted = self._predict(scaled, times[here], numbers, scale, seen, levels)
+            if not isinstance(scheduler, DDPMScheduler):  # no other one uses a learned variance
+                predicted = predicted[:, :channels]
+            return scheduler.step(predicted, times[here], x, **extra).prev_sample
+
+        noise = normal()
+        x, here = noise * getattr(scheduler, "init_noise_sigma", 1.0), 0
+        if image is not None and mask is not None:
+            x = self._inpainted(step, x, image, mask, normal, resample_jump, resample_repeats)
+        else:
+            if image is not None:
+                x, here = self._noised(image, noise, strength)
+            for number in self.progress_bar(range(here, len(times))):
+                x = step(x, number)
+        if self.vqvae is not None:
+            x = self.vqvae.decode(x.to(self.vqvae.dtype) / self.vqvae.config.scaling_factor).sample
+        images = self.numpy_to_pil((x.float() / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy())
+        if image is not None and mask is not None:
+            images = [_paste(image, made, mask, 0 if self.vqvae is None else self._factor) for made in images]
+        return ImagePipelineOutput(images=images)
+
+    def _guided(self, scale: float | None) -> float:
+        """The guidance scale. Loads the guide if it is needed: the index of a plain pipeline does not list it."""
+        if scale is None:
+            scale = json.loads(self._file("guidance.json").read_text())["scale"]
+        if scale != 1 and self.guide is None and self.labels is None:
             self.guide = UNet2DModel.from_pretrained(self.config._name_or_path, subfolder="guide", torch_dtype=self.dtype)
             self.guide.to(self.device)
-        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # its own choice of times has one close to the image
-            scheduler.set_timesteps(
-                sigmas=[1 - i / num_inference_steps for i in range(num_inference_steps)], device=self.device
-            )
+        return float(scale)
+
+    def _set_timesteps(self, count: int) -> None:
+        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):  # its own choice of times has one close to the image
+            self.scheduler.set_timesteps(sigmas=[1 - i / count for i in range(count)], device=self.device)
         else:
-            scheduler.set_timesteps(num_inference_steps, device=self.device)
-        noise, here, end = normal(), 0, len(scheduler.timesteps)
-        x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-        back = dict[int, int]()  # at these steps, so many times back
-        if image is not None:
-            alpha, sigma, part = self._way()
-            known = self._x0([image], channels).to(x)
-            if mask is None:
-                here = next((i for i, left in enumerate(part) if left <= strength + ROUNDING), end - 1)
-                x = alpha[here] * known + sigma[here] * noise
-            else:
-                jump = min(resample_jump, end)
-                back = dict.fromkeys([*range(jump, end, jump), end], resample_repeats - 1)
-                new = F.adaptive_max_pool2d(self._pixels([mask])[:, :1], side).gt(0).to(x)
-        after = [*scheduler.timesteps.tolist()[1:], -1]
-        with self.progress_bar(total=end - here + sum(back.values()) * (jump if back else 0)) as bar:
+            self.scheduler.set_timesteps(count, device=self.device)
+
+    def _noised(self, image: Image.Image, noise: torch.Tensor, strength: float) -> tuple[torch.Tensor, int]:
+        """The image with noise (B, C, S, S), and the step to draw on from."""
+        alpha, sigma, part = self._way()
+        here = next((i for i, left in enumerate(part) if left <= strength + ROUNDING), len(part) - 1)
+        return alpha[here] * self._x0([image], noise.shape[1]).to(noise) + sigma[here] * noise, here
+
+    def _inpainted(
+        self,
+        step: Callable[[torch.Tensor, int], torch.Tensor],
+        x: torch.Tensor,
+        image: Image.Image,
+        mask: Image.Image,
+        normal: Callable[[], torch.Tensor],
+        jump: int,
+        repeats: int,
+    ) -> torch.Tensor:
+        """RePaint's algorithm 1 from noise x (B, C, S, S): the known part is the image with new noise at each step."""
+        (alpha, sigma, part), known = self._way(), self._x0([image], x.shape[1]).to(x)
+        new = F.adaptive_max_pool2d(self._pixels([mask])[:, :1], x.shape[-1]).gt(0).to(x)
+        here, end = 0, len(part)
+        jump = min(jump, end)
+        back = dict.fromkeys([*range(jump, end, jump), end], repeats - 1)  # at these steps, so many times back by `jump`
+        with self.progress_bar(total=end + jump * sum(back.values())) as bar:
             while here < end:
-                t = scheduler.timesteps[here]
-                _place(scheduler, here, t, after[here])
-                scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-                predicted = self._predict(scaled, t, numbers, scale, seen, levels)
-                if not isinstance(scheduler, DDPMScheduler):  # no other one uses a learned variance
-                    predicted = predicted[:, :channels]
-                extra = {"generator": random} if isinstance(scheduler, DDPMScheduler) else {}
-                x, here = scheduler.step(predicted, t, x, **extra).prev_sample, here + 1
+                x, here = step(x, here), here + 1
+                x = new * x + (1 - new) * (alpha[here] * known + sigma[here] * normal())
                 bar.update()
-                if image is not None and mask is not None:
-                    x = new * x + (1 - new) * (alpha[here] * known + sigma[here] * normal())
                 if back.get(here):
                     back[here] -= 1
                     kept = alpha[here - jump] / alpha[here]
                     added = max(sigma[here - jump] ** 2 - (kept * sigma[here]) ** 2, 0.0) ** 0.5
                     x, here = kept * x + added * normal(), here - jump
-        if self.vqvae is not None:
-            x = self.vqvae.decode(x.to(self.vqvae.dtype) / self.vqvae.config.scaling_factor).sample
-        pixels = (x.float() / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
-        images = self.numpy_to_pil(pixels)
-        if image is not None and mask is not None:
-            images = [_paste(image, made, mask, 0 if self.vqvae is None else self._factor) for made in images]
-        return ImagePipelineOutput(images=images)
+        return x
 
     @property
     def _factor(self) -> int:

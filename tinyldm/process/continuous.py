@@ -41,6 +41,8 @@ class ContinuousProcess(Process):
         self.sigma_data = self.law.sigma_data
         self.training_times = times or ("uniform" if self.law.uniform else "normal")
         self.normal = normal or self.law.normal
+        if normal is None and isinstance(self.law, Flow):  # a shift divides alpha / sigma
+            self.normal = -2 * math.log(self.law.shift), self.law.normal[1]
         if (kind, self.prediction) == ("flow", "epsilon"):
             raise ValueError("a flow cannot predict epsilon, which says nothing about the image at pure noise")
 

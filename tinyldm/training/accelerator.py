@@ -58,6 +58,10 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # the loop divides the loss; so would the default
     )
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first use of cuBLAS
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not train.deterministic  # the shapes stay the same, so trying all kernels once pays
     if accelerator.device.type == "cpu":
         # accelerate launch sets OMP_NUM_THREADS to 1 by default: a laptop would train on one of its cores.
         local = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))

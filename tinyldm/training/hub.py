@@ -28,7 +28,7 @@ from tinyldm.config.parsing import dump, read_yaml
 from tinyldm.config.paths import shareable
 from tinyldm.config.schema import HubConfig
 from tinyldm.errors import UserError, boundary, one_line_errors, root_cause, why, without_secrets
-from tinyldm.files import refuse_links
+from tinyldm.files import link_or_copy, refuse_links
 from tinyldm.training import model_card
 
 # Folder of the model in a run -> its place in the repository: what diffusers loads goes to the root.
@@ -202,15 +202,8 @@ def _copy(source: Path, target: Path, link: bool = False) -> None:
         if cleaned != values:
             target.write_text(json.dumps(cleaned, indent=2) if source.suffix == ".json" else dump(cleaned))
             return
-    _link(source, target) if link else shutil.copy2(source, target)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Links instead of copying: a save replaces the model's folder and never writes into its files."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copy2(source, target)
+    # A save replaces the model's folder and never writes into its files, so links to them stay as they are.
+    link_or_copy(source, target) if link else shutil.copy2(source, target)
 
 
 def _upload(aside: Path, run: Path, hub: HubConfig, message: str) -> str:

@@ -3,6 +3,7 @@
 import math
 import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,17 @@ class State:
         """The name of the network that is averaged, evaluated and exported."""
         return next(iter(self.task.networks))
 
+    @cached_property
     def weights(self) -> list[torch.nn.Parameter]:
-        """The weights of the main network, in the order of `ema.shadow_params`."""
+        """The weights of the main network, in the order of `ema.shadow_params`. Listing them takes a millisecond."""
         return list(self.task.networks[self.main].parameters())
 
     def average(self) -> None:
         """Count a step and add its weights to the averages."""
-        weights = self.weights()
-        self.ema.step(weights)
+        self.ema.step(self.weights)
         self.step += 1
         if self.averages:
-            self.averages.update(weights, self.step)
+            self.averages.update(self.weights, self.step)
 
     def save_snapshot(self, run: Path) -> None:
         """Write a snapshot of the power-function averages, if they are kept."""

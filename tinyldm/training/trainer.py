@@ -73,7 +73,7 @@ class Trainer:
             if train.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if train.compile:
-                network.compile()
+                network.compile(mode=None if train.compile is True else train.compile)
             optimizer = torch.optim.AdamW(
                 [weight for weight in network.parameters() if weight.requires_grad],
                 lr=task.learning_rates[name],
@@ -88,7 +88,8 @@ class Trainer:
         averages = PowerAverages(weights) if train.ema_snapshot_steps else None
         self.state = State(config, task, accelerator, optimizers, ema, averages)
         self.quality = Quality(config, accelerator) if train.metrics_steps else None
-        with self.averaged_weights(), torch.compiler.set_stance("force_eager"):  # else it would compile for other shapes first
+        self.drops = any(isinstance(part, nn.Dropout) and part.p for net in task.networks.values() for part in net.modules())
+        with self.averaged_weights():
             task.rehearse()
         accelerator.wait_for_everyone()  # all inputs of all ranks are open: an old run can go
         if run:
@@ -171,8 +172,8 @@ class Trainer:
         factor = self.progress.learning_rate(state.images)
         for micro, batch in enumerate(micro_batches):
             draw = Draw(self.config.seed, state.step, micro, self.rank, accelerator.device)
-            # Dropout draws from the global generators.
-            torch.manual_seed(derive_seed("dropout", self.config.seed, state.step, micro, self.rank.index))
+            if self.drops:  # from the global generators
+                torch.manual_seed(derive_seed("dropout", self.config.seed, state.step, micro, self.rank.index))
             batch = batch.to(accelerator.device, non_blocking=True)
             with self._sync_gradients(micro == len(micro_batches) - 1):
                 for _, loss, numbers in task.losses(batch, state.step, draw):
@@ -376,13 +377,14 @@ class Trainer:
 
 @contextmanager
 def averaged(network: nn.Module, ema: EMAModel) -> Iterator[None]:
-    """A network with its averaged weights and in eval mode."""
+    """A network with its averaged weights and in eval mode. It is not compiled, which would take minutes for each new shape."""
     weights = list(network.parameters())
     ema.store(weights)
     ema.copy_to(weights)
     network.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         network.train()
         ema.restore(weights)
