@@ -5,6 +5,7 @@ error of its library. `errors.boundary` turns both into one line.
 """
 
 import contextlib
+import functools
 import math
 import threading
 import zipfile
@@ -29,6 +30,7 @@ PARAMETERS = 2**30  # of a network
 LARGEST_NUMBER = 2**20  # in a model's config
 LAYERS = 64  # in a block
 LARGE = threading.Lock()  # held while an image above FREE_BYTES is decoded: one at a time
+COMMON = ("JPEG", "PNG")  # formats of most files
 RUNS_PROGRAMS = ("EPS",)  # formats that Pillow decodes by another program
 
 
@@ -80,6 +82,15 @@ def _count_nodes(node: yaml.Node, known: dict[int, float]) -> float:
     return known[id(node)]
 
 
+@functools.cache
+def _formats() -> list[str]:
+    """The formats that images may have, in the order in which Pillow tries them."""
+    from PIL import Image
+
+    Image.init()
+    return sorted((name for name in Image.ID if name not in RUNS_PROGRAMS), key=lambda name: name not in COMMON)
+
+
 @contextlib.contextmanager
 def open_image(file: Any, side: int = 0) -> Iterator["Image.Image"]:
     """Open an image. Decode it inside `with`: two large images are never decoded at once.
@@ -93,9 +104,8 @@ def open_image(file: Any, side: int = 0) -> Iterator["Image.Image"]:
     """
     from PIL import Image  # imported here to keep --help fast
 
-    Image.init()
     Image.MAX_IMAGE_PIXELS = 2**27  # Pillow refuses twice as many
-    with Image.open(file, formats=[name for name in Image.ID if name not in RUNS_PROGRAMS]) as image:
+    with Image.open(file, formats=_formats()) as image:
         width, height = image.size
         if side:
             image.draft(None, (side, side))

@@ -2,9 +2,11 @@
 
 import contextlib
 import sys
+import time
 from dataclasses import replace
 
 import datasets
+import pyarrow as pa
 import pytest
 import torch
 
@@ -198,3 +200,17 @@ def test_file_names_do_not_make_splits_of_a_plain_folder(tmp_path):
         assert whole(folder(tmp_path / "plain", contents), streaming=streaming).length() == 4
     split = {"train/a.png": picture(0), "test/b.png": picture(1), "test/train_2.png": picture(2)}
     assert whole(folder(tmp_path / "split", split)).length() == 1
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_large_parquet_file_is_not_read_ahead_to_its_end(seed, tmp_path):
+    rows = [picture(i) + bytes(20_000) for i in range(1000)]  # 20 MB in 100 row groups
+    table(rows).to_parquet(tmp_path / "train.parquet", batch_size=10)
+    source = replace(whole(tmp_path), shuffle_buffer=20)
+    before = pa.total_allocated_bytes()
+    with contextlib.closing(source.epoch(seed, 0)) as examples:
+        for _ in range(5):
+            next(examples)
+        time.sleep(0.3)  # Arrow's threads go on
+        assert pa.total_allocated_bytes() - before < 4_000_000
+        assert sum(1 for _ in examples) == 995

@@ -25,15 +25,22 @@ from tinyldm.config.schema import DataConfig
 from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.colour import to_8_bits, to_srgb
 from tinyldm.data.prefetch import Stalled, read_ahead
+from tinyldm.data.resizing import central_square, shrink, shrinks
 from tinyldm.data.sources import Source
 from tinyldm.data.subsets import in_random_order
 from tinyldm.errors import UserError
 from tinyldm.limits import open_image
 from tinyldm.randomness import ALONE, Draw, Rank
 
+try:
+    from torchvision.io import decode_jpeg
+except ImportError:  # torchvision 0.29 says that it will be removed
+    decode_jpeg = None  # type: ignore[assignment]
+
 TRANSFORM = (
     # Names to_square in cache keys: change both together.
-    "oriented, black and white as declared or measured, central square, Pillow bicubic with antialiasing, sRGB, 8 bits"
+    "oriented, black and white as declared or measured, central square, bicubic with antialiasing by Pillow or torch, sRGB, "
+    "8 bits"
 )
 MAX_CORRUPT = 0.05  # more unreadable images than this share hint at another problem
 RETRIES = 2  # how often a stalled stream is reopened
@@ -68,12 +75,38 @@ def to_square(image: Image.Image, resolution: int, channels: int = 3) -> np.ndar
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode not in ("L", "RGB") and not (image.mode == "CMYK" and profile):
         image = image.convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    square = image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-    square = to_srgb(square, profile).convert(mode)  # last: the square has fewer pixels
-    return np.asarray(square).reshape(resolution, resolution, channels)
+    square = central_square(image, resolution)
+    if profile or image.mode != mode:  # last: the square has fewer pixels
+        square = np.asarray(to_srgb(Image.fromarray(square, image.mode), profile).convert(mode))
+    return square.reshape(resolution, resolution, channels)
+
+
+def read_square(content: bytes, resolution: int, channels: int = 3) -> np.ndarray:
+    """`to_square` of an image file, faster for a plain JPEG.
+
+    Raises:
+        Exception: of many types, for a file that is damaged or too large.
+    """
+    with open_image(io.BytesIO(content), 2 * resolution) as image:
+        pixels = _plain_jpeg(image, content) if channels == 3 and shrinks(image.size, resolution) else None
+        return to_square(image, resolution, channels) if pixels is None else shrink(pixels, resolution)
+
+
+def _plain_jpeg(image: Image.Image, content: bytes) -> np.ndarray | None:
+    """The pixels (H, W, 3) of a colour JPEG without profile and rotation, decoded at full size. None for other files, and for
+    damaged ones: Pillow says what is wrong.
+
+    Args:
+        image: the file, opened by open_image.
+    """
+    full = getattr(image, "decoderconfig", None) == (1, 0)  # by JPEG's `draft`
+    if not decode_jpeg or not full or image.mode != "RGB" or "icc_profile" in image.info or image.getexif().get(0x112, 1) != 1:
+        return None
+    try:
+        pixels = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), "RGB")
+    except RuntimeError:
+        return None
+    return pixels.permute(1, 2, 0).numpy()
 
 
 Fetch = Callable[[], dict[str, Any]]  # reads an example
@@ -117,8 +150,8 @@ class Images:
         example: dict[str, Any] = {}
         try:
             example = fetch()
-            with open_image(io.BytesIO(self.source.content(example)), 2 * self.resolution) as image:
-                return to_square(image, self.resolution, self.channels), self.source.label(example)
+            square = read_square(self.source.content(example), self.resolution, self.channels)
+            return square, self.source.label(example)
         except Exception as error:  # Pillow's readers raise many types: SyntaxError (PNG), RuntimeError (AVIF) ...
             return Unreadable(self.source.file_name(example), f"{type(error).__name__}: {error}")
 

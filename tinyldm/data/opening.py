@@ -266,6 +266,8 @@ def _open_tables(
         if check := {"webdataset": check_tar, "arrow": check_arrow}.get(builder):
             check(root / file)
     dataset = datasets.load_dataset(builder, data_files=by_split, split=wanted, streaming=data.streaming)
+    if isinstance(dataset, datasets.IterableDataset) and builder == "parquet":
+        dataset = dataset.reshard()  # Arrow reads ahead to the end of a shard: of a row group then, not of a whole file
     left = {**ignored, **(where.left_out if where else {})}
     return Opened(dataset, f"{builder} files", [str(root.resolve())], ignored=left, length=_listed(dataset, wanted))
 
