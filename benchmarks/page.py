@@ -85,6 +85,8 @@ def main(command: str) -> int:
     if command == "check":
         print(f"outdated: {', '.join(old)}; run python -m benchmarks.page" if old else "the pages match the files")
         return bool(old)
+    for path, picture in page_results.pictures().items():
+        picture.save(path)
     return 0
 
 
