@@ -44,7 +44,7 @@ def recipes() -> str:
     for run, told in listed().items():
         figures = next(iter(evaluation(run)[1]["figures"].values()))
         name, *others = figures
-        distance = f"{figures[name]['value']:.1f} [{figures[name]['low']:.1f}, {figures[name]['high']:.1f}]"
+        distance = f"{name} {figures[name]['value']:.1f} [{figures[name]['low']:.1f}, {figures[name]['high']:.1f}]"
         distance += "".join(f"; {other} {figures[other]['value']:.1f}" for other in others)
         picture = f"![{told['what']}](results/{run}/few.png)" if run in grids() else ""
         commands = "<br>".join(f"`{command}`" for command in told["commands"])
@@ -146,7 +146,7 @@ def zsl_creativity() -> str:
     for title, run in (("texts", "flowers"), ("texts and neighbours", "flowers-anchors")):
         top1, auc = (difference(run, metric, "gazsl") for metric in ("top1", "auc"))
         lines += [[title, name, top1[name], auc[name]] for name in top1]
-    return table(["a class is", "method", "top-1 minus GAZSL", "AUC minus GAZSL"], lines)
+    return table(["a class is described by", "method", "top-1 minus GAZSL", "AUC minus GAZSL"], lines)
 
 
 def zsl_neighbours() -> str:

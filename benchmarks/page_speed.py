@@ -89,7 +89,7 @@ def training(r: Result, costs: Result) -> list[Cells]:
     """Our training and the example's at equal time: the loss, and what the Frechet distance of the same table says."""
     seconds, lead = encoding(r, costs)
     left = {"latents": f"encoding {seconds / 60:.1f} min before it" + (f": {lead:.1f} with that" if lead else "")}
-    left["pixels"] = "speed: both take as many steps. Which setting helps was not tried"
+    left["pixels"] = "speed: both train on as many images/s. Which setting helps was not tried"
     rows = []
     for space in ("latents", "pixels"):
         ours, other = (r["trainings"][f"{space}, {side}"]["fd"] for side in ("ours", "example"))
