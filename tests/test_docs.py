@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.runs import ROOT
 
@@ -49,6 +50,18 @@ def test_a_lost_heading_is_found(tmp_path):
     (tmp_path / "b.md").write_text("# Two: `words`, here\n")
     (tmp_path / "a.md").write_text("# One\n[a](#one) [b](b.md#two-words-here) [c](b.md#two) [d](b.md)")
     assert lost_anchors(tmp_path / "a.md") == ["b.md#two"]
+
+
+def test_the_site_shows_every_page():
+    class Loader(yaml.SafeLoader):
+        """Reads mkdocs.yml without the Python names in it."""
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+    nav = str(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
+    pages = {
+        str(page.relative_to(ROOT / "docs")) for folder in ("docs", "docs/theory") for page in (ROOT / folder).glob("*.md")
+    }
+    assert {*re.findall(r"'([\w/-]+\.md)'", nav)} == (pages - {"README.md"}) | {"index.md", "contributing.md", "changelog.md"}
 
 
 def test_a_missing_file_is_found():
