@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.page_tables import table
-from tinyldm.evaluation.report import headline, rows, tables
+from tinyldm.evaluation.report import rows, tables
 from tinyldm.training.run_folder import read_metrics
 from zsl import report
 
@@ -73,7 +73,7 @@ def few(grid: Path, side: int) -> Image.Image:
 
 
 def evaluations() -> str:
-    """All runs of images: each set of images that was compared with real ones. Real images are shown once for a data set."""
+    """All runs of images: each set of images that was compared with real ones, equal rows once."""
     found: dict[str, dict[str, str]] = {}
     head = [""]
     for file in sorted(RUNS.glob("*/evaluation.json")):
@@ -85,7 +85,9 @@ def evaluations() -> str:
         for column, kind in enumerate(heading[1:], 1):
             where = f"{result['reference']['data'].split('/')[-1]}, {result['reference']['resolution']} px"
             of = f"real images of {where}" if kind == "real images" else f"{file.parent.name}: {kind}"
-            found[of] = {row[0]: row[column] for row in cells}
+            named = {row[0]: row[column] for row in cells}
+            if named not in found.values():
+                found[of] = found.get(of, {}) | named
     return table(head, [[of, *(named.get(name, "") for name in head[1:])] for of, named in found.items()])
 
 
@@ -98,12 +100,6 @@ def first_stages() -> str:
         head = ["first stage", *(name for name, *_ in cells)]
         lines.append([file.parent.name, *(cell for _, cell in cells)])
     return table(head, lines)
-
-
-def evaluated() -> str:
-    """How each run was evaluated."""
-    files = sorted(RUNS.glob("*/evaluation.json"))
-    return "\n".join(f"- {headline(*evaluation(file.parent.name))}" for file in files)
 
 
 def guidance() -> str:
@@ -176,7 +172,7 @@ def _means(run: str) -> str:
 BLOCKS = {
     f.__name__: f
     for f in (
-        *(recipes, evaluations, first_stages, evaluated, guidance),
+        *(recipes, evaluations, first_stages, guidance),
         *(zsl_methods, zsl_creativity, zsl_neighbours, zsl_faithful, zsl_cub),
     )
 }

@@ -59,7 +59,9 @@ def test_the_site_shows_every_page():
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
     nav = str(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
     pages = {
-        str(page.relative_to(ROOT / "docs")) for folder in ("docs", "docs/theory") for page in (ROOT / folder).glob("*.md")
+        str(page.relative_to(ROOT / "docs"))
+        for folder in ("docs", "docs/theory", "docs/journal")
+        for page in (ROOT / folder).glob("*.md")
     }
     assert {*re.findall(r"'([\w/-]+\.md)'", nav)} == (pages - {"README.md"}) | {"index.md", "contributing.md", "changelog.md"}
 
