@@ -39,16 +39,16 @@ def listed() -> dict[str, dict[str, Any]]:
 
 def recipes() -> str:
     """The table of recipes."""
-    head = ["recipe", "hardware", "time", "images seen", "Frechet distance", "picture", "commands"]
+    head = ["samples", "recipe and command", "hardware, time", "images seen", "Frechet distance"]
     lines = []
     for run, told in listed().items():
         figures = next(iter(evaluation(run)[1]["figures"].values()))
         name, *others = figures
         distance = f"{name} {figures[name]['value']:.1f} [{figures[name]['low']:.1f}, {figures[name]['high']:.1f}]"
-        distance += "".join(f"; {other} {figures[other]['value']:.1f}" for other in others)
+        distance += "".join(f"<br>{other} {figures[other]['value']:.1f}" for other in others)
         picture = f"![{told['what']}](results/{run}/few.png)" if run in grids() else ""
-        commands = "<br>".join(f"`{command}`" for command in told["commands"])
-        lines.append([told["what"], told["hardware"], told["time"], f"{seen(run):,}", distance, picture, commands])
+        recipe = f"{told['what']}<br>`{told['command']}`"
+        lines.append([picture, recipe, f"{told['hardware']}<br>{told['time']}", f"{seen(run):,}", distance])
     return table(head, lines)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from benchmarks.page_tables import Result, overtaken, table
 
 Cells = list[str]  # what, against what, ratio, aim, what it leaves out
-HEAD = ["what", "against", "ratio", "aim", "what the ratio leaves out", "measured by"]
+HEAD = ["what, against what", "ratio", "aim", "what the ratio leaves out", "measured by"]
 
 
 def aim(value: float, least: float) -> str:
@@ -128,7 +128,7 @@ def startup(r: Result) -> list[Cells]:
     verdict = "; ".join("met" if seconds < 15 else f"missed by {seconds - 15:.0f} s" for seconds in times.values())
     what = "; ".join(f"{name} {seconds:.1f} s" for name, seconds in times.items())
     left = "the first pass over the data. A step of celebahq256 takes 11 s on these cores"
-    return [["launch to the end of the first step", "-", what, f"15 s: {verdict}", left]]
+    return [["launch to the end of the first step", "", what, f"15 s: {verdict}", left]]
 
 
 ROWS: dict[str, Callable[..., list[Cells]]] = {
@@ -144,10 +144,10 @@ def ratios(*read: Result | None) -> str:
     for name, make in ROWS.items():
         found = [results[need] for need in NEEDS.get(name, (name,))]
         if any(result is None for result in found):
-            rows.append([name, "", "*not measured yet*", "", "", f"`python -m benchmarks.{name}`"])
+            rows.append([name, "*not measured yet*", "", "", f"`benchmarks.{name}`"])
             continue
-        by = f"`{found[0]['command']}`, {found[0]['date']}"
-        rows += [[*cells, by] for cells in make(*found)]
+        by = f"`benchmarks.{name}`, {found[0]['date']}"
+        rows += [[f"{what}, against {against}" if against else what, *cells, by] for what, against, *cells in make(*found)]
     return table(HEAD, rows)
 
 
