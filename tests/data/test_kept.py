@@ -67,10 +67,10 @@ def test_a_set_that_does_not_fit_is_not_kept(tmp_path, decoded, capsys):
 @pytest.mark.parametrize(
     ("args", "stays"),
     [
-        (["--train.max_steps", "400", "--train.batch_size", "32"], "8 MB"),
+        (["--train.max_steps", "400", "--train.batch_size", "32"], "7.7 MB"),
         (["--train.max_steps", "200", "--train.batch_size", "32"], None),  # not one epoch of 10,000
         (["--train.num_epochs", "1"], None),
-        (["--train.num_epochs", "1.5"], "8 MB"),
+        (["--train.num_epochs", "1.5"], "7.7 MB"),
         (["--train.num_epochs", "2", "--data.resolution", "256"], None),  # 2 GB
         (["--train.max_steps", "9", "--data.eval_split", "null", "--data.split", "validation"], "at most 1 GiB"),  # not counted
     ],

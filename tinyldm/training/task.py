@@ -142,7 +142,7 @@ def image_batches(config: Training, source: Source, accelerator: Accelerator) ->
         seen = train.max_steps * per_step if train.max_steps else (train.num_epochs or 0) * count
         if seen <= count or count * each > LIMIT:
             return batches
-        size = f"{count * each / 1e6:,.0f} MB"
+        size = f"{count * each / 1e6:,.1f} MB"
     batches.images.kept = KeptImages()
     if accelerator.is_main_process:
         print(f"the training images stay in memory once they are decoded: {size}")
