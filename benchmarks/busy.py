@@ -1,6 +1,6 @@
 """How fast is a training beside other busy programs, with and without the spin count that tinyldm/__init__.py sets?
 
-    python -m benchmarks.busy                    # 8 minutes; the machine has to be quiet otherwise
+    python -m benchmarks.busy                    # 4 minutes; the machine has to be quiet otherwise
     python -m benchmarks.busy --small true
 
 Steps of the recipe faces64 (its denoiser on random latents, forward, backward, AdamW), alone and beside one and two programs
@@ -28,7 +28,7 @@ NEIGHBOURS = (0, 1, 2)
 LOOP = [sys.executable, "-c", "while True: pass"]
 
 
-def main(seconds: float = 15.0, repeats: int = 4, small: bool = False, output: str = str(RESULTS), child: bool = False) -> None:
+def main(seconds: float = 15.0, repeats: int = 2, small: bool = False, output: str = str(RESULTS), child: bool = False) -> None:
     """Run the benchmark.
 
     Args:

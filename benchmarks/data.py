@@ -1,7 +1,7 @@
 """Reading images: this project compared with a bare loop over the same bytes, and with diffusers' example.
 
-    python -m benchmarks.data                                         # about 5 minutes
-    python -m benchmarks.data --faces ../shared/data/faces            # photographs as well
+    python -m benchmarks.data                                         # about 4 minutes
+    python -m benchmarks.data --faces ../shared/data/faces            # photographs as well: 8 minutes
     python -m benchmarks.data --small true                            # few images, to check that it runs
 
 Everything runs on one core, including decoding threads and the data loader's workers. Images become squares, resized with
@@ -150,7 +150,7 @@ def speed(batches: Iterator, count: int) -> float:
     return seen / (time.perf_counter() - started)
 
 
-def main(pairs: int = 7, images: int = 512, faces: str | None = None, small: bool = False, output: str = str(RESULTS)) -> None:
+def main(pairs: int = 5, images: int = 512, faces: str | None = None, small: bool = False, output: str = str(RESULTS)) -> None:
     """Run the benchmark.
 
     Args:

@@ -249,7 +249,8 @@ def encode(setting: Setting, results: Results) -> None:
         results.tell("encoding", f"{name}, batch {batch}", **figures)
 
     batch = setting.sized(ENCODED_AT_ONCE, 2)
-    images = torch.rand(batch, 3, setting.side, setting.side, device=where) * 2 - 1
+    images = (torch.rand(batch, 3, setting.side, setting.side, device=where) * 2 - 1).to(memory_format=LAYOUTS[True])
+    stage.model.to(memory_format=LAYOUTS[True])
     told("as the first pass does: FirstStage.encode and to_half", batch, lambda: stage.to_half(stage.encode(images)))
     told("FirstStage.encode", batch, lambda: stage.encode(images))
     torch.backends.cudnn.benchmark = True

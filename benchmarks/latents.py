@@ -1,6 +1,6 @@
 """Training from stored latents compared with encoding at each step, at 256 px with the full VQ-f4 (with random weights).
 
-python -m benchmarks.latents                  # about 8 minutes on 2 CPU cores
+python -m benchmarks.latents                  # about 5 minutes on 2 CPU cores
 python -m benchmarks.latents --small true     # a small first stage at 32 px, to check that it runs
 """
 
@@ -66,7 +66,7 @@ def small_trial(folder: Path) -> tuple[str, str, str, list[str]]:
     return str(folder / "images"), str(folder / "vq"), str(folder / "cache"), [*SMALL, "--data.resolution", "32"]
 
 
-def main(pairs: int = 5, images: int = 8, batch_size: int = 4, small: bool = False, output: str = str(RESULTS)) -> None:
+def main(pairs: int = 3, images: int = 8, batch_size: int = 4, small: bool = False, output: str = str(RESULTS)) -> None:
     """Run the benchmark.
 
     Args:

@@ -1,6 +1,6 @@
 """Throughput of train_ldm.py with one rank and with two ranks on the same cores, in turns.
 
-python -m benchmarks.processes                # configs/faces64.yaml's network: about 6 minutes on 2 CPU cores
+python -m benchmarks.processes                # configs/faces64.yaml's network: about 4 minutes on 2 CPU cores
 python -m benchmarks.processes --small true   # a small network, to check that it runs
 """
 
@@ -33,7 +33,7 @@ def images_a_second(ranks: int, config: Path, run: Path, batch_size: int, steps:
     return steps * batch_size / state["seconds"]
 
 
-def main(pairs: int = 5, steps: int = 30, small: bool = False, output: str = str(RESULTS)) -> None:
+def main(pairs: int = 3, steps: int = 30, small: bool = False, output: str = str(RESULTS)) -> None:
     """Run the benchmark.
 
     Args:

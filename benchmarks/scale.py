@@ -1,42 +1,42 @@
 """Estimates a night of training configs/celebahq256.yaml on larger machines, from measured parts and assumed machines.
 
 Counted: FLOPs of first stage and denoiser. Measured on the benchmarks' machine: decoding and resizing on a core, and the speed
-of the loop relative to bare steps. Assumed, since no such machine was available: everything in MACHINES, and the fraction of
-a GPU's peak that each network reaches.
+of the loop relative to bare steps. Assumed, since no such machine was available: everything in MACHINES, and the speeds of
+cards in tinyldm/costs.py.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+from tinyldm.costs import CARDS
+
 IMAGES, VIEWS, EPOCHS, BATCH = 28_000, 2, 150, 64  # configs/celebahq256.yaml
 NIGHT = 10 * 3600  # seconds
 FILE = 100e3  # bytes of an image of 256 px; assumed
-ENCODER_SHARE, DENOISER_SHARE = 0.25, 0.05  # of the peak; guesses: wide convolutions, narrow memory-bound ones
 
 
 @dataclass
 class Machine:
-    """All values are assumed: vendors' peaks without sparsity, and typical configurations.
+    """All values are assumed: typical configurations.
 
     Attributes:
-        tf32, bf16: FLOP/s per GPU. The first stage runs in float32; cuDNN computes its convolutions in TF32.
+        card: a name in CARDS.
         network: bytes per second from the Hub.
         link: bytes per second between GPUs.
     """
 
     name: str
+    card: str
     gpus: int
-    tf32: float
-    bf16: float
     cores: int
     network: float
     link: float
 
 
 MACHINES = [
-    Machine("one consumer GPU (RTX 4090)", 1, 83e12, 165e12, 16, 125e6, 0),
-    Machine("8 GPUs (H100)", 8, 494e12, 989e12, 96, 1.25e9, 200e9),
-    Machine("a cluster of 64 (H100)", 64, 494e12, 989e12, 768, 10e9, 25e9),
+    Machine("one consumer GPU (RTX 4090)", "RTX 4090", 1, 16, 125e6, 0),
+    Machine("8 GPUs (H100)", "H100", 8, 96, 1.25e9, 200e9),
+    Machine("a cluster of 64 (H100)", "H100", 64, 768, 10e9, 25e9),
 ]
 RELIEF = {
     "network": "with `data.streaming false` each rank only reads its share, not the whole stream",
@@ -69,16 +69,18 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
         f"Counted: {encoder['forward'] / 1e9:.0f} GFLOP to encode an image, {denoiser['step'] / 1e9:.1f} for a "
         f"training step on it. Measured here: {decoding:.0f} images/s per core for decoding and resizing to 256 px.",
         "",
-        f"**Assumed**: an image file of {FILE / 1e3:.0f} kB; {ENCODER_SHARE:.0%} of a GPU's TF32 peak in the first stage and "
-        f"{DENOISER_SHARE:.0%} of its bf16 peak in the denoiser, which are guesses; the same loop "
-        f"overhead per step as here, {1 - loop['shares']['defaults']:.1%}; and these machines:",
+        f"**Assumed**: an image file of {FILE / 1e3:.0f} kB; the speeds of small networks on these cards, which are guesses "
+        f"(`CARDS` in `tinyldm/costs.py`); the same loop overhead per step as here, {1 - loop['shares']['defaults']:.1%}; and "
+        "these machines:",
         "",
-        row("machine", "GPUs", "TF32, bf16 peak, TFLOP/s", "CPU cores", "network, MB/s", "between GPUs, GB/s"),
+        row("machine", "GPUs", "first stage, denoiser, TFLOP/s", "CPU cores", "network, MB/s", "between GPUs, GB/s"),
         row(*["---"] * 6),
     ]
     for m in MACHINES:
-        peaks = f"{m.tf32 / 1e12:.0f}, {m.bf16 / 1e12:.0f}"
-        lines.append(row(m.name, m.gpus, peaks, m.cores, f"{m.network / 1e6:,.0f}", f"{m.link / 1e9:.0f}"))
+        training, encoding = CARDS[m.card]
+        lines.append(
+            row(m.name, m.gpus, f"{encoding:.0f}, {training:.0f}", m.cores, f"{m.network / 1e6:,.0f}", f"{m.link / 1e9:.0f}")
+        )
     head = [
         "machine",
         "network, images/s",
@@ -90,15 +92,16 @@ def scale(costs: dict[str, Any] | None, data: dict[str, Any] | None, loop: dict[
     lines += ["", row(*head), row(*["---"] * len(head))]
     limits = {}
     for m in MACHINES:
+        training, encoding = (1e12 * speed for speed in CARDS[m.card])
         rates = {
             "network": m.network / FILE / m.gpus,  # each rank reads the whole stream
             "decoding": m.cores * decoding,
-            "first stage": m.gpus * m.tf32 * ENCODER_SHARE / encoder["forward"] / VIEWS,
+            "first stage": m.gpus * encoding / encoder["forward"] / VIEWS,
         }
         limits[m.name] = least = min(rates, key=rates.__getitem__)
         first = IMAGES / rates[least]
         # Seconds per step of BATCH images per GPU.
-        compute = BATCH * denoiser["step"] / (m.bf16 * DENOISER_SHARE) / loop["shares"]["defaults"]
+        compute = BATCH * denoiser["step"] / training / loop["shares"]["defaults"]
         # All-reduce of float32 gradients in a ring, not overlapped with the backward pass.
         exchange = 2 * 4 * denoiser["parameters"] * (1 - 1 / m.gpus) / m.link if m.link else 0.0
         speed = m.gpus * BATCH / (compute + exchange)

@@ -1,6 +1,6 @@
 """Waiting times: for --help, and from the launch of a training to its first step with stored latents.
 
-    python -m benchmarks.startup                  # about 10 minutes on 2 CPU cores, 3 GB of temporary files
+    python -m benchmarks.startup                  # about 6 minutes on 2 CPU cores, 3 GB of temporary files
     python -m benchmarks.startup --small true     # once each, to check that it runs
 
 The launches run benchmarks/startup_stages.py instead of train_ldm.py: the same calls, with timestamps between them.
@@ -79,7 +79,7 @@ def _noise(stage: FirstStage, images: torch.Tensor) -> torch.Tensor:
     return torch.randn(len(images), stage.channels, *(side // stage.downscale for side in images.shape[2:]))
 
 
-def main(repeats: int = 5, small: bool = False, output: str = str(RESULTS)) -> None:
+def main(repeats: int = 3, small: bool = False, output: str = str(RESULTS)) -> None:
     """Run the benchmark.
 
     Args:

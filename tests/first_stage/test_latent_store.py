@@ -3,6 +3,7 @@ import errno
 import itertools
 import json
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -94,6 +95,25 @@ def test_the_store_holds_the_encoded_latents(data, source, stage, pixels):
     assert len(store) == COUNT and store.corrupt == 0
     assert [len(shard) for shard in store.shards] == [8, 8, 5]
     assert store.std == pytest.approx(float(np.concatenate(store.shards).astype(np.float64).std()), rel=1e-6)
+
+
+def test_shards_are_written_beside_the_encoding(data, source, stage, monkeypatch):
+    names, fsync = [], latents.os.fsync
+
+    def full(number: int) -> None:
+        names.append(threading.current_thread().name)
+        if len(names) == 2:
+            raise OSError("No space left on device")
+        fsync(number)
+
+    monkeypatch.setattr(latents.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        open_it(data, source, stage)
+    assert len(names) == 2 and all(name.startswith("write") for name in names)
+    monkeypatch.setattr(latents.os, "fsync", fsync)
+    calls = stage.calls
+    open_it(data, source, stage)
+    assert stage.calls < 2 * calls  # the first shard was kept
 
 
 def test_a_second_run_does_not_encode_again(data, source, stage):

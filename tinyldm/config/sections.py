@@ -138,6 +138,8 @@ class TrainConfig:
     """AdamW's weight decay."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Clip the gradient to this norm. null: no clipping."""
+    device: Literal["auto", "mps"] = "auto"
+    """auto: CUDA's GPUs, else the CPU. mps: Apple's GPU. We could not test it; having no float64, it computes in float32."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the forward passes on a GPU. Noise and losses stay in float32. bf16 needs an Ampere GPU or newer; on a CPU
     leave it at `no`."""

@@ -8,6 +8,7 @@ So no two ranks see the same example, uneven shards do not matter, and one rank 
 see. A training may continue from any position with another batch size or number of ranks.
 """
 
+import functools
 import io
 import itertools
 import sys
@@ -24,6 +25,7 @@ from PIL import Image, ImageOps
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.colour import to_8_bits, to_srgb
+from tinyldm.data.kept import KeptImages
 from tinyldm.data.prefetch import Stalled, read_ahead
 from tinyldm.data.resizing import central_square, shrink, shrinks
 from tinyldm.data.sources import Source
@@ -130,6 +132,7 @@ class Images:
         seen: number of examples so far.
         corrupt: how many of them could not be decoded, in all epochs.
         unreadable: file name -> reason; each file counts once.
+        kept: those that are decoded only once. None: each one is decoded whenever it is read.
 
     Raises:
         UserError: while iterating, if more than 5% of the images are corrupt, or all images of a small data set.
@@ -139,6 +142,7 @@ class Images:
         self.source, self.resolution, self.num_workers, self.channels = source, resolution, num_workers, channels
         self.seen = self.corrupt = 0
         self.unreadable: dict[str, str] = {}
+        self.kept: KeptImages | None = None
 
     @classmethod
     def of(cls, source: Source, data: DataConfig) -> "Images":
@@ -150,8 +154,9 @@ class Images:
         example: dict[str, Any] = {}
         try:
             example = fetch()
-            square = read_square(self.source.content(example), self.resolution, self.channels)
-            return square, self.source.label(example)
+            content = self.source.content(example)
+            decode = functools.partial(read_square, content, self.resolution, self.channels)
+            return self.kept(content, decode) if self.kept else decode(), self.source.label(example)
         except Exception as error:  # Pillow's readers raise many types: SyntaxError (PNG), RuntimeError (AVIF) ...
             return Unreadable(self.source.file_name(example), f"{type(error).__name__}: {error}")
 

@@ -25,7 +25,7 @@ from tinyldm.portable.low_resolution import enlarge
 from tinyldm.randomness import Draw
 from tinyldm.training import checkpoint
 from tinyldm.training.accelerator import rank_of
-from tinyldm.training.task import open_data
+from tinyldm.training.task import image_batches, open_data
 
 SHARE = 0.25  # of the GPU's free memory that latents may take
 
@@ -74,12 +74,10 @@ class PixelData(TrainingData):
         train, held_out, self.description = open_data(config, accelerator)
         if balanced:
             train.balance = balanced_labels(train, balanced)
-        images, self.kept, self.labels = Images.of(train, data), {}, train.labels
-        stream = self.stream = self.batches = ImageBatches(images, config.seed, config.train.batch_size, rank_of(accelerator))
-        # Counting a stream means reading it.
-        self.length = stream.length = train.length() if config.train.max_steps is None else None
+        self.stream = self.batches = image_batches(config, train, accelerator)
+        self.length, self.kept, self.labels = self.batches.length, {}, train.labels
         held_out_images = Images.of(held_out, data)
-        self.readers = [images, held_out_images]
+        self.readers = [self.batches.images, held_out_images]
         evaluated = first_examples(held_out_images, config.train.num_eval_images)
         self.held_out = self.with_small(Batch(to_float(evaluated.x), evaluated.condition))
 

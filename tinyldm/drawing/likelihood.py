@@ -121,10 +121,10 @@ def follow(
             here = here.requires_grad_(divergence is not None)
             v = velocity(model, here, phi, condition)
             traces = z.new_zeros(len(z)) if divergence is None else divergence(v, here)
-        parts = [part.detach().double().cpu().flatten().numpy() for part in (v, traces)]
+        parts = [part.detach().cpu().double().flatten().numpy() for part in (v, traces)]
         return np.concatenate(parts)
 
-    start = np.concatenate([z.double().cpu().flatten().numpy(), np.zeros(len(z))])
+    start = np.concatenate([z.cpu().double().flatten().numpy(), np.zeros(len(z))])
     found = solve_ivp(derivative, way, start, rtol=tolerance, atol=tolerance)
     if not found.success or not np.isfinite(found.y[:, -1]).all():
         raise UserError(f"the solver does not converge at tolerance {tolerance:g} ({found.message}): try a larger one")
@@ -135,13 +135,13 @@ def follow(
 def encode(model: Model, x0: torch.Tensor, tolerance: float, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
     """The standard normal noise (B, C, H, W) that the ODE leads to from x_0. `decode` leads back."""
     first, last = ends(model)
-    return follow(model, x0.double() * math.cos(first), (first, last), tolerance, condition).z
+    return follow(model, x0.cpu().double() * math.cos(first), (first, last), tolerance, condition).z
 
 
 def decode(model: Model, noise: torch.Tensor, tolerance: float, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
     """The x_0 (B, C, H, W) that the ODE leads to from standard normal noise."""
     first, last = ends(model)
-    return follow(model, noise.double(), (last, first), tolerance, condition).z / math.cos(first)
+    return follow(model, noise.cpu().double(), (last, first), tolerance, condition).z / math.cos(first)
 
 
 def log_density(
@@ -149,7 +149,7 @@ def log_density(
 ) -> tuple[torch.Tensor, int]:
     """log p(x_0) of each image in nats, (B,), and the number of evaluations."""
     first, last = ends(model)
-    found = follow(model, x0.double() * math.cos(first), (first, last), tolerance, condition, divergence)
+    found = follow(model, x0.cpu().double() * math.cos(first), (first, last), tolerance, condition, divergence)
     dimensions = x0[0].numel()
     end = -0.5 * (found.z.square().flatten(1).sum(1) + dimensions * math.log(2 * math.pi))
     return end + found.divergence + dimensions * math.log(math.cos(first)), found.evaluations

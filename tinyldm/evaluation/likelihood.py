@@ -61,7 +61,7 @@ def measure_likelihood(workspace: Workspace, model: Model | FirstStage | None) -
     x0, condition = held_out.take(torch.arange(min(ENCODED, len(images)))).to(model.device)
     noise = likelihood.encode(model, x0, settings.tolerance, condition)
     back = likelihood.decode(model, noise, settings.tolerance, condition)
-    error = float((back - x0.double().cpu()).square().mean().sqrt()) / (2 * BIN)
+    error = float((back - x0.cpu().double()).square().mean().sqrt()) / (2 * BIN)
     found: dict[str, Any] = {
         **weights_stamp(config, model.unet, model.labels),
         "bits_per_dimension": entry(distances.average(torch.cat(bits).numpy()), len(images)),

@@ -19,6 +19,7 @@ import math
 import os
 import sys
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,17 +233,25 @@ class _Builder:
         )
         main = self.accelerator.is_main_process
         total = self.images.source.known_length()
-        with tqdm(unit="image", desc=doing, initial=kept, total=total, dynamic_ncols=True, disable=not main) as bar:
-            latents: list[np.ndarray] = []
+        if self.accelerator.device.type == "cuda":
+            self.first_stage.model.to(memory_format=torch.channels_last)
+        with (
+            tqdm(unit="image", desc=doing, initial=kept, total=total, dynamic_ncols=True, disable=not main) as bar,
+            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,  # the device goes on while a shard is written
+        ):
+            latents: list[torch.Tensor] = []
             labels: list[list[int]] = []
+            written: list[Future[None]] = []
             for number, batch in read_ahead(self._batches(), read=lambda: self.images.source.read):
                 if isinstance(batch, Batch):
                     latents.append(self._encode(batch.x))
                     labels += [] if batch.condition.labels is None else batch.condition.labels.tolist()
                     bar.update(len(batch.x) * self.accelerator.num_processes)
                 else:
-                    self._write(number, latents, labels, batch)
+                    _wait(written)
+                    written = [writer.submit(self._write, number, latents, labels, batch)]
                     latents, labels = [], []
+            _wait(written)
 
     def _batches(self) -> Generator[tuple[int, Batch | dict[str, Any]], None, None]:
         """Yield (shard, uint8 images (B, C, H, W)) for each missing shard, then (shard, its numbers of positions and of corrupt
@@ -258,21 +267,21 @@ class _Builder:
             corrupt_before, known = self.images.corrupt, set(self.images.unreadable)
             decoded = self.images(shard)
             while batch := list(itertools.islice(decoded, ENCODED_AT_ONCE)):
-                yield number, collate(batch)
+                read = collate(batch)
+                yield number, read.pinned() if self.accelerator.device.type == "cuda" else read
             names = [name for name in self.images.unreadable if name not in known]
             yield number, {"positions": len(shard), "corrupt": self.images.corrupt - corrupt_before, "unreadable": names}
 
-    def _encode(self, batch: torch.Tensor) -> np.ndarray:
-        pixels = to_float(batch.to(self.accelerator.device))
+    def _encode(self, batch: torch.Tensor) -> torch.Tensor:
+        pixels = to_float(batch.to(self.accelerator.device, non_blocking=True))
         views = [pixels, pixels.flip(-1)] if self.mirrored else [pixels]
         if self.small:
             views += [enlarge(shrink(view, self.small), view.shape[-1]) for view in views]
-        return (
-            torch.stack([self.first_stage.to_half(self.first_stage.encode(view)) for view in views], 1).cpu().numpy()
-        )  # (B, V, C, h, w)
+        return torch.stack([self.first_stage.to_half(self.first_stage.encode(view)) for view in views], 1)  # (B, V, C, h, w)
 
-    def _write(self, number: int, parts: list[np.ndarray], labels: list[list[int]], counts: dict[str, Any]) -> None:
-        latents: np.ndarray = np.concatenate(parts) if parts else np.empty(0, np.float16)  # no image of this shard was readable
+    def _write(self, number: int, parts: list[torch.Tensor], labels: list[list[int]], counts: dict[str, Any]) -> None:
+        # Without parts, no image of this shard was readable.
+        latents: np.ndarray = torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float16)
         kept = latents[:, : latents.shape[1] // 2] if self.small and parts else latents  # the scale is that of full images
         values = kept.astype(np.float64)
         aside = self.folder / f".shard-{number:05d}.npy"
@@ -284,6 +293,12 @@ class _Builder:
         with np.errstate(invalid="ignore"):  # nan and inf are reported at the end
             sums = {"sum": values.sum(), "squares": np.square(values).sum(), "values": values.size}
         replace_text(_shard(self.folder, number).with_suffix(".json"), json.dumps({**counts, **sums, "labels": labels}))
+
+
+def _wait(written: list[Future[None]]) -> None:
+    """Until these shards are written; raises what went wrong."""
+    for shard in written:
+        shard.result()
 
 
 def _shard(folder: Path, number: int) -> Path:

@@ -14,12 +14,12 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from tinyldm import pictures
 from tinyldm.config.schema import TrainVQ
 from tinyldm.data.batch import Batch
-from tinyldm.data.images import ImageBatches, Images, first_images, mirror_half, to_float, to_uint8
+from tinyldm.data.images import Images, first_images, mirror_half, to_float, to_uint8
 from tinyldm.first_stage.networks import Autoencoder, make_discriminator, make_vq
 from tinyldm.metrics.lpips import load_lpips
 from tinyldm.randomness import Draw
 from tinyldm.training.accelerator import rank_of
-from tinyldm.training.task import Losses, Task, open_data
+from tinyldm.training.task import Losses, Task, image_batches, open_data
 
 PICTURE_IMAGES = 8
 
@@ -51,12 +51,10 @@ class VQTask(Task):
         self.lpips = load_lpips().to(accelerator.device) if self.loss.perceptual == "lpips" else None
 
         train, held_out, self.data = open_data(config, accelerator)
-        self.images = Images.of(train, config.data)
-        self.stream = ImageBatches(self.images, config.seed, config.train.batch_size, self.rank)
-        # Counting a stream means reading it.
-        self.examples_per_epoch = self.stream.length = train.length() if config.train.max_steps is None else None
+        self.stream = image_batches(config, train, accelerator)
+        self.examples_per_epoch = self.stream.length
         held_out_images = Images.of(held_out, config.data)
-        self.readers = [self.images, held_out_images]
+        self.readers = [self.stream.images, held_out_images]
         self.held_out = first_images(held_out_images, config.train.num_eval_images)
 
     @property

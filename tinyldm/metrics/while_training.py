@@ -72,7 +72,7 @@ class Quality:
 
     def distance(self, sums: dict[str, torch.Tensor]) -> float:
         """The Frechet distance, from the sums over all ranks; nan if a feature is not finite."""
-        count, total, products = (sums[key].double().cpu().numpy() for key in ("count", "total", "products"))
+        count, total, products = (sums[key].cpu().double().numpy() for key in ("count", "total", "products"))
         if not np.isfinite(products).all():
             return float("nan")
         mean = total / count

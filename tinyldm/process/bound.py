@@ -18,6 +18,7 @@ import torch
 from torch.special import log_ndtr
 
 from tinyldm.process.discrete_vp import DiscreteVP
+from tinyldm.process.process import exact
 
 BIN = 1 / 255  # half the width of one of 256 values in [-1, 1]
 
@@ -103,7 +104,7 @@ def log_likelihood(x0: torch.Tensor, model: Normal) -> torch.Tensor:
 
 def _at(process: DiscreteVP, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """abar_t, abar_{t-1} and beta_t (B, 1, 1, 1) in float64, because callers subtract numbers near 1."""
-    table = process.abar.double().to(timesteps.device)
+    table = process.abar.to(exact(timesteps)).to(timesteps.device)
     before = torch.cat([table.new_ones(1), table[:-1]])
     return _column(table[timesteps]), _column(before[timesteps]), _column((1 - table / before)[timesteps])
 

@@ -86,9 +86,9 @@ class DiscreteVP(Process):
 
     def time_of(self, ratio: torch.Tensor) -> torch.Tensor:
         """See Process.time_of: the inverse of `levels`, between timesteps."""
-        table = self.abar.double().cpu().clamp(min=1e-12).logit().numpy()
-        found = np.interp((-2 * ratio.double().cpu().log()).numpy(), table[::-1], np.arange(self.steps)[::-1])
-        return torch.from_numpy(found).to(ratio.device)
+        table = self.abar.cpu().double().clamp(min=1e-12).logit().numpy()
+        found = np.interp((-2 * ratio.cpu().double().log()).numpy(), table[::-1], np.arange(self.steps)[::-1])
+        return torch.from_numpy(found).to(exact(ratio)).to(ratio.device)
 
     def inputs(self, x_t: torch.Tensor, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See Process.inputs: as they are."""
@@ -147,7 +147,7 @@ class LossHistory:
         if torch.isnan(chances).any():
             chances = torch.ones_like(chances)
         chances = 0.999 * chances / chances.sum() + 0.001 / len(chances)  # every timestep keeps some probability
-        timesteps = torch.searchsorted(chances.cumsum(0), draw.uniform(count).double().cpu()).clamp(max=len(chances) - 1)
+        timesteps = torch.searchsorted(chances.cumsum(0), draw.uniform(count).cpu().double()).clamp(max=len(chances) - 1)
         return timesteps, (1 / (len(chances) * chances[timesteps])).float()
 
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:

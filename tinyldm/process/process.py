@@ -33,6 +33,8 @@ from tinyldm.portable.levels import coefficients, solve
 from tinyldm.portable.pipeline import clip_prediction
 from tinyldm.randomness import Draw
 
+WITHOUT_FLOAT64 = {"mps"}  # Apple's GPUs
+
 PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow")
 
 
@@ -181,5 +183,5 @@ def same_noise(a: Process, b: Process) -> bool:
 
 
 def exact(tensor: torch.Tensor) -> torch.dtype:
-    """float64 where the device of this tensor has it: all but Apple's."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
+    """float64 where the device of this tensor has it."""
+    return torch.float32 if tensor.device.type in WITHOUT_FLOAT64 else torch.float64

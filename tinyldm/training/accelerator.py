@@ -39,6 +39,8 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
             __import__(train.log_with)
         except ImportError as error:
             raise UserError(f"train.log_with {train.log_with} needs the package: pip install {train.log_with}") from error
+    if train.device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("train.device mps needs Apple's GPU and macOS; set it to auto")
     if train.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.mixed_precision fp16 needs a GPU; on a CPU set it to no")
     if train.mixed_precision == "bf16" and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
@@ -49,8 +51,8 @@ def make_accelerator(train: TrainConfig, output_dir: str) -> Accelerator:
             "or set it to false"
         )
     accelerator = Accelerator(
-        # Without this, ranks on a CPU would not find each other; and Apple's GPUs have no float64.
-        cpu=not torch.cuda.is_available(),
+        # Without this, ranks on a CPU would not find each other, and Apple's GPU would be used without being named.
+        cpu=not torch.cuda.is_available() and train.device != "mps",
         mixed_precision=train.mixed_precision,
         log_with=None if train.log_with == "none" else train.log_with,
         dynamo_backend="no",  # train.compile decides; accelerate's own way of compiling would rename the weights

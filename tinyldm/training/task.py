@@ -14,8 +14,11 @@ from torch import nn
 from tinyldm.config.schema import Training
 from tinyldm.data.batch import Batch
 from tinyldm.data.description import Description
+from tinyldm.data.images import ImageBatches, Images
+from tinyldm.data.kept import LIMIT, KeptImages
 from tinyldm.data.sources import Source, open_sources
 from tinyldm.randomness import Draw
+from tinyldm.training.accelerator import rank_of
 
 Losses = Iterator[tuple[str, torch.Tensor, dict[str, torch.Tensor]]]
 
@@ -124,3 +127,23 @@ def open_data(config: Training, accelerator: Accelerator) -> tuple[Source, Sourc
     if accelerator.is_main_process:
         print("\n".join(train.description.lines()))
     return train, held_out, train.description
+
+
+def image_batches(config: Training, source: Source, accelerator: Accelerator) -> ImageBatches:
+    """Batches of the training images. They are decoded once where all of them fit in memory and are needed again; the main rank
+    says so."""
+    data, train = config.data, config.train
+    batches = ImageBatches(Images.of(source, data), config.seed, train.batch_size, rank_of(accelerator))
+    batches.length = source.length() if train.max_steps is None else None  # counting a stream means reading it
+    count = batches.length or source.known_length()
+    each, size = data.channels * data.resolution**2, "at most 1 GiB"
+    if count is not None:
+        per_step = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
+        seen = train.max_steps * per_step if train.max_steps else (train.num_epochs or 0) * count
+        if seen <= count or count * each > LIMIT:
+            return batches
+        size = f"{count * each / 1e6:,.1f} MB"
+    batches.images.kept = KeptImages()
+    if accelerator.is_main_process:
+        print(f"the training images stay in memory once they are decoded: {size}")
+    return batches
