@@ -50,7 +50,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
         name: getattr(page_tables, name)
         for name in (
             *("latents", "same_image", "loop", "data", "memory", "sampling", "samplers", "decoding", "training", "startup"),
-            *("processes", "busy", "costs", "ema", "power_ema", "groups"),
+            *("processes", "busy", "costs", "power_ema", "groups"),
         )
     },
     **dict.fromkeys(("sweep_unet", "sweep_unet_long", "sweep_vq", "sweep_vq_long"), page_tables.sweep),

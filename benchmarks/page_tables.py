@@ -262,14 +262,6 @@ def sweep(r: Result) -> str:
     return f"{table(head, rows)}\n\n![differences from the base with two standard errors](../performance/{r['picture']})"
 
 
-def ema(r: Result) -> str:
-    """Held-out loss by length of the average."""
-    head = ["length of the average", *(f"held-out loss after {step:,} steps" for step in r["marks"])]
-    head[-1] += " (end)"
-    rows = [[name, *(f"{loss:.4f}" for loss in losses)] for name, losses in r["losses"].items()]
-    return f"{table(head, rows)}\n\n![held-out loss against the average's length](../performance/ema.png)"
-
-
 def power_ema(r: Result) -> str:
     """What the power-function averages cost."""
     s, mebi = r["seconds"], 2**20

@@ -17,7 +17,6 @@ from benchmarks import (
     costs,
     data,
     decoding,
-    ema,
     forward_processes,
     latents,
     loop,
@@ -73,7 +72,6 @@ def folder(tmp_path_factory) -> Path:
             (same_image, {}),
             (sweep_unet, {"seeds": 1, "seconds": 0.1}),
             (sweep_vq, {"seeds": 1, "seconds": 0.1}),
-            (ema, {"seconds": 0.1}),
             (costs, {}),
             (data, {"pairs": 1, "images": 16}),
             (memory, {}),
@@ -115,7 +113,7 @@ def test_pairs_are_measured_in_turns():
 def test_each_result_records_its_command_and_machine(folder):
     names = {file.stem for file in folder.glob("*.json")}
     quick = {"latents", "same_image", "loop", "data", "memory", "sampling", "decoding", "training", "costs"}
-    assert names == {*quick, "ema", "power_ema", "sweep_unet", "sweep_vq"}
+    assert names == {*quick, "power_ema", "sweep_unet", "sweep_vq"}
     for name in names:
         figures = result(folder, name)
         assert (
@@ -290,16 +288,6 @@ def test_only_the_best_are_trained_with_another_seed(figure, second):
     figure = sweep.Figure(figure, "", higher_is_better=figure == "eval_psnr")
     assert sweep.going_on(variants, [], 0, figure, 1) == variants
     assert [variant.name for variant in sweep.going_on(variants, rows, 1, figure, 1)] == second
-
-
-@pytest.mark.slow
-def test_averages_of_one_training(folder):
-    figures = result(folder, "ema")
-    assert len(figures["marks"]) == ema.MARKS and figures["marks"][-1] == figures["steps"]
-    losses = figures["losses"]
-    assert len(losses) == len(ema.LENGTHS) + 2 and all(0 < loss < 3 for row in losses.values() for loss in row)
-    # An average over less than a step changes nothing; one over many steps does.
-    assert losses["1.0%"] == losses[ema.NONE] != losses[ema.OWN]
 
 
 def test_differences_are_to_the_base_of_the_same_seed():
