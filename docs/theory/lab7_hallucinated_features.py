@@ -183,7 +183,7 @@ names = {"gazsl": "GAZSL", "cizsl_0": "CIZSL, w = 0", "cizsl_1": "CIZSL, w = 1",
 centre = train[:SEEN].mean((0, 1))
 _, _, axes = torch.linalg.svd(train[:SEEN].mean(1) - centre, full_matrices=False)
 shown = [(train[:SEEN].flatten(0, 1), "0.85", "seen"), (test[SEEN:].flatten(0, 1), "0.5", "unseen")]
-for name, color in (("gazsl", "C0"), ("cizsl_1", "C2"), ("cizsl_10", "C1")):
+for name, color in (("gazsl", "C0"), ("cizsl_1", "C2"), ("cizsl_10", "C3")):
     shown.append((found[name][0][2], color, f"hallucinated, {names[name]}"))
 for x, color, label in shown:
     left.scatter(*((x - centre) @ axes[:2].T).T, s=3, color=color, label=label)

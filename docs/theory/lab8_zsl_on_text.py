@@ -70,7 +70,9 @@ record.number("false_alarms", chances[5][0], 0.05, 0.015, machine=0.01)
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained", width_ratios=(1, 1.5))
 for n, chance in chances.items():
     axes[0].plot(sizes, chance, label=f"{n} seeds")
-axes[0].set(xlabel="true difference / deviation", ylabel="chance that p < 0.05", ylim=(0, 1), title="Few seeds see little")
+axes[0].set(
+    xlabel="true difference / deviation", ylabel="chance that p < 0.05", ylim=(0, 1), title="Few seeds miss small effects"
+)
 axes[0].legend()
 
 
