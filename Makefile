@@ -11,7 +11,7 @@ CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint quick test bench theory theory-page theory-runs clean
+.PHONY: help demo lint quick test bench docs theory theory-page theory-runs clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,15 @@ else
 	@echo "skipped, since they need $(FACES), runs/faces64 and runs/faces64-vq: sampling, samplers, same_image, training, ema"
 endif
 	$(BIN)/python -m benchmarks.page
+
+# KaTeX and Mermaid come from npm. Once they are here, the site is built without a network.
+.venv/.docs: .venv/.installed docs/requirements.txt docs/package.json
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	npm install --prefix docs --silent --no-package-lock --ignore-scripts
+	touch $@
+
+docs: .venv/.docs ## build the site in build/site; needs npm
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv/.theory: .venv/.installed docs/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.runs import ROOT
 
@@ -24,6 +25,18 @@ def missing(text: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_named_file_exists(page):
     assert missing((ROOT / page).read_text(), (ROOT / page).parent) == []
+
+
+def test_the_site_shows_every_page():
+    class Loader(yaml.SafeLoader):
+        """Reads mkdocs.yml without the Python names in it."""
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+    nav = str(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
+    pages = {
+        str(page.relative_to(ROOT / "docs")) for folder in ("docs", "docs/theory") for page in (ROOT / folder).glob("*.md")
+    }
+    assert {*re.findall(r"'([\w/-]+\.md)'", nav)} == (pages - {"README.md"}) | {"index.md", "contributing.md", "changelog.md"}
 
 
 def test_a_missing_file_is_found():

@@ -1,11 +1,14 @@
 """pyproject.toml and requirements.txt agree, and the installed packages find their files."""
 
+import re
 import subprocess
 import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from setuptools import find_namespace_packages
+
+from tinyldm import __version__
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -26,6 +29,13 @@ def test_every_package_of_ours_is_installed():
     packages = set(find_namespace_packages(str(ROOT), include=include))
     folders = {file.parent.relative_to(ROOT) for name in ("tinyldm", "zsl") for file in (ROOT / name).rglob("*.py")}
     assert packages == {".".join(folder.parts) for folder in folders} | {"model_cards"}
+
+
+def test_the_changes_and_the_citation_name_the_version():
+    version, date = re.findall(r"^## (\S+) \(([\d-]+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert version == __version__ and f"version: {version}\ndate-released: {date}\n" in citation
+    assert PROJECT["project"]["urls"]["Repository"] in citation
 
 
 def test_make_clean_deletes_build_products_only():

@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Threads of OpenMP spin while they wait for each other, and so take the cores from another busy program. GNU's OpenMP reads its
 # settings when torch is imported, which every entry point does after this line. A user's own setting wins.

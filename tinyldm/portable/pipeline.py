@@ -131,7 +131,8 @@ class TinyLDMPipeline(DiffusionPipeline):
             image: an image of the model's side to start from (SDEdit, Meng et al. 2022).
             strength: how far to change it, from 0 to 1: the part of the way to noise and back.
             mask: an image of that side, white where a new part is drawn; strength is not used (RePaint, Lugmayr et al. 2022).
-            resample_jump, resample_repeats: go each part of the way so often, so many steps back, so that the new part fits.
+            resample_jump: with a mask, the steps of a part of the way; each is gone again so that the new part fits.
+            resample_repeats: how often each is gone.
 
         Raises:
             ValueError: for a label or value that the model does not have, a stage without small images, an image or mask of
