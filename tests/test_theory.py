@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 THEORY = Path(__file__).parent.parent / "docs" / "theory"
 INDEX = THEORY.parent / "README.md"
@@ -22,7 +24,7 @@ def load(name: str):
     return module
 
 
-build, check_page = load("build"), load("check_page")
+build, check_page, labstyle = load("build"), load("check_page"), load("labstyle")
 CHAPTERS = {path.stem[0]: path for path in build.chapters()}
 
 
@@ -144,3 +146,62 @@ def test_numbers_of_a_missing_run_are_question_marks(tmp_path):
     (tmp_path / "numbers" / "8-zsl.json").write_text("{}")
     chapter.write_text(mark.format("?"))
     assert len(build.problems(chapter, tmp_path)) == 1
+
+
+# What a strict reader of the first page alone asks for: words and formulas that a right answer cannot do without.
+RUBRIC = {
+    "1": r"mermaid; q(x_{1:T}; p(x_T); p_\theta(x_{0:T}); \mu_\theta(x_t, t) =; \tilde\beta_t; algorithm 1; algorithm 2; "
+    r"width $\sqrt{\beta_t}$; L_{t-1} &=; a x_t - \sigma v; bits in 1,000 steps",
+    "2": "mermaid; three restrictions; objective |; sampling cost |; semantic latents |; more than 70; Posterior collapse; "
+    "**by design**",
+    "3": "mermaid; cross-attention; One first stage serves many models; U-Net; mild compression; | KL | VQ |; A ceiling",
+    "4": r"a ready model; criterion |; adversarial; labels are fixed; is dropped in; two passes; oversaturation; "
+    r"\tilde\epsilon =; \ne; depends on the sampler",
+    "5": "mermaid; train-test mismatch; compounding error; concatenated as channels; conditioning augmentation; "
+    "data-processing inequality; is *not* a second stage",
+    "6": r"\text{DDPM:}; \text{NCSN:}; (VP); (VE); reverse SDE; probability flow; forward SDE; flow matching; Any solver; "
+    r"Predictor-corrector; Unique encoding; Controllable generation; Exact likelihood; \log p_1(x_1)",
+    "7": "mermaid; Wundt curve; Martindale (1990); unreal; ZSL and GZSL; a bias shows; & (1); & (5); the papers claim",
+    "8": "honest; Pairs; Holm; baselines; bias to seen classes; the papers claim; What it does not say",
+}
+
+
+def first_page(chapter: Path) -> str:
+    return chapter.read_text().split("\n## Going further\n")[0]
+
+
+@pytest.mark.parametrize("number", CHAPTERS)
+def test_the_first_page_answers_the_question(number):
+    page = first_page(CHAPTERS[number])
+    assert page.count("\n**Question.** ") == page.count("\n**Answer.** ") == 1 and "\n## " not in page
+    assert [point for point in RUBRIC[number].split("; ") if point not in page] == []
+    prose = re.sub(r"```.*?```|<!--.*?-->|^\|.*$", " ", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(re.sub(r"\$[^$\n]*\$", "x", prose).split()) < 450
+
+
+def test_the_theory_is_short():
+    assert sum(len(chapter.read_text().split()) for chapter in CHAPTERS.values()) <= 14_000
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of #rrggbb, as the Web Content Accessibility Guidelines define it."""
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted(luminance(colour) + 0.05 for colour in (one, other))
+    return high / low
+
+
+def test_figures_are_readable_in_small_and_on_light_and_dark_pages():
+    assert contrast("#ffffff", "#000000") == pytest.approx(21)
+    assert all(contrast(labstyle.INK, page) > 4.2 for page in ("#ffffff", "#0d1117"))  # GitHub's two pages
+    assert all(contrast(colour, "#ffffff") > 1.9 for colour in labstyle.PALETTE)
+    assert labstyle.STYLE["legend.fontsize"] >= 9 and labstyle.STYLE["font.size"] >= 9
+    for path in (THEORY / "figures").glob("*.png"):
+        with Image.open(path) as image:
+            alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        assert alpha[0, 0] == 0 and alpha.max() == 255, f"{path.name}: the page does not show through"
+    assert not [lab.name for lab in build.labs() if re.search(r"fontsize=\d", lab.read_text())]

@@ -145,7 +145,7 @@ def page(folder: Path = PAGE.parent) -> str:
         "html5",
         "gfm",
         extra_args=[
-            "--standalone", "--toc", "--toc-depth=2", "--mathml", "--embed-resources", f"--resource-path={HERE}",
+            "--standalone", "--toc", "--toc-depth=3", "--mathml", "--embed-resources", f"--resource-path={HERE}",
             "--metadata", "title=The theory behind tinyldm", "--metadata", "lang=en-GB",
         ],
     )  # fmt: skip

@@ -185,15 +185,15 @@ record.number("float32_later_difference", worst["float32_later"], 0, 2e-5, machi
 assert worst["last"] > record.number("large_last_noise", (1 - linear[T // STEPS]).sqrt())
 
 # %%
-figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
-for axis, (kind, count) in zip(axes, (("small", "1000"), ("small", "20"), ("best", "20")), strict=False):
+figure, axes = plt.subplot_mosaic([[0, 1], [2, 3]], figsize=(9, 6.6), layout="constrained")
+titles = ("1000 steps: as the data", "20 steps, small variance: too narrow", "20 steps, true variance: points between blobs")
+for axis, kind, count, title in zip(axes.values(), ("small", "small", "best"), ("1000", "20", "20"), titles, strict=False):
     axis.scatter(*x0[:1500].T, s=2, color="0.75", label="data")
-    axis.scatter(*pictures[kind, count][:1500].T, s=2, color="tab:blue", label="samples")
-    axis.set(xlim=(-1, 1), ylim=(-1, 1), xlabel="$x_1$", ylabel="$x_2$", title=f"{count} steps, {kind} variance")
-both = torch.stack([curves["small", name][:-1] for name in ("1000", "cosine")], 1)
-axes[3].loglog(range(1, T + 1), both, label=("linear", "cosine"), lw=0.8)
-axes[3].set(xlabel="t", ylabel="$L_{t-1}$, bits per dimension", title="the terms of the bound")
-axes[0].legend(markerscale=4, loc="upper left", fontsize=7)
+    axis.scatter(*pictures[kind, count][:1500].T, s=2, color="C0", label="samples")
+    axis.set(xlim=(-1, 1), ylim=(-1, 1), xlabel="$x_1$", ylabel="$x_2$", title=title)
+axes[3].loglog(torch.stack([curves["small", name][:-1] for name in ("1000", "cosine")], 1), label=("linear", "cosine"), lw=0.8)
+axes[3].set(xlabel="t - 1", ylabel="$L_{t-1}$, bits per dimension", title="The first few steps take most bits")
+axes[0].legend(markerscale=4, loc="upper left")
 axes[3].legend()
 record.figure(figure)
 record.save()

@@ -187,13 +187,13 @@ theirs = step_bits(process, *(image[..., None, None] for image in (predicted, x,
 record.number("step_by_project", ours, theirs, 1e-3 * theirs, machine=0.0005)
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
-axes[0].barh([name.replace("_", ", ") for name in bounds], [value - entropy for value in bounds.values()])
-axes[0].set(xlabel="bound minus entropy, nats", title="what each model loses")
-for name in ("plain", "plain_warm", "ladder", "ladder_warm"):
-    smooth = curves[name].mean(0)[:, 2].view(-1, 20).mean(1)
-    axes[1].plot(range(10, STEPS, 20), smooth, ":" if "warm" in name else "-", label=name.replace("_", ", "))
-axes[1].set(xlabel="training step", ylabel="nats", ylim=(0, 2.5), title="KL of the upper level, mean of the runs")
-axes[1].legend(fontsize=7)
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+shown = {name: name.replace("plain", "bottom-up").replace("_warm", ", warm-up") for name in bounds}
+axes[0].barh([*shown.values()], [value - entropy for value in bounds.values()])
+axes[0].set(xlabel="bound minus entropy, nats", title="The Ladder VAE loses least of those trained")
+for name, line in (("plain", "-"), ("plain_warm", ":"), ("ladder", "-"), ("ladder_warm", ":")):
+    axes[1].plot(range(10, STEPS, 20), curves[name].mean(0)[:, 2].view(-1, 20).mean(1), line, label=shown[name])
+axes[1].set(xlabel="training step", ylabel="KL of $z_2$, nats", ylim=(0, 2.5), title="Bottom-up: the upper level collapses")
+axes[1].legend()
 record.figure(figure)
 record.save()

@@ -107,17 +107,17 @@ record.number("price_low", (perfect / lowest)[0])
 record.number("price_high", (perfect / lowest)[-1])
 
 # %% The runs
-figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained", width_ratios=(1, 1, 1.5))
+figure, axes = plt.subplot_mosaic([[0, 2], [1, 2]], figsize=(9, 6.6), layout="constrained", width_ratios=(1, 1.2))
 axes[0].semilogy(rates, lowest, label="least error, D(R)")
 axes[0].semilogy(rates, perfect, label="least error with the right distribution")
 axes[0].semilogy(rates, 2 * lowest, ":", color="0.5", label="2 D(R)")
-axes[0].set(xlabel="bits per number", ylabel="mean squared error", title="a normal source")
-axes[0].legend(fontsize=8)
+axes[0].set(xlabel="bits per number", ylabel="mean squared error", title="The right look costs at most twice the error")
+axes[0].legend()
 names = list(FACTORS)
 axes[1].bar(names, [STEPS * sum(unets[name].values()) / 1e9 for name in names], label=f"{STEPS} denoising steps")
-axes[1].bar(names, [decoders.get(name, 0) / 1e9 for name in names], color="tab:orange", label="decoder, once")
-axes[1].set(ylabel="billion operations per image", title="cost, 32 px")
-axes[1].legend(fontsize=8)
+axes[1].bar(names, [decoders.get(name, 0) / 1e9 for name in names], color="C1", label="decoder, once")
+axes[1].set(ylabel="billion operations per image", title="Cost falls more slowly than places")
+axes[1].legend()
 FIGURES = ("fd", "fd_error", "anchor_fd", "precision", "recall", "seconds_per_image", "images_per_second", "steps")
 FIGURES += ("again_fd", "again_psnr", "again_ssim")
 if record.waits(RESULTS, "make theory-runs (about an hour on one core)"):
@@ -152,7 +152,7 @@ else:
     axes[2].imshow(torch.cat([torch.from_numpy(row[::2, ::2, :3].copy()) for row in rows]))
     places = [(i + 0.5) * rows[0].shape[0] / 2 for i in range(len(rows))]
     labels = [f"{name}: {kind}" for name in names for kind in ("data" if name == "pixels" else "decoded data", "samples")]
-    axes[2].set_yticks(places, labels, fontsize=8)
-    axes[2].set_xticks([])
+    axes[2].set_yticks(places, labels)
+    axes[2].set(xticks=[], title="Pixels: sharp, misshapen. f8: shaped, blurred")
 record.figure(figure)
 record.save()

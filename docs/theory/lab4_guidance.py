@@ -183,17 +183,17 @@ record.number("calls_classifier", calls["denoiser"], evaluations / 2, 0)
 record.number("guided_difference", (x - pictures[8][:500]).abs().max(), 0, 1e-6)
 
 # %%
-figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
-for axis, weight in zip(axes, (1, 2, 8), strict=False):
+figure, axes = plt.subplot_mosaic([[0, 1], [2, 3]], figsize=(9, 6.6), layout="constrained")
+for axis, weight, seen in zip(axes.values(), (1, 2, 8), ("class 0", "one blob fades", "only the far blob"), strict=False):
     for k, c in enumerate(classes):
-        axis.scatter(*c.sample(300).T, s=2, color=("tab:blue", "tab:orange", "tab:green")[k], alpha=0.4, label=f"class {k}")
+        axis.scatter(*c.sample(300).T, s=2, color=("C0", "C1", "C2")[k], alpha=0.4, label=f"class {k}")
     axis.scatter(*pictures[weight][:400].T, s=2, color="black", label="guided to class 0")
-    axis.set(xlim=(-1.6, 1.5), ylim=(-1.5, 1.3), xlabel="$x_1$", ylabel="$x_2$", title=f"weight {weight}")
-axes[0].legend(markerscale=4, loc="upper right", fontsize=7)
+    axis.set(xlim=(-1.6, 1.5), ylim=(-1.5, 1.3), xlabel="$x_1$", ylabel="$x_2$", title=f"Weight {weight}: {seen}")
+axes[0].legend(markerscale=4, loc="upper right")
 for name, variance in (("sharpened", sharpened_variance), ("SDE", sde_variance), ("ODE", ode_variance)):
     axes[3].semilogy(*zip(*[(w, variance(w) ** 0.5) for w in torch.linspace(1, 6, 51).tolist()], strict=True), label=name)
 axes[3].plot([w, w, w], [right.std(), by_sde.std(), by_ode.std()], "k.", label="sampled")
-axes[3].set(xlabel="guidance weight", ylabel="standard deviation", title="one dimension")
-axes[3].legend(fontsize=7)
+axes[3].set(xlabel="guidance weight", ylabel="standard deviation", title="What comes out depends on the sampler")
+axes[3].legend()
 record.figure(figure)
 record.save()

@@ -185,15 +185,15 @@ assert 0 < best["real"] < best["generated"] and curves["real"][0.0] < curves["re
 assert all(curves["truncated"][level] > curves["generated"][level] + 0.5 for level in (0.2, 0.45, 0.6))
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained", width_ratios=(1, 1.1))
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", width_ratios=(1, 1.1))
 for name, marker in (("generated", "o-"), ("truncated", "s:"), ("real", "^--")):
     left.plot(curves[name].keys(), curves[name].values(), marker, label=f"small faces: {name}")
-left.set(xlabel="level of the noise in the condition", ylabel="Frechet distance of the large faces")
+left.set(xlabel="noise in the condition", ylabel="Frechet distance, large faces", title="Some noise helps, much hurts")
 left.legend()
 rows = [F.interpolate(made, scale_factor=2), *(drawn[level] for level in (0.0, 0.45, 1.0)), reals[0.2], large]
 picture = torch.cat([torch.cat(list(row[:10]), 2) for row in rows], 1).permute(1, 2, 0)
 right.imshow(((picture + 1) / 2).clamp(0, 1))
 labels = ["first stage", "level 0", "0.45", "1", "real small faces,\nlevel 0.2", "their large ones"]
-right.set(xticks=[], yticks=[LARGE * (i + 0.5) for i in range(6)], yticklabels=labels)
+right.set(title="At level 1 it draws alone", xticks=[], yticks=[LARGE * (i + 0.5) for i in range(6)], yticklabels=labels)
 record.figure(figure)
 record.save()

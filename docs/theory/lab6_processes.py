@@ -175,7 +175,7 @@ def backward(kind: str, name: str, x: torch.Tensor) -> tuple[torch.Tensor, torch
     return torch.tensor([level.time for level in path.levels]), torch.stack([*states, end])
 
 
-figure, axes = plt.subplots(2, 3, figsize=(10, 5.2), layout="constrained", sharex=True, sharey=True)
+figure, axes = plt.subplots(2, 3, figsize=(9, 5.4), layout="constrained", sharex=True, sharey=True)
 marginal, edge = Mixture(data.shares, data.means[:, :1], data.variances[:, :1]), 2.6  # of x_1
 grid, firsts = torch.linspace(-edge, edge, 261).double()[:, None], data.means.repeat(2, 1) + 0.1 * torch.randn(6, 2)
 times = torch.linspace(1e-3, 0.995, 400, dtype=torch.float64)
@@ -194,5 +194,6 @@ for row, kind, title in zip(axes, ("vp-continuous", "flow"), ("VP", "flow"), str
             axis.plot(when, path, color=f"C{blob}", lw=0.8)
         axis.set(title=f"{title}, {way}", xlabel="t (0: data, 1: noise)", ylabel="$x_1$", ylim=(-edge, edge))
         axis.label_outer()
+figure.suptitle("Each row: other paths, the same density (grey) at each t")
 record.figure(figure)
 record.save()

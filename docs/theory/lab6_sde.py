@@ -1,7 +1,6 @@
 # %% [markdown]
 # # Lab 6: scores, Langevin dynamics, three SDEs and their ODEs
-# On the mixture of lab 1 (not rounded) each noised score is known: a sampler's errors are its own. Time runs from 0 (data) to 1
-# (noise). The chapter is 6-sde.md.
+# Each noised score of lab 1's mixture (not rounded) is known: errors are the sampler's. t = 0 is data. The chapter is 6-sde.md.
 
 # %%
 import math
@@ -187,13 +186,14 @@ for name, q in models.items():
 assert kl < record.numbers["kl_narrow"]["value"] and simple > record.numbers["simple_narrow"]["value"], "losses disagree"
 
 # %%
-figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
-for axis, name, title in zip(axes, ("one", "many", "vp"), ("Langevin, one level", "25 levels", "VP, SDE"), strict=False):
+figure, axes = plt.subplot_mosaic([[0, 1], [2, 3]], figsize=(9, 6.6), layout="constrained")
+titles = {"one": "Langevin, one level: a blob is missed", "many": "25 levels: all blobs", "vp": "Reverse SDE of VP: all blobs"}
+for axis, (name, title) in zip(axes.values(), titles.items(), strict=False):
     axis.scatter(*x_0[:1500].T, s=2, color="0.75", label="data")
-    axis.scatter(*samples[name][:1500].T, s=2, color="tab:blue", label="samples")
+    axis.scatter(*samples[name][:1500].T, s=2, color="C0", label="samples")
     axis.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xlabel="$x_1$", ylabel="$x_2$", title=title)
-axes[3].plot(times, torch.stack(paths["vp"])[:, :40, 0], color="tab:blue", lw=0.6)
-axes[3].set(xlabel="t", ylabel="$x_1$", title="VP, probability flow")
-axes[0].legend(markerscale=4, loc="upper left", fontsize=7)
+axes[3].plot(times, torch.stack(paths["vp"])[:, :40, 0], color="C0", lw=0.6)
+axes[3].set(xlabel="t", ylabel="$x_1$", title="Its ODE: smooth paths, the same density")
+axes[0].legend(markerscale=4, loc="upper left")
 record.figure(figure)
 record.save()

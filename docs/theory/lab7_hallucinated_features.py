@@ -178,22 +178,22 @@ assert abs(area[2] - area[1]) < 2 and abs(entropy[2] - entropy[1]) < 0.1  # w = 
 assert area[3] < area[2] / 2 and entropy[0] < entropy[2] < entropy[3] - 1  # w = 10 ruins it, and the verdict is near uniform
 
 # %%
-drawing, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+left, middle, right = (drawing := plt.figure(figsize=(9, 6.6), layout="constrained")).subplot_mosaic("LM;LR").values()
 names = {"gazsl": "GAZSL", "cizsl_0": "CIZSL, w = 0", "cizsl_1": "CIZSL, w = 1", "cizsl_10": "CIZSL, w = 10"}
 centre = train[:SEEN].mean((0, 1))
 _, _, axes = torch.linalg.svd(train[:SEEN].mean(1) - centre, full_matrices=False)
 shown = [(train[:SEEN].flatten(0, 1), "0.85", "seen"), (test[SEEN:].flatten(0, 1), "0.5", "unseen")]
-for name, color in (("gazsl", "tab:blue"), ("cizsl_1", "tab:green"), ("cizsl_10", "tab:red")):
+for name, color in (("gazsl", "C0"), ("cizsl_1", "C2"), ("cizsl_10", "C3")):
     shown.append((found[name][0][2], color, f"hallucinated, {names[name]}"))
 for x, color, label in shown:
     left.scatter(*((x - centre) @ axes[:2].T).T, s=3, color=color, label=label)
-left.set(xlabel="first direction", ylabel="second direction", title="features, first world")
-left.legend(fontsize=7, markerscale=3)
+left.set(xlabel="first direction", ylabel="second direction", title="Large weight: all in the middle")
+left.legend(markerscale=3)
 for name, label in names.items():
     middle.plot(100 * found[name][0][1][1], 100 * found[name][0][1][0], label=label)
     right.plot([one[0]["auc"] for one in found[name]], "o-", label=label)
-middle.set(xlabel="unseen images right, %", ylabel="seen images right, %", title="seen-unseen curve, first world")
-right.set(xlabel="world", ylabel="area under it, %", xticks=range(SEEDS), title="each world")
-middle.legend(fontsize=7)
+middle.set(xlabel="unseen images right, %", ylabel="seen images right, %", title="GAZSL's curve is the outermost")
+right.set(xlabel="world", ylabel="area under it, %", xticks=range(SEEDS), title="So it is in each of the worlds")
+middle.legend()
 record.figure(drawing)
 record.save()

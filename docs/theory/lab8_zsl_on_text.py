@@ -67,10 +67,12 @@ record.number("needed_5", sizes[np.argmax(chances[5] > 0.8)], machine=0.1)
 record.number("false_alarms", chances[5][0], 0.05, 0.015, machine=0.01)
 
 # %% The run
-figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", width_ratios=(1, 1.5))
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained", width_ratios=(1, 1.5))
 for n, chance in chances.items():
     axes[0].plot(sizes, chance, label=f"{n} seeds")
-axes[0].set(xlabel="true difference / deviation of the differences", ylabel="chance that p < 0.05", ylim=(0, 1))
+axes[0].set(
+    xlabel="true difference / deviation", ylabel="chance that p < 0.05", ylim=(0, 1), title="Few seeds miss small effects"
+)
 axes[0].legend()
 
 
@@ -185,11 +187,11 @@ else:
     assert ahead == [seeds, 0] and ps["second_cizsl_gain_top1"] < 0.05 < ps["second_cizsl_gain_auc"]
     for place, (differences, mean, half) in enumerate(shown.values()):
         axes[1].plot(differences, [place] * len(differences), "o", ms=4, color="0.7")
-        axes[1].errorbar(mean, place, xerr=half, fmt="s", color="tab:blue", capsize=3)
+        axes[1].errorbar(mean, place, xerr=half, fmt="s", color="C0", capsize=3)
     axes[1].axvline(0, color="black", lw=0.8)
     axes[1].set_yticks(range(len(shown)), list(shown))
     axes[1].invert_yaxis()
-    axes[1].set(xlabel="top-1 minus GAZSL's, points; each seed, mean, 95% interval", title="unseen classes, honest protocol")
+    axes[1].set(xlabel="top-1 minus GAZSL's, points: seeds, mean, 95% interval", title="No creative method is surely ahead")
 
 # %%
 record.figure(figure)

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import labstyle
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 
 if "ipykernel" not in sys.modules:  # a notebook shows figures its own way
     matplotlib.use("Agg")
+labstyle.use()
 torch.set_num_threads(1)  # one core, and small tensors are slower with more
 
 HERE = Path(__file__).parent
@@ -137,13 +139,13 @@ class Record:
         return self.waiting is not None
 
     def figure(self, figure: matplotlib.figure.Figure, name: str = "") -> None:
-        """Save as a PNG on white, which GitHub's light and dark pages both show well."""
+        """Save as a PNG with white axes, around which the page shows through (labstyle.py)."""
         path = OUT / "figures" / f"{self.chapter}{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=100, facecolor="white", bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(path, dpi=labstyle.DOTS_PER_INCH, facecolor="none", bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)
         if path.stat().st_size > 100_000:  # pictures in it: 256 colours are enough
-            Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+            Image.open(path).quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
 
     def save(self) -> None:
         """Write the numbers, once all of the lab has been found right."""
