@@ -14,8 +14,9 @@ from tinyldm.config.schema import DataConfig, TrainConfig
 from tinyldm.data.identity import hub_id
 from tinyldm.files import replace_text
 from tinyldm.manifest import Manifest
+from tinyldm.training import report
+from tinyldm.training.report import TEMPLATES
 
-TEMPLATES = Path(__file__).parents[2] / "model_cards"
 LABELS = {
     "eval_loss": ("held-out loss", "loss"),
     "eval_fd": ("Frechet distance", "frechet_distance"),
@@ -34,7 +35,7 @@ LABELS = {
 
 
 def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, Any]], config: Any) -> None:
-    """Write the values of a run's card to card.json, and the card from model_cards/<template>.md to README.md.
+    """Write the values of a run's card to card.json, the card from model_cards/<template>.md to README.md, and report.html.
 
     An evaluation of earlier weights is dropped.
 
@@ -107,7 +108,9 @@ def _load(run: Path) -> dict[str, Any] | None:
 def _save(run: Path, card: dict[str, Any]) -> None:
     manifest = Manifest(run)
     replace_text(manifest.own(run / "card.json"), json.dumps(card, indent=1, default=str))
-    replace_text(manifest.own(run / "README.md"), _render(run, json.loads(json.dumps(card, default=str))))
+    card = json.loads(json.dumps(card, default=str))
+    replace_text(manifest.own(run / "README.md"), _render(run, card))
+    replace_text(manifest.own(run / "report.html"), report.render(run, card))
 
 
 def _render(run: Path, card: dict[str, Any]) -> str:
