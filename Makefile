@@ -11,7 +11,7 @@ CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint quick test bench bench-trainings docs theory theory-page theory-runs clean
+.PHONY: help demo submission lint quick test bench bench-trainings docs theory theory-page theory-runs clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,9 @@ demo: .venv/.installed ## train a latent diffusion model from nothing and draw a
 	$(LAUNCH) train_ldm.py --config configs/demo.yaml --overwrite true
 	$(BIN)/python sample.py --model runs/demo --num_images 64 --batch_size 64 --output_dir runs/demo/pictures --overwrite true --strip true
 	@echo "The run is runs/demo (its report: runs/demo/README.md). Look at runs/demo/pictures/grid.png"
+
+submission: .venv/.installed ## zip a run to hand in: make submission RUN=runs/demo NAME="Jane Doe"
+	@$(BIN)/python -m tinyldm.submission
 
 lint: .venv/.installed ## ruff and mypy
 	$(BIN)/ruff check .

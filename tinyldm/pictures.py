@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ PANELS = {  # column of metrics.csv: title and unit of its panel in loss.png
     "eval_nearer": ("samples nearer to the training images than held-out ones", "share (0.5: like new images)"),
     "eval_bits": ("held-out bound", "bits per dimension"),
     "eval_psnr": ("held-out PSNR", "dB"),
+    "eval_ssim": ("held-out SSIM", "structural similarity"),
+    "eval_perplexity": ("codebook perplexity on held-out images", "codes in use"),
+    "eval_codes_used": ("codes in use on held-out images", "share"),
 }
 SHARED = ("eval_loss_q", "eval_accuracy_q", "eval_accuracy_of_")  # columns that begin so share a panel
 MIN_SIDE = 128  # pixels; grids enlarge smaller images to at least this side
@@ -64,39 +67,67 @@ def pyplot() -> Any:
     return matplotlib.pyplot
 
 
-def curves(rows: list[dict[str, Any]], path: Path) -> None:
-    """Plot the columns of a metrics.csv: the loss that is trained, of both parts of the data, then each held-out metric.
+class Panel(NamedTuple):
+    """Curves that share axes.
+
+    Attributes:
+        series: the name of each curve and its points (step, value).
+        range: the values to show. The first steps of a training loss are cut off, which would flatten the rest.
+    """
+
+    title: str
+    unit: str
+    series: dict[str, list[tuple[int, float]]]
+    range: tuple[float, float]
+
+
+def panels(rows: list[dict[str, Any]]) -> list[Panel]:
+    """The curves of a metrics.csv: the loss that is trained, of both parts of the data, then each held-out metric.
 
     The four quarters of the timesteps share a panel, and so do the labels of a classifier.
     """
-    plt = pyplot()
-    panels: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for row in rows for key in row if key == "loss" or key.startswith("eval_")):
         shared = "loss" if key == "eval_loss_as_trained" else next((name for name in SHARED if key.startswith(name)), key)
-        panels.setdefault(shared, []).append(key)
-    columns = min(3, max(1, len(panels)))
-    lines = math.ceil(max(1, len(panels)) / columns)
+        groups.setdefault(shared, []).append(key)
+    found = []
+    for name, keys in groups.items():
+        series = {
+            CURVES.get(key, re.sub("^eval_(loss|accuracy)_(of_)?", "", key)): [
+                (row["step"], row[key]) for row in rows if key in row
+            ]
+            for key in keys
+        }
+        values = sorted(value for points in series.values() for _, value in points)
+        low, high = values[0], values[-1]
+        if "loss" in keys:
+            trained = sorted(value for _, value in series[CURVES["loss"]])
+            high = max([trained[int(0.98 * (len(trained) - 1))], *(row[key] for key in keys[1:] for row in rows if key in row)])
+        margin = 0.05 * (high - low + 1e-9)
+        heading, unit = PANELS.get(name, (name.replace("eval_", "held-out "), name.removeprefix("eval_")))
+        found.append(Panel(heading, unit, series, (low - margin, high + margin)))
+    return found
+
+
+def curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Plot a metrics.csv. See panels."""
+    plt, found = pyplot(), panels(rows)
+    columns = min(3, max(1, len(found)))
+    lines = math.ceil(max(1, len(found)) / columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, 3.2 * lines), squeeze=False)
-    for axis in axes.flat[max(1, len(panels)) :]:
+    for axis in axes.flat[max(1, len(found)) :]:
         axis.axis("off")
-    for axis, (title, keys) in zip(axes.flat, panels.items(), strict=False):
-        for key in keys:
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            label = CURVES.get(key, re.sub("^eval_(loss|accuracy)_(of_)?", "", key))
+    for axis, panel in zip(axes.flat, found, strict=False):
+        for label, points in panel.series.items():
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=label)
-        quarters = title in ("eval_loss_q", "eval_accuracy_q")
-        heading, unit = PANELS.get(title, (title.replace("eval_", "held-out "), title.removeprefix("eval_")))
-        axis.set_title(heading, size=10)
+        axis.set_title(panel.title, size=10)
         axis.set_xlabel("optimizer steps")
-        axis.set_ylabel(unit)
+        axis.set_ylabel(panel.unit)
         axis.grid(alpha=0.3)
-        if len(keys) > 1:
-            axis.legend(title="q1: least noise" if quarters else None, fontsize=8, title_fontsize=8)
-        values = sorted(row["loss"] for row in rows if "loss" in row)
-        if "loss" in keys and len(values) > 1:  # clip the first steps, which would flatten the rest
-            held_out = [row[key] for row in rows for key in keys[1:] if key in row]
-            low, high = min([values[0], *held_out]), max([values[int(0.98 * (len(values) - 1))], *held_out])
-            axis.set_ylim(low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9))
+        if len(panel.series) > 1:
+            axis.legend(title="q1: least noise" if "q1" in panel.series else None, fontsize=8, title_fontsize=8)
+        if "training" in panel.series and len(panel.series["training"]) > 1:
+            axis.set_ylim(*panel.range)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -121,7 +121,6 @@ class ClassifierTask(NoisyTask):
         quarters = self.accuracy.view(QUARTERS, -1, len(self.names)).mean(1)
         name, values = next(iter(self.classifier().values.items()))
         return {
-            "task": "image-classification",
             "example": f"{name}={values[-1]}",
             "shape": f"{channels} x {side} x {side}",
             "first_stage": self.config.first_stage.path,

@@ -240,21 +240,24 @@ def add_to_metrics(run: Path, results: list[dict[str, Any]]) -> None:
 
 def add_to_report(run: Path, images: dict[str, Any], results: list[dict[str, Any]]) -> None:
     """Write the section Evaluation of README.md and the metrics of the model card, replacing those of an earlier evaluation."""
-    data = parsing.read_yaml(run / "config.yaml")["data"]
-    ours = [_eval_result(name, measured, images, result, data) for result in results for name, measured in main_metrics(result)]
+    recipe = parsing.read_yaml(run / "config.yaml")
+    ours = [
+        _eval_result(name, measured, images, result, recipe) for result in results for name, measured in main_metrics(result)
+    ]
     model_card.add_evaluation(run, markdown(images, results), ours)
 
 
 def _eval_result(
-    name: str, measured: dict[str, Any], images: dict[str, Any], result: dict[str, Any], data: dict[str, Any]
+    name: str, measured: dict[str, Any], images: dict[str, Any], result: dict[str, Any], config: dict[str, Any]
 ) -> EvalResult:
-    recipe: dict[str, Any] = {
+    data = config["data"]
+    settings: dict[str, Any] = {
         key: images[key]
         for key in ("sampler", "num_inference_steps", "eta", "guidance_scale", "labels", "seed", "weights")
         if key in images
     }
     return EvalResult(
-        task_type=model_card.task({"labels": data.get("label_columns")}),
+        task_type=model_card.task(config),
         dataset_type=hub_id(data["name"]) or Path(data["name"]).name,
         dataset_name=Path(data["name"]).name,
         dataset_split=result["reference"]["part"].replace("_", "-"),
@@ -262,5 +265,5 @@ def _eval_result(
         metric_type=slug(name),
         metric_name=f"{name}, {measured['images']:,} images",
         metric_value=round(measured["value"], 5),
-        metric_args={**recipe, "reference_images": result["reference"]["images"], "features": result["features"]["name"]},
+        metric_args={**settings, "reference_images": result["reference"]["images"], "features": result["features"]["name"]},
     )

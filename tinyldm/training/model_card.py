@@ -12,29 +12,33 @@ from tinyldm.config import parsing
 from tinyldm.config.paths import shareable
 from tinyldm.config.schema import DataConfig, TrainConfig
 from tinyldm.data.identity import hub_id
+from tinyldm.errors import UserError
 from tinyldm.files import replace_text
 from tinyldm.manifest import Manifest
+from tinyldm.training import report
+from tinyldm.training.report import TEMPLATES
 
-TEMPLATES = Path(__file__).parents[2] / "model_cards"
 LABELS = {
     "eval_loss": ("held-out loss", "loss"),
     "eval_fd": ("Frechet distance", "frechet_distance"),
     "fd_guided": ("Frechet distance with guidance", "frechet_distance_guided"),
-    "fd_unguided": ("... without guidance, the same seeds", "frechet_distance_unguided"),
+    "fd_unguided": ("Frechet distance without guidance, same seeds", "frechet_distance_unguided"),
     "eval_bits": ("bits per dimension", "bits_per_dimension"),
-    "eval_bits_prior": ("... of the prior", "bits_prior"),
-    "eval_bits_steps": ("... of the steps", "bits_steps"),
-    "eval_bits_decoder": ("... of the decoder", "bits_decoder"),
+    "eval_bits_prior": ("bits per dimension of the prior", "bits_prior"),
+    "eval_bits_steps": ("bits per dimension of the steps", "bits_steps"),
+    "eval_bits_decoder": ("bits per dimension of the decoder", "bits_decoder"),
     "eval_accuracy": ("accuracy over all labels and noise levels", "accuracy"),
     "eval_psnr": ("PSNR in dB", "psnr"),
     "eval_ssim": ("SSIM", "ssim"),
     "eval_perplexity": ("codebook perplexity", "perplexity"),
     "eval_codes_used": ("share of codes in use", "codes_used"),
 }
+TASKS = {"train_vq": "image-to-image", "train_classifier": "image-classification"}
+OWN = {"toyfaces": "apache-2.0", "digits": "cc-by-4.0"}  # licences of what tinyldm draws, and of UCI's digits
 
 
 def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, Any]], config: Any) -> None:
-    """Write the values of a run's card to card.json, and the card from model_cards/<template>.md to README.md.
+    """Write the values of a run's card to card.json, the card from model_cards/<template>.md to README.md, and report.html.
 
     An evaluation of earlier weights is dropped.
 
@@ -46,9 +50,10 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     for row in rows:
         figures.update({key: value for key, value in row.items() if key in LABELS})
     data: DataConfig = config.data
+    recipe = parsing.to_dict(config)
     results = [
         {
-            "task_type": task(facts),
+            "task_type": task(recipe),
             "dataset_type": shareable(hub_id(data.name)) or Path(data.name).name,
             "dataset_name": Path(data.name).name,
             "dataset_split": data.eval_split or f"{data.eval_fraction:.0%} of {data.split}, held out by hash",
@@ -66,7 +71,7 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
         "remarks": remarks(config.train, facts["best_step"]),
         "picture": samples[-1].relative_to(run).as_posix() if samples else None,
         "curve": (run / "loss.png").exists(),
-        "config": parsing.dump(shareable(parsing.to_dict(config))).strip(),
+        "config": parsing.dump(shareable(recipe)).strip(),
         "train": asdict(config.train),
         "duration": duration(facts["seconds"]),
         **shareable(facts),
@@ -74,7 +79,12 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     card = {
         "template": template,
         "repo_id": config.hub.repo_id if config.hub.push else None,
-        "datasets": [data.name] if hub_id(data.name) else None,
+        "metadata": {  # while the names are still those of this machine: a path is no Hub id
+            **licence(recipe),
+            "pipeline_tag": task(recipe),
+            "datasets": [data.name] if hub_id(data.name) else None,
+            "base_model": list(filter(hub_id, bases(recipe))) or None,
+        },
         "results": results,
         "values": values,
         "evaluation": None,
@@ -82,9 +92,36 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     _save(run, card)
 
 
-def task(values: dict[str, Any]) -> str:
-    """The Hub's name of the model's task: the run's own, or to generate."""
-    return values.get("task") or f"{'' if values.get('labels') else 'un'}conditional-image-generation"
+def task(recipe: dict[str, Any]) -> str:
+    """The Hub's name of the model's task. It has none for drawing by class labels: such a model can also draw without them."""
+    enlarges = (recipe.get("condition") or {}).get("low_resolution")
+    return TASKS.get(recipe["script"], "image-to-image" if enlarges else "unconditional-image-generation")
+
+
+def licence(recipe: dict[str, Any]) -> dict[str, str]:
+    """The card's licence: that of the data where it is known, else a name for it, with a link where the data have a page."""
+    names = trained_on(recipe)
+    if len(names) == 1 and (own := OWN.get(*names)):
+        return {"license": own}
+    page = hub_id(recipe["data"]["name"])
+    link = {"license_link": f"https://huggingface.co/datasets/{page}"} if page else {}
+    return {"license": "other", "license_name": "follows-the-training-data", **link}
+
+
+def trained_on(recipe: dict[str, Any]) -> set[str]:
+    """The data sets of a run and of the models that it builds on. A model whose data are unknown counts by its own name."""
+    names = {recipe["data"]["name"]}
+    for path in bases(recipe):
+        try:
+            names |= trained_on(parsing.read_yaml(Path(path) / "config.yaml"))
+        except (UserError, KeyError, TypeError):
+            names.add(path)
+    return names
+
+
+def bases(recipe: dict[str, Any]) -> list[str]:
+    """The models that a run builds on: what it fine-tunes, and its first stage."""
+    return [path for path in (recipe.get("init_from"), (recipe.get("first_stage") or {}).get("path")) if path]
 
 
 def add_evaluation(run: Path, section: str, results: list[EvalResult]) -> None:
@@ -107,7 +144,9 @@ def _load(run: Path) -> dict[str, Any] | None:
 def _save(run: Path, card: dict[str, Any]) -> None:
     manifest = Manifest(run)
     replace_text(manifest.own(run / "card.json"), json.dumps(card, indent=1, default=str))
-    replace_text(manifest.own(run / "README.md"), _render(run, json.loads(json.dumps(card, default=str))))
+    card = json.loads(json.dumps(card, default=str))
+    replace_text(manifest.own(run / "README.md"), _render(run, card))
+    replace_text(manifest.own(run / "report.html"), report.render(run, card))
 
 
 def _render(run: Path, card: dict[str, Any]) -> str:
@@ -118,11 +157,8 @@ def _render(run: Path, card: dict[str, Any]) -> str:
     metadata = ModelCardData(
         model_name=name,
         library_name="diffusers",
-        license="other",
-        license_name="follows-the-training-data",
-        tags=["tinyldm", "diffusers", task(values), card["template"]],
-        datasets=card["datasets"],
-        base_model=values.get("base") if hub_id(values.get("base") or ".") else None,
+        tags=["tinyldm", "diffusers", card["template"]],
+        **card.get("metadata", {}),  # an older run has none
         eval_results=results or None,  # none before the first evaluation
     )
     values |= {"name": name, "repo_id": card["repo_id"] or str(run), "pushed": bool(card["repo_id"])}

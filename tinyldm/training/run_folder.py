@@ -1,4 +1,4 @@
-"""A run folder: config.yaml, metrics.csv, loss.png, samples/, checkpoints/, ema/, the model, README.md; one run at a time."""
+"""A run folder: config.yaml, metrics.csv, pictures, checkpoints/, ema/, the model, its report; one run at a time."""
 
 import contextlib
 import csv
@@ -17,7 +17,8 @@ from tinyldm.manifest import LOCK, NAME, Manifest, named
 from tinyldm.training import checkpoint, power_ema
 
 Row = dict[str, Any]
-REPLACED = ("config.yaml", "metrics.csv", "README.md", "card.json", "evaluation.json", NAME)  # replace_text writes them here
+# replace_text writes them here
+REPLACED = ("config.yaml", "metrics.csv", "README.md", "report.html", "card.json", "evaluation.json", NAME)
 FOLDERS = ("checkpoints", "ema", "samples", "logs", "pipeline", "vqvae", "classifier", "model", "jobs")
 
 

@@ -21,7 +21,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from torch import nn
-from tqdm.auto import tqdm
 
 from tinyldm import pictures
 from tinyldm.config.schema import Training
@@ -30,7 +29,7 @@ from tinyldm.errors import Stopped, UserError
 from tinyldm.files import open_to_others, replace_text
 from tinyldm.metrics.while_training import Quality, memorises
 from tinyldm.randomness import Draw, derive_seed
-from tinyldm.training import checkpoint, hub, model_card
+from tinyldm.training import announce, checkpoint, hub, model_card
 from tinyldm.training.accelerator import StopRequest, hardware, make_accelerator, rank_of
 from tinyldm.training.failures import last_checkpoint, may_fail, one_line_shortages
 from tinyldm.training.learning_rate import Progress
@@ -103,6 +102,7 @@ class Trainer:
         state = self.state
         self.progress = Progress.plan(train, self.images_per_step, task.examples_per_epoch, state.step, state.images)
         self.max_steps = task.max_steps = state.step + self.progress.steps_left(state.images)
+        self.expected = False  # whether the time to go was told
 
     def _resume(self) -> None:
         if not self.config.resume:
@@ -128,7 +128,9 @@ class Trainer:
         started, seconds_before = time.monotonic(), state.seconds
         with ExitStack() as stack:
             stack.callback(batches.close)
-            self.bar = stack.enter_context(self._progress_bar())
+            if self.run:
+                print(self._header())
+            self.bar = stack.enter_context(announce.progress_bar(state.step, self.max_steps, self.run is not None))
             stop = stack.enter_context(StopRequest(self.accelerator))
             while state.step < self.max_steps:
                 self._step(self._take(batches))
@@ -143,17 +145,14 @@ class Trainer:
             self.accelerator.end_training()
         if self.pusher:
             print(f"pushed to {self.pusher.finish(f'Step {state.step}, the last')}")
+        if self.run:
+            print(announce.closing(self.config, state.step, state.seconds, self.run.rows))
 
-    def _progress_bar(self) -> tqdm:
-        return tqdm(
-            total=self.max_steps,
-            initial=self.state.step,
-            unit="step",
-            desc="training",
-            disable=self.run is None,
-            dynamic_ncols=True,
-            mininterval=0.5,
-        )
+    def _header(self) -> str:
+        parameters = count_parameters(self.accelerator.unwrap_model(self.task.networks[self.state.main]))
+        device = hardware(self.accelerator.device, self.rank.count)
+        plan = self.state.step, self.max_steps, self.images_per_step, self.task.examples_per_epoch
+        return announce.header(self.config, parameters, device, *plan)
 
     def _take(self, batches: Generator[Batch, None, None]) -> list[Batch]:
         """The micro-batches of a step, all before it begins: where the data end, the last step is whole and can be saved."""
@@ -285,6 +284,9 @@ class Trainer:
         self._check_finite(values)
         self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.1f} images/s")
         if self.run:
+            if not self.expected and (left := self.max_steps - state.step):
+                self.bar.write(announce.expectation(left * self.images_per_step, speed), file=sys.stderr)
+            self.expected = True
             rate = self.task.learning_rates[state.main] * self.progress.learning_rate(state.images)
             with self._may_fail("metrics.csv"):
                 self.run.log(step=state.step, images=state.images, learning_rate=rate, **values)
