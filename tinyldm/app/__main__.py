@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
             print(write(config.space, config.run))
         elif find_spec("gradio") is None:
-            raise UserError("the page needs gradio, which is not installed: pip install gradio")
+            raise UserError("the page needs gradio, which is not installed: pip install 'gradio>=6.31,<7'")
         else:
             from tinyldm.app.page import serve  # after parsing, so that --help imports neither torch nor gradio
 

@@ -89,7 +89,7 @@ def from_noise(model: Model) -> bool:
 ACTIONS = {
     "Draw": Action("The pictures of a seed and of those after it, as they emerge from noise.", from_noise, draw),
     "Interpolate": Action("The way from one seed to another, along the sphere of noise.", from_noise, between),
-    "Change an image": Action(
+    "Edit": Action(
         "Paint over a part to have it drawn anew. Without paint you get variations of the whole.", from_noise, change
     ),
     "Enlarge": Action("A small image, drawn larger.", lambda model: not from_noise(model), enlarge),
@@ -130,7 +130,7 @@ def play(model: Model, config: Sample, notes: list[str] | None = None) -> Iterat
     def watch(step: int, x: torch.Tensor) -> None:
         if left.is_set():
             raise _Left
-        if step % each == 0:
+        if step % each == 0 and step < config.num_inference_steps:
             made.put(grid(to_images(model, x)))
 
     def work() -> None:
@@ -140,7 +140,7 @@ def play(model: Model, config: Sample, notes: list[str] | None = None) -> Iterat
         except BaseException as error:  # raised where the pictures are looked at
             made.put(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=work, name="drawing", daemon=True).start()
     try:
         while (item := made.get()) is not None:
             if isinstance(item, BaseException):

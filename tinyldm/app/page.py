@@ -31,7 +31,7 @@ FAST, FEW_STEPS = "dpm-solver++", 20  # the page starts with these, where the mo
 SIDE = 320  # pixels of the canvas: as wide as a phone shows it
 AS_IN_DATA = "(as in the data)"
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no requests for fonts
-CSS = "img {image-rendering: pixelated}"
+CSS = ".made img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}"
 Controls = dict[str, Any]  # key -> component
 
 
@@ -55,21 +55,22 @@ def page(run: str, model: Model) -> gr.Blocks:
     with gr.Blocks(title=f"{name}: tinyldm", analytics_enabled=False) as blocks:
         gr.Markdown(f"# {name}\n{model.side} x {model.side} pixels, {str(model.device).split(':')[0].upper()}")
         with gr.Row():
+            column = gr.Column(scale=2, min_width=300)  # the first one on a phone
             with gr.Column(scale=1, min_width=300):
                 common = settings_controls(model)
-            with gr.Column(scale=2, min_width=300), gr.Tabs():
-                for title, action in ACTIONS.items():
-                    if action.fits(model):
-                        with gr.Tab(title):
-                            _tab(title, action, run, model, common)
-                with gr.Tab("Report"):
-                    _report(run)
+        with column, gr.Tabs():
+            for title, action in ACTIONS.items():
+                if action.fits(model):
+                    with gr.Tab(title):
+                        _tab(title, action, run, model, common)
+            with gr.Tab("Report"):
+                _report(run)
     return blocks
 
 
 def settings_controls(model: Model) -> Controls:
     """The controls that all actions share, by the keys of sample.py. Those of labels are `label NAME`."""
-    controls: Controls = {"seed": gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS, elem_id="seed")}
+    controls: Controls = {"seed": gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS)}
     gr.Button("Another seed", size="sm").click(_another_seed, outputs=controls["seed"], api_visibility="private")
     if model.labels is not None:
         with gr.Accordion("Labels", open=len(model.labels.values) <= 8):
@@ -107,8 +108,9 @@ def _tab(title: str, action: Action, run: str, model: Model, common: Controls) -
     gr.Markdown(action.about)
     own = OWN[title](run, model, common)
     with gr.Row():
-        start, stop = gr.Button(title, variant="primary"), gr.Button("Stop")
-    picture = gr.Image(label="Picture", format="png", interactive=False, buttons=["download", "fullscreen"], height=420)
+        start, stop = gr.Button(title, variant="primary", min_width=100), gr.Button("Stop", min_width=100)
+    look: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"], "height": 420, "elem_classes": "made"}
+    picture = gr.Image(label="Picture", format="png", **look)
     said = gr.Markdown()
     values = [*own, *common.values()]
     run_it = start.click(
@@ -130,10 +132,11 @@ def _handler(action: Action, run: str, model: Model, own: int, names: list[str])
                 keys = {"model": run, **sampler_keys(dict(zip(names, values[own:], strict=True)))}
                 keys |= action.keys(Path(folder), *values[:own])
                 notes: list[str] = []
-                command = shlex.join(["python", "sample.py", *arguments(keys)])
                 for made in play(model, read(keys), notes):
-                    text = "\n\n".join([*notes, f"The same by\n```\n{command}\n```"])
-                    yield made, text.replace(f"{folder}/", "")
+                    yield made, ""
+                command = shlex.join(["python", "sample.py", *arguments(keys)])
+                text = "\n\n".join([*notes, f"The same by\n```bash\n{command}\n```"])
+                yield made, text.replace(f"{folder}/", "")
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -182,7 +185,7 @@ def _enlarging(run: str, model: Model, common: Controls) -> list[Any]:
     return [gr.Image(label="Small image", type="pil", sources=["upload", "clipboard"])]
 
 
-OWN = {"Draw": _drawing, "Interpolate": _interpolation, "Change an image": _changing, "Enlarge": _enlarging}
+OWN = {"Draw": _drawing, "Interpolate": _interpolation, "Edit": _changing, "Enlarge": _enlarging}
 
 
 def _report(run: str) -> None:
