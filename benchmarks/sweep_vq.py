@@ -5,7 +5,7 @@ configs/faces64-vq.yaml.
     python -m benchmarks.sweep_vq --small true           # two variants of a small network for a second each
 
 With 240 s, the 17 variants take about 75 minutes per seed on 2 CPU cores. There is no discriminator, because it lowers PSNR to
-get sharper images; docs/results.md compares Frechet distances. All variants have latents of 16 x 16 x 3 unless they say
+get sharper images; docs/journal/recipes.md compares Frechet distances. All variants have latents of 16 x 16 x 3 unless they say
 otherwise. A higher PSNR with larger latents does not make a better first stage, since the denoiser has more to learn.
 """
 

@@ -8,7 +8,12 @@ import yaml
 
 from tests.support.runs import ROOT
 
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/README.md", "docs/design.md", "docs/evaluation.md", "docs/nothing-lost.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/journal").glob("*.md")),
+]
 QUOTED = r"`((?:(?:tinyldm|zsl|tests|docs|configs|model_cards|benchmarks)/[\w./*-]*|\w+\.py))`"
 MODULE, RECIPE, ARROW = r"python -m ((?:tinyldm|zsl|benchmarks)[\w.]*)", r"--config (configs/\S+\w)", r"-->\|([\w/]+\.py)\|"
 
@@ -22,9 +27,29 @@ def missing(text: str, folder: Path) -> list[str]:
     return sorted(gone + [path for path in modules if not any(ROOT.glob(f"{path}.py")) and not (ROOT / path).is_dir()])
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_named_file_exists(page):
-    assert missing((ROOT / page).read_text(), (ROOT / page).parent) == []
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def lost_anchors(page: Path) -> list[str]:
+    """Links of a page to headings that no longer exist, in it or in another page."""
+    links = re.findall(r"\]\(([^)#:\s]*\.md)?#([^)\s]+)\)", page.read_text())
+    headings = {
+        path: re.findall(r"^#+ (.+)$", (page.parent / path if path else page).read_text(), re.MULTILINE) for path, _ in links
+    }
+    return [f"{path}#{anchor}" for path, anchor in links if anchor not in map(slug, headings[path])]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_named_file_and_heading_exists(page):
+    assert missing(page.read_text(), page.parent) == [] and lost_anchors(page) == []
+
+
+def test_a_lost_heading_is_found(tmp_path):
+    (tmp_path / "b.md").write_text("# Two: `words`, here\n")
+    (tmp_path / "a.md").write_text("# One\n[a](#one) [b](b.md#two-words-here) [c](b.md#two) [d](b.md)")
+    assert lost_anchors(tmp_path / "a.md") == ["b.md#two"]
 
 
 def test_the_site_shows_every_page():
@@ -34,7 +59,9 @@ def test_the_site_shows_every_page():
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
     nav = str(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)["nav"])
     pages = {
-        str(page.relative_to(ROOT / "docs")) for folder in ("docs", "docs/theory") for page in (ROOT / folder).glob("*.md")
+        str(page.relative_to(ROOT / "docs"))
+        for folder in ("docs", "docs/theory", "docs/journal")
+        for page in (ROOT / folder).glob("*.md")
     }
     assert {*re.findall(r"'([\w/-]+\.md)'", nav)} == (pages - {"README.md"}) | {"index.md", "contributing.md", "changelog.md"}
 

@@ -99,7 +99,7 @@ def spread(table: Table, method: str, metric: str) -> float:
     return np.std(list(table[method, "honest", metric].values()), ddof=1)
 
 
-how = "python -m zsl train, with the settings that docs/results.md has for it, then copy its results.csv"
+how = "python -m zsl train, with the settings that docs/zsl-results.md has for it, then copy its results.csv"
 if record.waits(RESULTS, how) or record.waits(NEIGHBOURS, how):
     axes[1].text(0.5, 0.5, "the run is not there yet", ha="center", transform=axes[1].transAxes)
     axes[1].set_axis_off()
