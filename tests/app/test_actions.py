@@ -28,12 +28,6 @@ def runs(tmp_path_factory) -> dict[str, tuple[str, Model]]:
     return {name: (path, load_model(path)) for name, path in saved.items()}
 
 
-def painted(side: int, box: tuple[int, int, int, int]) -> Image.Image:
-    layer = Image.new("RGBA", (side, side))
-    layer.paste((255, 0, 255, 255), box)
-    return layer
-
-
 def photograph(side: int) -> Image.Image:
     pixels = torch.randint(0, 256, (side, side, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
@@ -45,17 +39,13 @@ def by_sample(monkeypatch, folder, keys, picture: str) -> np.ndarray:
     return np.asarray(Image.open(folder / "out" / picture))
 
 
-EDITED = {"background": photograph(40), "layers": [painted(40, (10, 10, 30, 25))]}
-UNTOUCHED = {"background": photograph(40), "layers": [painted(40, (0, 0, 0, 0))]}
-
-
 @pytest.mark.parametrize(
     ("name", "title", "values", "settings", "picture"),
     [
         ("faces", "Draw", [3], OTHER, "grid.png"),
         ("faces", "Draw", [4], {"seed": 0, "num_inference_steps": 2}, "grid.png"),
-        ("faces", "Edit", [UNTOUCHED, 0.7, 2], OTHER, "edited.png"),
-        ("faces", "Edit", [EDITED, 0.7, 2], OTHER, "edited.png"),
+        ("faces", "Edit", [photograph(40), "", 0.7, 2], OTHER, "edited.png"),
+        ("faces", "Edit", [photograph(40), "4,4,12,10", 0.7, 2], OTHER, "edited.png"),
         ("stage", "Enlarge", [photograph(8)], {"seed": 3, "num_inference_steps": 2}, "edited.png"),
     ],
 )
@@ -107,6 +97,8 @@ def test_errors_come_to_who_looks(runs, tmp_path):
         list(play(model, read({"model": path, "labels": "hair=red"})))
     with pytest.raises(UserError, match="num_images is 0; give"):
         read({"model": path, "num_images": 0})
-    for title, values in {"Edit": [None, 0.5, 1], "Enlarge": [None]}.items():
+    for title, values in {"Edit": [None, "", 0.5, 1], "Enlarge": [None]}.items():
         with pytest.raises(UserError, match="there is no image"):
             ACTIONS[title].keys(tmp_path, *values)
+    with pytest.raises(UserError, match="the box is '/etc/passwd'"):
+        ACTIONS["Edit"].keys(tmp_path, photograph(8), "/etc/passwd", 0.5, 1)

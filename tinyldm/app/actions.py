@@ -16,6 +16,7 @@ from PIL import Image
 
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import Sample
+from tinyldm.data.given import parse_box
 from tinyldm.drawing.actions import act
 from tinyldm.drawing.sampling import Watch, interpolate
 from tinyldm.errors import UserError
@@ -50,22 +51,16 @@ def between(folder: Path, start: int, end: int) -> dict[str, Any]:
     return {"interpolate": f"[{start},{end}]"}
 
 
-def change(folder: Path, edited: Mapping[str, Any] | None, strength: float, count: int) -> dict[str, Any]:
-    """Variations of an image, or where something is painted over it a new part there.
-
-    Args:
-        edited: what a gradio.ImageEditor gives: the image `background`, and `layers` that are opaque where one has painted.
-    """
-    if not edited or not edited["background"]:
+def change(folder: Path, image: Image.Image | None, box: str, strength: float, count: int) -> dict[str, Any]:
+    """Variations of an image, or with a box left,top,right,bottom a new part there."""
+    if image is None:
         raise UserError("there is no image to change: upload one, or take the one of the seed")
-    image = save(edited["background"], folder / "image.png")
-    painted = [layer.getchannel("A").point(lambda opacity: 255 * (opacity > 127)) for layer in edited["layers"] or []]
-    if not any(layer.getbbox() for layer in painted):
-        return {"image": image, "strength": strength, "num_images": count}
-    mask = Image.new("L", painted[0].size)
-    for layer in painted:
-        mask.paste(255, mask=layer)
-    return {"image": image, "mask": save(mask, folder / "mask.png"), "num_images": count}
+    keys = {"image": save(image, folder / "image.png"), "num_images": count}
+    if not box.strip():
+        return {**keys, "strength": strength}
+    if (parsed := parse_box(box)) is None:  # sample.py takes any other text for the name of a file
+        raise UserError(f"the box is {box!r}: give left,top,right,bottom in pixels of the model's images, such as 8,8,24,24")
+    return {**keys, "mask": ",".join(map(str, parsed))}
 
 
 def enlarge(folder: Path, image: Image.Image | None) -> dict[str, Any]:
@@ -89,9 +84,7 @@ def from_noise(model: Model) -> bool:
 ACTIONS = {
     "Draw": Action("The pictures of a seed and of those after it, as they emerge from noise.", from_noise, draw),
     "Interpolate": Action("The way from one seed to another, along the sphere of noise.", from_noise, between),
-    "Edit": Action(
-        "Paint over a part to have it drawn anew. Without paint you get variations of the whole.", from_noise, change
-    ),
+    "Edit": Action("Variations of an image. With a box, only the part in it is drawn anew.", from_noise, change),
     "Enlarge": Action("A small image, drawn larger.", lambda model: not from_noise(model), enlarge),
 }
 

@@ -28,7 +28,6 @@ from tinyldm.training.accelerator import default_device
 IMAGES, STEPS, SCALE = 16, 200, 8.0  # the most that visitors of the page may ask for
 SEEDS = 2**31 - 1
 FAST, FEW_STEPS = "dpm-solver++", 20  # the page starts with these, where the model has this sampler
-SIDE = 320  # pixels of the canvas: as wide as a phone shows it
 AS_IN_DATA = "(as in the data)"
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no requests for fonts
 CSS = ".made img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}"
@@ -160,25 +159,23 @@ def _interpolation(run: str, model: Model, common: Controls) -> list[Any]:
 
 
 def _changing(run: str, model: Model, common: Controls) -> list[Any]:
-    editor = gr.ImageEditor(
-        label="Image", type="pil", sources=["upload", "clipboard"], transforms=[], layers=False, format="png",
-        canvas_size=(SIDE, SIDE), fixed_canvas=True, brush=gr.Brush(colors=["#ff00ff"], color_mode="fixed"), height=SIDE + 160,
-    )  # fmt: skip
+    image = gr.Image(label="Image", type="pil", sources=["upload", "clipboard"], format="png", height=280, elem_classes="made")
 
-    def take(*values: Any) -> dict[str, Any]:
+    def take(*values: Any) -> Image.Image:
         try:
             config = read({"model": run, "num_images": 1, **sampler_keys(dict(zip(common, values, strict=True)))})
-            *_, image = play(model, config)
+            *_, drawn = play(model, config)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        image = image.crop((2, 2, image.width - 2, image.height - 2))  # without the grid's margin
-        return {"background": image.resize((SIDE, SIDE), Image.Resampling.NEAREST), "layers": [], "composite": None}
+        inner = drawn.crop((2, 2, drawn.width - 2, drawn.height - 2))  # without the grid's
+        return inner.resize((model.side, model.side), Image.Resampling.NEAREST)
 
     button = gr.Button("Take the image of the seed", size="sm")
-    button.click(take, list(common.values()), editor, concurrency_id="model", api_visibility="private")
-    with gr.Row():
-        strength = gr.Slider(0.05, 1, Sample.strength, step=0.05, label="Strength", info="Without paint: how far to go.")
-        return [editor, strength, gr.Slider(1, 8, 2, step=1, label="Images")]
+    button.click(take, list(common.values()), image, concurrency_id="model", api_visibility="private")
+    what = f"left,top,right,bottom, from 0 to {model.side}. Empty: variations."
+    box = gr.Textbox(label="Box to draw anew", info=what, max_lines=1, max_length=40)
+    strength = gr.Slider(0.05, 1, Sample.strength, step=0.05, label="Strength", info="Of variations: how far to go.")
+    return [image, box, strength, gr.Slider(1, 8, 2, step=1, label="Images")]
 
 
 def _enlarging(run: str, model: Model, common: Controls) -> list[Any]:
