@@ -15,7 +15,7 @@ PACKAGES = ("tinyldm", "zsl")
 ROOMS = [
     *("portable", "errors", "files", "manifest", "limits", "remote", "randomness", "config", "data", "pictures"),
     *("metrics", "training", "first_stage", "process", "models", "drawing", "diffusion", "evaluation"),
-    *("costs", "describe", "ema", "submission"),
+    *("costs", "describe", "ema", "submission", "app"),
 ]
 FILE_LINES, FUNCTION_LINES = 400, 80
 DISPATCH = "zsl/__main__.py"  # imports the module of the command after parsing its arguments

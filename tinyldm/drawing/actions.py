@@ -37,8 +37,11 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
 
-def act(model: Model, config: Sample) -> Result:
+def act(model: Model, config: Sample, watch: sampling.Watch | None = None) -> Result:
     """Start the action that the config asks for.
+
+    Args:
+        watch: for drawing from noise: see sampling.denoise.
 
     Raises:
         UserError: for images that cannot be read, and settings that do not fit the model.
@@ -53,7 +56,8 @@ def act(model: Model, config: Sample) -> Result:
         return _invert(model, config)
     if config.image is not None:
         return _edit(model, config)
-    return Result(config.num_images, sampling.sample(model, config.num_images, config.batch_size, config.seed, config))
+    batches = sampling.sample(model, config.num_images, config.batch_size, config.seed, config, watch)
+    return Result(config.num_images, batches)
 
 
 def _chain(model: Model, config: Sample) -> Result:

@@ -20,6 +20,8 @@ from tinyldm.models.model import Model, finite, to_images
 from tinyldm.process.process import exact
 from tinyldm.process.solvers import Level, Normal, Predict, Solver
 
+Watch = Callable[[int, torch.Tensor], None]
+
 
 def generators(seed: int, count: int) -> list[torch.Generator]:
     """One generator per image, on the CPU, so that a seed gives the same image on every device."""
@@ -39,7 +41,7 @@ def denoise(
     settings: SamplerSettings,
     random: list[torch.Generator] | None = None,
     condition: Condition = UNCONDITIONAL,
-    watch: Callable[[int, torch.Tensor], None] | None = None,
+    watch: Watch | None = None,
 ) -> torch.Tensor:
     """Run the reverse process.
 
@@ -96,7 +98,7 @@ def predictor(
     solver: Solver,
     settings: SamplerSettings,
     condition: Condition,
-    watch: Callable[[int, torch.Tensor], None] | None = None,
+    watch: Watch | None = None,
 ) -> Predict:
     """What a solver asks at each level: x_0 and eps, guided as the settings say. For `watch` see denoise."""
     process, guided, condition = model.process, model.guided(settings), condition.to(model.device)
@@ -119,13 +121,17 @@ def normals(like: torch.Tensor, random: list[torch.Generator] | None) -> Normal:
     return lambda: randn_tensor(like.shape, generator=random).to(like.device)
 
 
-def sample(model: Model, num_images: int, batch_size: int, seed: int, settings: SamplerSettings) -> Iterator[torch.Tensor]:
-    """uint8 batches (B, C, H, W) of the images of seeds `seed`, `seed` + 1, ...; a seed gives the same image in any batch."""
+def sample(
+    model: Model, num_images: int, batch_size: int, seed: int, settings: SamplerSettings, watch: Watch | None = None
+) -> Iterator[torch.Tensor]:
+    """uint8 batches (B, C, H, W) of the images of seeds `seed`, `seed` + 1, ...; a seed gives the same image in any batch.
+
+    For `watch` see denoise."""
     for first in range(0, num_images, batch_size):
         random = generators(seed + first, min(batch_size, num_images - first))
         noise = initial_noise(model, random)
         seeds = range(seed + first, seed + first + len(random))
-        yield to_images(model, denoise(model, noise, settings, random, model.condition(seeds, settings))).cpu()
+        yield to_images(model, denoise(model, noise, settings, random, model.condition(seeds, settings), watch)).cpu()
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, fractions: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,104 @@
+"""The page draws exactly what sample.py draws, picture by picture; denoising is shown as it goes on."""
+
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sample
+from tests.support.app import SIDE, save_run
+from tinyldm.app.actions import ACTIONS, FRAMES, arguments, play, read
+from tinyldm.drawing.sampling import interpolate
+from tinyldm.errors import UserError
+from tinyldm.models.loading import load_model
+from tinyldm.models.model import Model
+from tinyldm.pictures import grid
+
+OTHER = {"seed": 5, "scheduler": "ddpm", "num_inference_steps": 3, "guidance_scale": 1.5, "labels": "hair=long"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, tuple[str, Model]]:
+    """A model that draws, and a stage that enlarges: their folders, and loaded."""
+    folder = tmp_path_factory.mktemp("runs")
+    saved = {name: str(save_run(folder / name, name == "stage")) for name in ("faces", "stage")}
+    return {name: (path, load_model(path)) for name, path in saved.items()}
+
+
+def photograph(side: int) -> Image.Image:
+    pixels = torch.randint(0, 256, (side, side, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def by_sample(monkeypatch, folder, keys, picture: str) -> np.ndarray:
+    monkeypatch.setattr(sys, "argv", ["sample.py", *arguments(keys), "--output_dir", str(folder / "out"), "--device", "cpu"])
+    sample.main()
+    return np.asarray(Image.open(folder / "out" / picture))
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "values", "settings", "picture"),
+    [
+        ("faces", "Draw", [3], OTHER, "grid.png"),
+        ("faces", "Draw", [4], {"seed": 0, "num_inference_steps": 2}, "grid.png"),
+        ("faces", "Edit", [photograph(40), "", 0.7, 2], OTHER, "edited.png"),
+        ("faces", "Edit", [photograph(40), "4,4,12,10", 0.7, 2], OTHER, "edited.png"),
+        ("stage", "Enlarge", [photograph(8)], {"seed": 3, "num_inference_steps": 2}, "edited.png"),
+    ],
+)
+def test_the_last_picture_is_that_of_sample(name, title, values, settings, picture, runs, tmp_path, monkeypatch):
+    path, model = runs[name]
+    keys = {"model": path, **settings, **ACTIONS[title].keys(tmp_path, *values)}
+    *_, last = play(model, read(keys))
+    assert np.array_equal(np.asarray(last), by_sample(monkeypatch, tmp_path, keys, picture))
+
+
+def test_an_interpolation_has_the_images_of_sample(runs, tmp_path):
+    path, model = runs["faces"]
+    config = read({"model": path, "num_inference_steps": 2, **ACTIONS["Interpolate"].keys(tmp_path, 3, 8)})
+    assert config.interpolate == (3, 8)
+    (picture,) = play(model, config)
+    assert np.array_equal(np.asarray(picture), np.asarray(grid(interpolate(model, 3, 8, config), 4)))
+
+
+def test_denoising_is_shown_from_noise_to_image(runs):
+    path, model = runs["faces"]
+    first, *_, last = made = list(play(model, read({"model": path, "num_images": 1, "num_inference_steps": 2 * FRAMES})))
+    assert len(made) == FRAMES + 1  # every second step, and the image
+    noise = torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    expected = grid(((noise / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)[None])
+    assert np.array_equal(np.asarray(first), np.asarray(expected)) and first.tobytes() != last.tobytes()
+
+
+def test_drawing_ends_where_nobody_looks(runs, monkeypatch):
+    path, model = runs["faces"]
+    calls, forward = [], model.denoiser.forward
+    monkeypatch.setattr(model.denoiser, "forward", lambda *args: calls.append(1) or forward(*args))
+    pictures = play(model, read({"model": path, "num_images": 1, "num_inference_steps": 500, "guidance_scale": 1}))
+    next(pictures)
+    pictures.close()
+    for thread in threading.enumerate():
+        if thread.name == "drawing":
+            thread.join()
+    assert 0 < len(calls) < 500
+
+
+def test_only_what_a_model_can_do_is_offered(runs):
+    offered = {name: [title for title, action in ACTIONS.items() if action.fits(model)] for name, (_, model) in runs.items()}
+    assert offered == {"faces": ["Draw", "Interpolate", "Edit"], "stage": ["Enlarge"]}
+
+
+def test_errors_come_to_who_looks(runs, tmp_path):
+    path, model = runs["faces"]
+    with pytest.raises(UserError, match="has no value 'red'"):
+        list(play(model, read({"model": path, "labels": "hair=red"})))
+    with pytest.raises(UserError, match="num_images is 0; give"):
+        read({"model": path, "num_images": 0})
+    for title, values in {"Edit": [None, "", 0.5, 1], "Enlarge": [None]}.items():
+        with pytest.raises(UserError, match="there is no image"):
+            ACTIONS[title].keys(tmp_path, *values)
+    with pytest.raises(UserError, match="the box is '/etc/passwd'"):
+        ACTIONS["Edit"].keys(tmp_path, photograph(8), "/etc/passwd", 0.5, 1)
