@@ -103,9 +103,12 @@ def first_stages() -> str:
 
 
 def guidance() -> str:
-    """The demo by guidance scale."""
-    [*_, (about, cells)] = tables(evaluation("demo")[1])
-    return f"{table(cells[0], cells[1:])}\n\n{about}"
+    """Two runs by guidance scale."""
+    parts = []
+    for run in ("demo", "faces64-by-person"):
+        [*_, (about, cells)] = tables(evaluation(run)[1])
+        parts.append(f"`{run}`, {about[0].lower()}{about[1:]}\n\n{table(cells[0], cells[1:])}")
+    return "\n\n".join(parts)
 
 
 # -------------------------------------------------------------------------------------------------- zero-shot learning

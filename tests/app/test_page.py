@@ -37,7 +37,12 @@ def start(run: Path, folder: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(folder)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(folder / "served"),
+    }
     command = [sys.executable, "-m", "tinyldm.app", str(run), "--device", "cpu"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, cwd=folder)
     url = f"http://127.0.0.1:{port}/"
