@@ -332,8 +332,8 @@ def test_the_page_with_all_measurements(folder, tmp_path):
     assert filled.count(page.NOT_YET) == 2  # the table of samplers and busy programs have no small form
     assert "| importing torch | 2.00 | 2.00 |\n| the first step | 7.50 | 9.50 |" in filled
     assert "The aim was at least 97%: missed by 2 points." in filled
-    # 83e12 / 4 / 311e9 / 2 views = 33.4 images/s, slower than the network's 125e6 / 100e3 = 1250; all to one digit
-    assert "| 1,000 | " in filled and "| 30 | 10 min, first stage |" in filled
+    # 40e12 / 311e9 / 2 views = 64 images/s, slower than the network's 125e6 / 100e3 = 1250; all to one digit
+    assert "| 1,000 | " in filled and "| 60 | 7 min, first stage |" in filled
 
 
 def celebahq() -> dict:

@@ -167,19 +167,19 @@ def test_sampling_resumes_after_a_kill(network, model, go, tmp_path, monkeypatch
     monkeypatch.setattr(chunks, "SECONDS", 0.0)
     denoise, seeds = sampling.denoise, []
 
-    def dies(model, noise, settings, random, condition):
+    def dies(model, noise, settings, random, *others):
         if len(seeds) == 2:
             seeds.append(None)
             raise KeyboardInterrupt
         seeds.append([generator.initial_seed() for generator in random])
-        return denoise(model, noise, settings, random, condition)
+        return denoise(model, noise, settings, random, *others)
 
     monkeypatch.setattr(sampling, "denoise", dies)
     with pytest.raises(KeyboardInterrupt):
         go(*model, "--metrics", "fid")
     go(*model, "--metrics", "fid")
     seeds.remove(None)
-    assert seeds == [list(range(first, first + 8)) for first in (0, 8, 16)]  # each seed once
+    assert seeds[:3] == [list(range(first, first + 8)) for first in (0, 8, 16)]  # each seed once; a sheet may follow
     expected = next(sampling.sample(load_model(model[1]), 24, 8, 0, SamplerSettings(num_inference_steps=2)))
     drawn = chunks.Chunks(
         tmp_path / "evaluation/drawn", json.loads((tmp_path / "evaluation/drawn/made_of.json").read_text()), ""
