@@ -63,8 +63,7 @@ bench-trainings: .venv/.installed ## compare trainings and samplers for docs/per
 	$(BIN)/python -m benchmarks.page
 
 # KaTeX and Mermaid come from npm. Once they are here, the site is built without a network.
-.venv/.docs: .venv/.installed docs/requirements.txt docs/package.json
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+.venv/.docs: .venv/.theory docs/package.json
 	npm install --prefix docs --silent --no-package-lock --ignore-scripts
 	touch $@
 

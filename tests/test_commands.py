@@ -2,24 +2,14 @@
 
 import re
 import shlex
-from typing import Any
 
 import pytest
 
 from tests.support.runs import ROOT
-from tinyldm.config.evaluate import Evaluate
+from tests.support.scripts import SCRIPTS
 from tinyldm.config.parsing import parse
-from tinyldm.config.schema import Sample, TrainClassifier, TrainDDPM, TrainLDM, TrainVQ
 from tinyldm.errors import UserError
 
-SCHEMAS: dict[str, type[Any]] = {
-    "train_vq.py": TrainVQ,
-    "train_ldm.py": TrainLDM,
-    "train_ddpm.py": TrainDDPM,
-    "train_classifier.py": TrainClassifier,
-    "sample.py": Sample,
-    "evaluate.py": Evaluate,
-}
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md"))]
 PROGRAMS = ("make ", "python ", "accelerate ")
 SHELL = re.compile(r"[$&\[]|\.\.\.")  # variables, jobs, optional parts: not a command by itself
@@ -34,9 +24,9 @@ def commands(text: str) -> list[list[str]]:
 
 def check(words: list[str], targets: set[str]) -> None:
     """Raise UserError or KeyError for a command that its program would not take."""
-    script = next((number for number, word in enumerate(words) if word in SCHEMAS), None)
+    script = next((number for number, word in enumerate(words) if word in SCRIPTS), None)
     if script is not None:
-        parse(SCHEMAS[words[script]], "", words[script + 1 :])
+        parse(SCRIPTS[words[script]], "", words[script + 1 :])
     if words[0] == "make" and not targets >= {word for word in words[1:] if "=" not in word}:
         raise KeyError(f"no such target: {' '.join(words)}")
 

@@ -1,4 +1,4 @@
-"""The page draws exactly what sample.py draws, picture by picture; denoising is shown as it goes on."""
+"""The page draws exactly what sample.py draws, picture by picture; denoising is shown step by step."""
 
 import sys
 import threading

@@ -9,19 +9,10 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from tests.support.runs import ROOT
-from tinyldm.config.evaluate import Evaluate
+from tests.support.scripts import SCRIPTS
 from tinyldm.config.help import docstrings, first_keys, help_text
 from tinyldm.config.keys import read_keys
-from tinyldm.config.schema import Sample, TrainClassifier, TrainDDPM, TrainLDM, TrainVQ
-
-SCRIPTS = {
-    "train_vq.py": TrainVQ,
-    "train_ldm.py": TrainLDM,
-    "train_ddpm.py": TrainDDPM,
-    "train_classifier.py": TrainClassifier,
-    "sample.py": Sample,
-    "evaluate.py": Evaluate,
-}
+from tinyldm.config.schema import TrainDDPM
 
 
 def keys(schema, prefix: str = "") -> list[str]:

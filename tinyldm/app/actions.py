@@ -108,7 +108,7 @@ class _Left(Exception):
 
 
 def play(model: Model, config: Sample, notes: list[str] | None = None) -> Iterator[Image.Image]:
-    """Pictures of the denoising while it goes on, then the one that sample.py would write. Interpolations are in rows of 4.
+    """Pictures of the denoising while it runs, then the one that sample.py would write. Interpolations are in rows of 4.
 
     Args:
         notes: gets what the user should know.

@@ -237,7 +237,7 @@ class _Builder:
             self.first_stage.model.to(memory_format=torch.channels_last)
         with (
             tqdm(unit="image", desc=doing, initial=kept, total=total, dynamic_ncols=True, disable=not main) as bar,
-            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,  # the device goes on while a shard is written
+            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,  # the device encodes while a shard is written
         ):
             latents: list[torch.Tensor] = []
             labels: list[list[int]] = []

@@ -4,9 +4,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm.auto import tqdm
 
+from tinyldm.config.parsing import read_recipe
 from tinyldm.config.schema import Training
 from tinyldm.training.model_card import duration
 from tinyldm.training.report import KINDS
@@ -80,7 +80,7 @@ def next_commands(config: Training) -> list[str]:
 def built_on(first_stage: str) -> str | None:
     """The recipe in configs/ for a denoiser over this first stage."""
     for file in sorted(RECIPES.glob("*.yaml")):
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+        recipe = read_recipe(file)
         if recipe.get("script") == "train_ldm" and (recipe.get("first_stage") or {}).get("path") == first_stage:
             return f"configs/{file.name}"
     return None
