@@ -51,7 +51,7 @@ def write(folder: str, model: str) -> str:
     except HFValidationError:
         known = False
     if not known:
-        raise UserError(f"a Space needs a model on the Hub, and {model} is none: push it (hub.push), then give user/name")
+        raise UserError(f"a Space needs a model on the Hub, and {model} is not one: push it (hub.push), then give user/name")
     place = Path(folder).expanduser()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{folder} exists already: choose a new folder for the Space")
