@@ -1,10 +1,10 @@
 """Files and folders: atomic replacement, locks, comparison and short names."""
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -32,11 +32,12 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
-    """Delete what a killed `replace_text` of these files left behind. Nobody else may write them now."""
-    for name in names:
-        for aside in folder.glob(f".{glob.escape(name)}.*"):
-            if aside.name.removeprefix(f".{name}.").isdigit():
-                aside.unlink(missing_ok=True)
+    """Delete what a killed `replace_text` of these files in `folder` left behind. Nobody else may write them now."""
+    known = set(names)
+    for aside in folder.glob(".*"):
+        written = re.fullmatch(r"\.(.+)\.\d+", aside.name)
+        if written and written[1] in known:
+            aside.unlink(missing_ok=True)
 
 
 def replace_folder(new: Path, final: Path) -> None:

@@ -184,6 +184,17 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     assert contents_of_all(tmp_path / "run") == before
 
 
+def test_a_resumed_run_removes_what_a_kill_left_of_its_files(tmp_path):
+    with opened(tmp_path) as run:
+        run.manifest.own_all([tmp_path / "data.json", tmp_path / ".hidden"])
+    left = (".data.json.17", ".config.yaml.18", "..hidden.19", "..manifest.20")
+    kept = (".data.json.old", ".data.json", ".thesis.tex.17")
+    for name in (*left, *kept):
+        (tmp_path / name).write_text("x")
+    with opened(tmp_path, resume="latest"):
+        assert {name for name in (*left, *kept) if (tmp_path / name).exists()} == set(kept)
+
+
 def test_a_run_from_before_there_were_manifests_is_resumed_but_not_deleted(tmp_path):
     (finished(tmp_path) / ".manifest").unlink()
     with pytest.raises(UserError, match=r"holds README.md and \d more, not written by its run"):

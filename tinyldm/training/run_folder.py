@@ -17,8 +17,6 @@ from tinyldm.manifest import LOCK, NAME, Manifest, named
 from tinyldm.training import checkpoint, power_ema
 
 Row = dict[str, Any]
-# replace_text writes them here
-REPLACED = ("config.yaml", "metrics.csv", "README.md", "report.html", "card.json", "evaluation.json", NAME)
 FOLDERS = ("checkpoints", "ema", "samples", "logs", "pipeline", "vqvae", "classifier", "model", "jobs")
 
 
@@ -60,7 +58,7 @@ class RunFolder:
         except BaseException:
             self.release()
             raise
-        remove_leftovers(self.path, REPLACED)
+        remove_leftovers(self.path, {*self.manifest.names(), NAME})
         self._identity = self._inode()
 
     def _check(self) -> None:
