@@ -38,6 +38,7 @@ FAST, FEW_STEPS = "dpm-solver++", 20  # the page starts with these, where the mo
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no requests for fonts
 CSS = """
 .made img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}
+pre code {white-space: pre-wrap !important; overflow-wrap: anywhere}
 iframe {width: 100%; height: 80vh; border: 0}
 """
 # Scripts of the report run in an origin of their own: without allow-same-origin they reach nothing of the page.
@@ -79,27 +80,25 @@ class Page:
     """The page of a model.
 
     Attributes:
-        names: keys of sample.py that name the model and its stages.
+        run, then: the model and the stages after it, as sample.py calls them.
         load: the width of an average of the weights, or None -> the model.
         settings: the controls that all actions share, by the keys of sample.py.
         labels: those of labels, by their names.
     """
 
     def __init__(self, run: str, then: str | None, device: str):
-        self.names = {"model": run, "then": then}
+        self.run, self.then = run, then
         self.load: Callable[..., Model] = lru_cache(maxsize=2)(partial(load_model, run, device))
         self.model = self.load(ema=None)
-        self.side = load_chain(self.model, read(self.names))[-1].side if then else self.model.side
+        chain = read({"model": run, "then": then})
+        self.side = load_chain(self.model, chain)[-1].side if then else self.model.side
         self.settings: Controls = {}
         self.labels: Controls = {}
 
     def build(self) -> gr.Blocks:
         """The components and what they do."""
-        run, model = self.names["model"], self.model
-        name = Path(str(run)).name
-        offered = {title: action for title, action in ACTIONS.items() if action.fits(model)}
-        if self.names["then"]:
-            offered = {"Draw": ACTIONS["Draw"]}
+        name, model = Path(self.run).name, self.model
+        offered = [title for title, action in ACTIONS.items() if action.fits(model)]
         with gr.Blocks(title=f"{name}: tinyldm", analytics_enabled=False) as blocks:
             gr.Markdown(f"# {name}\n{self.side} x {self.side} pixels, {model.device.type.upper()}")
             with gr.Row():
@@ -107,11 +106,11 @@ class Page:
                 with gr.Column(scale=1, min_width=300):
                     self.add_settings()
             with column, gr.Tabs():
-                for title, action in offered.items():
+                for title in ["Draw"] if self.then else offered:
                     with gr.Tab(title):
-                        self.add_action(title, action)
+                        self.add_action(title, ACTIONS[title])
                 with gr.Tab("Report") as tab:
-                    add_report(str(run), tab)
+                    add_report(self.run, tab)
         return blocks
 
     def add_settings(self) -> None:
@@ -133,7 +132,7 @@ class Page:
         steps = FEW_STEPS if fast or not from_noise(model) else SamplerSettings.num_inference_steps
         controls["num_inference_steps"] = gr.Slider(1, STEPS, steps, step=1, label="Steps")
         with contextlib.suppress(UserError):
-            run_with_snapshots(str(self.names["model"]))
+            run_with_snapshots(self.run)
             about = "Relative width of the average, as a part of the training."
             choices = [("the model's own", ""), *((str(width), str(width)) for width in WIDTHS)]
             controls["ema"] = gr.Dropdown(choices, value="", label="Averaged weights", info=about)
@@ -141,7 +140,8 @@ class Page:
     def keys(self, given: Given) -> dict[str, Any]:
         """Keys of sample.py from the values of the shared controls."""
         labels = ",".join(f"{name}={given[control]}" for name, control in self.labels.items() if given[control])
-        return {**self.names, **{key: given[control] for key, control in self.settings.items()}, "labels": labels}
+        settings = {key: given[control] for key, control in self.settings.items()}
+        return {"model": self.run, "then": self.then, **settings, "labels": labels}
 
     @property
     def shared(self) -> set[Any]:
@@ -179,7 +179,7 @@ class Page:
 def label_control(name: str, values: list[str]) -> Any:
     """A choice among the values of a label, or any: then it varies from seed to seed as in the data."""
     if {*values} == {"true", "false"}:
-        return gr.Radio([("yes", "true"), ("no", "false"), ("any", "")], value="", label=name, min_width=140)
+        return gr.Radio([("yes", "true"), ("no", "false"), ("any", "")], value="", label=name, min_width=260)
     return gr.Dropdown([("any", ""), *((value, value) for value in values)], value="", label=name, min_width=140)
 
 
