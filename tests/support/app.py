@@ -44,9 +44,9 @@ def save_run(folder: Path, stage: bool = False, side: int = SIDE, labels: LabelE
 
 
 def add_extras(run: Path) -> Path:
-    """A report with a script, and a snapshot of averaged weights that are all zero."""
+    """A report with a script, as large as real ones, and a snapshot of averaged weights that are all zero."""
     script = "<script>document.body.append(origin + ' ' + [1, 2].length)</script>"
-    (run / "report.html").write_text(f"<!doctype html><title>faces</title><h1>report of faces</h1>{script}")
+    (run / "report.html").write_text(f"<!doctype html><title>faces</title><h1>report of faces</h1><!--{'-' * 2**21}-->{script}")
     (run / "config.yaml").write_text("script: train_ddpm\n")
     weights = dict(load_model(str(run)).denoiser.named_parameters())
     PowerAverages([torch.zeros_like(weight) for weight in weights.values()]).save_snapshot(run, 1, list(weights))

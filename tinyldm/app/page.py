@@ -4,8 +4,8 @@ It answers on this machine only (127.0.0.1) unless GRADIO_SERVER_NAME says other
 serves no files but the pictures that it has made.
 """
 
-import base64
 import contextlib
+import html
 import random
 import re
 import shlex
@@ -42,7 +42,7 @@ pre code {white-space: pre-wrap !important; overflow-wrap: anywhere}
 iframe {width: 100%; height: 80vh; border: 0}
 """
 # Scripts of the report run in an origin of their own: without allow-same-origin they reach nothing of the page.
-FRAME = '<iframe title="report" sandbox="allow-scripts" src="data:text/html;charset=utf-8;base64,{}"></iframe>'
+FRAME = '<iframe title="report" sandbox="allow-scripts" srcdoc="{}"></iframe>'
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 DRAWING: dict[str, Any] = {**PRIVATE, "concurrency_id": "model"}  # one at a time
 UPLOAD: dict[str, Any] = {"type": "pil", "sources": ["upload", "clipboard"], "format": "png", "height": 280}
@@ -228,7 +228,7 @@ def add_report(run: str, tab: gr.Tab) -> None:
     page = beside(run, "report.html") if Path(run).expanduser().exists() else None
     if page is not None:
         frame = gr.HTML()
-        tab.select(lambda: FRAME.format(base64.b64encode(page.read_bytes()).decode()), outputs=frame, **PRIVATE)
+        tab.select(lambda: FRAME.format(html.escape(read_text(page))), outputs=frame, **PRIVATE)
         return
     if (curves := beside(run, "loss.png")) is not None:
         with boundary(f"{curves} cannot be read as an image"), open_image(curves) as image:
