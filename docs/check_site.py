@@ -8,6 +8,7 @@ import functools
 import shutil
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -51,28 +52,30 @@ def look(page: Page, address: str, home: str) -> list[str]:
     return found + page.evaluate(PROBE)
 
 
-def problems(site: Path, binary: str) -> list[str]:
+def problems(site: Path, binary: str) -> Iterator[str]:
     """What is wrong on the pages of a folder, one line each: the width, the page, the fault."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    home, lines = f"http://127.0.0.1:{server.server_port}/", []
+    home = f"http://127.0.0.1:{server.server_port}/"
     with sync_playwright() as play, play.chromium.launch(executable_path=binary, args=["--no-sandbox"]) as browser:
         context = browser.new_context()  # one, so that it keeps the scripts
         context.set_default_timeout(SECONDS * 1000)
         for width in WIDTHS:
-            for file in tqdm(sorted(site.rglob("*.html")), f"{width} px", unit="page"):
+            for file in tqdm(sorted(site.rglob("index.html")), f"{width} px", unit="page"):
                 name = file.relative_to(site).as_posix()
                 with context.new_page() as page:
                     page.set_viewport_size({"width": width, "height": 1000})
-                    lines += [f"{width} px, {name}: {fault}" for fault in look(page, home + name, home)]
+                    yield from (f"{width} px, {name}: {fault}" for fault in look(page, home + name, home))
     server.shutdown()
-    return lines
 
 
 if __name__ == "__main__":
     binary = next(filter(None, map(shutil.which, BROWSERS)), None)
     if binary is None:
         sys.exit(print(f"the site was not opened: there is no {', '.join(BROWSERS)}"))
-    found = problems(SITE, binary)
-    print("\n".join(found) or f"{len(list(SITE.rglob('*.html')))} pages at {len(WIDTHS)} widths: nothing is broken")
-    sys.exit(bool(found))
+    faults = 0
+    for line in problems(SITE, binary):
+        faults += 1
+        tqdm.write(line)
+    print(f"{faults} faults")
+    sys.exit(faults > 0)

@@ -29,10 +29,10 @@ def test_each_fault_of_a_page_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "DRAWN", 3.0)
     monkeypatch.setattr(check, "WIDTHS", (390,))
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "broken.html").write_text(BROKEN)
-    (tmp_path / "sound.html").write_text(SOUND)
-    found = check.problems(tmp_path, binary)
-    assert [line for line in found if not line.startswith("390 px, deep/broken.html: ")] == []
+    (tmp_path / "deep" / "index.html").write_text(BROKEN)
+    (tmp_path / "index.html").write_text(SOUND)
+    found = list(check.problems(tmp_path, binary))
+    assert [line for line in found if not line.startswith("390 px, deep/index.html: ")] == []
     for fault in (
         "request to https://example.org/a.png", "console: oh", "script: later is not defined", "a diagram was not drawn",
         "none.png", "formula: no such command", "TeX left: \\(x\\)", "wider than its window by 26",
