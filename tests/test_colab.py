@@ -31,22 +31,11 @@ def small(tmp_path_factory) -> dict:
     for index in range(40):
         toyfaces.draw(0, index, 16).save(folder / "faces" / f"{index}.png")
     (folder / "faces" / "metadata.csv").write_text("\n".join(["file_name,Smiling", *rows]))
-    data = ["--data.name", f"{folder}/faces", "--data.resolution", "16", "--data.cache_dir", f"{folder}/cache"]
-    args = [
-        *LDM,
-        *data,
-        "--output_dir",
-        "unused",
-        "--data.label_columns",
-        "[Smiling]",
-        "--data.eval_fraction",
-        "0.2",
-        "--train.max_steps",
-        "4",
-    ]
-    (folder / "recipe.yaml").write_text(
-        dump(to_dict(parse(TrainLDM, "", [*args, "--train.sample_steps", "2", "--train.log_with", "none"])))
-    )
+    data = f"--data.name {folder}/faces --data.resolution 16 --data.eval_fraction 0.2 --data.cache_dir {folder}/cache"
+    labels = "--data.label_columns [Smiling] --output_dir unused"
+    train = "--train.max_steps 4 --train.sample_steps 2 --train.log_with none"
+    recipe = parse(TrainLDM, "", [*LDM, *f"{data} {labels} {train}".split()])
+    (folder / "recipe.yaml").write_text(dump(to_dict(recipe)))
     small = {"MODEL": "model", "RECIPE": "recipe.yaml", "RUN": "run", "SAMPLES": "samples"}
     return {name: f"{folder}/{value}" for name, value in small.items()} | {
         "LABELS": "Smiling=true", "NUM_IMAGES": 4, "MINUTES": 10, "PRECISION": "no", "REPO": "",
