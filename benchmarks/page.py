@@ -21,7 +21,15 @@ from benchmarks.scale import scale
 ROOT = Path(__file__).parent.parent
 DOCS, RESULTS = ROOT / "docs", ROOT / "docs" / "performance"
 SPEED = DOCS / "journal" / "speed.md"
-PAGES = [ROOT / "README.md", DOCS / "performance.md", DOCS / "results.md", DOCS / "zsl-results.md", *DOCS.glob("journal/*.md")]
+PAGES = [
+    ROOT / "README.md",
+    DOCS / "performance.md",
+    DOCS / "results.md",
+    DOCS / "editing.md",
+    DOCS / "processes.md",
+    DOCS / "zsl-results.md",
+    *DOCS.glob("journal/*.md"),
+]
 BLOCK = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
 NOT_YET = "*Not measured yet.*"
 
@@ -50,7 +58,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
         name: getattr(page_tables, name)
         for name in (
             *("latents", "same_image", "loop", "data", "memory", "sampling", "samplers", "decoding", "training", "startup"),
-            *("processes", "busy", "costs", "power_ema", "groups"),
+            *("processes", "busy", "costs", "power_ema", "groups", "editing", "likelihood"),
         )
     },
     **dict.fromkeys(("sweep_unet", "sweep_unet_long", "sweep_vq", "sweep_vq_long"), page_tables.sweep),

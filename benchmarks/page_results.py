@@ -52,6 +52,30 @@ def recipes() -> str:
     return table(head, lines)
 
 
+def few_recipes() -> str:
+    """The README's table: the runs whose entry names a `recipe`."""
+    lines = []
+    for run, told in listed().items():
+        if "recipe" in told:
+            figures = next(iter(evaluation(run)[1]["figures"].values()))
+            best = figures.get("reconstructions", figures["real images"])["value"]
+            link = f"[`{told['recipe']}`](configs/{told['recipe']}.yaml)"
+            time = f"{told['hardware']}: {told['time']}"
+            lines.append([link, told["what"], time, f"{figures['samples']['value']:.1f}", f"{best:.1f}"])
+    return table(["recipe", "what", "hardware, time", "Frechet distance", "best possible"], lines)
+
+
+def demo_guidance() -> str:
+    """The README's sentence on the demo's guide."""
+    _, result = evaluation("demo")
+    distance, guided = next(iter(result["figures"].items()))
+    [plain] = [found["figures"][distance]["value"] for found in result["sweep"] if found["value"] == 1]
+    return (
+        "The model was guided by an early snapshot of itself, which the training keeps. Without guidance\n"
+        f"(`--guidance_scale 1`) its Frechet distance is {plain:.1f}, with guidance {guided['samples']['value']:.1f}."
+    )
+
+
 def grids() -> dict[str, Path]:
     """The picture of samples of each run in the table. First stages have none."""
     files = {run: RUNS / run / told.get("grid", "samples.png") for run, told in listed().items()}
@@ -175,7 +199,7 @@ def _means(run: str) -> str:
 BLOCKS = {
     f.__name__: f
     for f in (
-        *(recipes, evaluations, first_stages, guidance),
+        *(recipes, few_recipes, demo_guidance, evaluations, first_stages, guidance),
         *(zsl_methods, zsl_creativity, zsl_neighbours, zsl_faithful, zsl_cub),
     )
 }

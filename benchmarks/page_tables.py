@@ -141,6 +141,34 @@ def samplers(r: Result) -> str:
     return f"{table(head, cells)}\n\n{sentence}{left}"
 
 
+def editing(r: Result) -> str:
+    """Inpainting and inversion, a row for each model."""
+    head = ["model", "FD of filled images", "of samples", "of the images as they were", "seam", "levels changed outside"]
+    head += ["PSNR of noise and back", "of the first stage", "evaluations each way"]
+    cells = []
+    for name, row in r["models"].items():
+        distances = [f"{row['fd'][of]['value']:.1f}" for of in ("filled", "samples", "as they were")]
+        outside = f"{row['changed_outside']}, beyond the edge {row['changed_beyond_the_edge']}"
+        ceiling = f"{row['ceiling']:.1f} dB" if "ceiling" in row else ""
+        cells.append([f"`{name}`, {row['resolution']} px", *distances, f"{row['seam']:.2f}", outside])
+        cells[-1] += [f"{row['psnr']:.1f} dB", ceiling, str(row["evaluations"])]
+    return table(head, cells)
+
+
+def likelihood(r: Result) -> str:
+    """Bits per dimension in two ways, a row for each model."""
+    head = ["model", "bits, Hutchinson", "bits, exact divergence", "bits, reference", "reference, half the steps"]
+    head += ["largest difference of an image", "deviation of the estimator, an image", "evaluations"]
+    names = ("hutchinson", "exact", "reference", "reference_half_the_steps", "largest_difference", "hutchinson_deviation")
+    return table(
+        head,
+        [
+            [f"`{model}`, {row['images']} images", *(f"{row[name]:.4f}" for name in names), str(row["evaluations"])]
+            for model, row in r["models"].items()
+        ],
+    )
+
+
 def decoding(r: Result) -> str:
     """Memory while latents are decoded."""
     rows = [[name, f"{most:,.0f}"] for name, most in r["megabytes"].items()]

@@ -11,7 +11,7 @@ from torch import nn
 from tests.support.runs import ROOT, quicken
 from tinyldm import costs, describe
 from tinyldm.config.schema import FirstStageConfig, TrainConfig
-from tinyldm.costs import Part, count, held_bytes, measure
+from tinyldm.costs import Cost, Part, count, held_bytes, measure
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import load_first_stage
 
@@ -41,6 +41,20 @@ def test_the_counts_of_two_convolutions():
 
 
 @pytest.mark.slow
+def test_averages_and_a_guide_need_memory():
+    """Each is one more copy of the weights: two averages with train.ema_snapshot_steps, and a guide without labels."""
+
+    def bytes_of(**changes: int | None) -> int:
+        config = describe.read([str(ROOT / "configs/faces64.yaml")])
+        config.train.ema_snapshot_steps, config.guidance.guide_steps = changes.get("ema"), changes.get("guide")
+        *_, part = costs.parts(config, [])
+        return held_bytes(part, Cost(100, 0.0, 0.0, 1.0), 2)
+
+    assert bytes_of(guide=0) == 100 * 4 * 5 + 2
+    assert bytes_of() == bytes_of(guide=500) == 100 * 4 * 6 + 2
+    assert bytes_of(ema=100) == 100 * 4 * 8 + 2
+
+
 def test_gradient_checkpointing_needs_less_memory_and_more_work():
     args = [ROOT / "configs/toyfaces32-ddpm.yaml", *SMALL, "--train.batch_size", 2, "--train.max_steps", 10]
     plain, saving = (say(*args, "--train.gradient_checkpointing", how, "--train.batch_size", 1000) for how in ("false", "true"))
@@ -89,7 +103,7 @@ def test_a_batch_that_does_not_fit_is_noted_and_a_smaller_one_timed(monkeypatch)
 @pytest.mark.alone
 def test_a_batch_that_would_take_all_of_the_memory_is_not_tried(monkeypatch):
     part = Part("net", lambda: nn.Conv2d(3, 3, 1), (3, 8, 8))
-    available = held_bytes(count(part), True, 4)
+    available = held_bytes(part, count(part), 4)
     monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
     assert timed(part, 4)[1] == []
     assert timed(part, 64)[1][0].startswith("8 images at once through the net do not fit")

@@ -1,8 +1,9 @@
 """docs/theory/notebooks: the cells and the folded solutions run in order, and find what the text says."""
 
-import itertools
 import json
+import math
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,9 +28,14 @@ def run(path: Path) -> dict:
     """All names that the notebook defines, its solutions run last."""
     (prose, cells), names = read(path), {}
     solved = [part for text in SOLUTION.findall(prose) for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
-    for part in ["".join(cell["source"]) for cell in cells] + solved:
-        exec(part, names)
-        plt.close("all")
+    kept = torch.get_default_dtype()
+    try:
+        with torch.random.fork_rng():
+            for part in ["".join(cell["source"]) for cell in cells] + solved:
+                exec(part, names)
+                plt.close("all")
+    finally:
+        torch.set_default_dtype(kept)
     return names
 
 
@@ -46,8 +52,7 @@ def test_three_exercises_and_every_figure_is_in_the_file(path):
 
 @pytest.mark.slow
 def test_notebook_1_draws_the_data():
-    with torch.random.fork_rng():
-        names = run(FOLDER / "1-ddpm.ipynb")
+    names = run(FOLDER / "1-ddpm.ipynb")
     means, stds, shares = names["means"], names["stds"], names["shares"]
 
     def blobs(x):
@@ -66,13 +71,63 @@ def test_notebook_1_draws_the_data():
 
 
 @pytest.mark.slow
+def test_notebook_2_an_upper_level_collapses_and_many_levels_reach_the_entropy():
+    names = run(FOLDER / "2-hierarchical-vae.ipynb")
+    entropy = names["entropy"]
+    bottom_up, ladder, diffusion, warm = (names[f"{name}_terms"] for name in ("bottom_up", "ladder", "diffusion", "warm"))
+    assert names["gap"] == pytest.approx(names["divergence"], rel=1e-5)
+    assert bottom_up[2] < 0.05 and ladder[2] > 0.5 and warm[2] < 0.7
+    assert entropy < diffusion.sum() < min(bottom_up.sum(), ladder.sum()) and warm.sum() < bottom_up.sum() + 0.1
+    # What a level knows falls from more than the blob to nothing.
+    information = names["information"]
+    assert information[0] > 4 and abs(information[-1]) < 0.01
+    assert all(later < sooner + 0.02 for sooner, later in pairwise(information))
+    # The gap falls with the number of levels, and crosses that of two learned levels at about 64.
+    gaps = dict(zip(names["counts"], (bound - entropy for bound in names["bounds"]), strict=True))
+    assert gaps[4] > 10 and gaps[32] > bottom_up.sum() - entropy > gaps[128] and 0 < gaps[256] < 0.4
+    # The whole chain is the same bound, and a prior that does not fit costs the KL and the shares.
+    whole = names["whole"]
+    assert whole.mean() == pytest.approx(names["one_level"].item(), abs=0.1 + 4 * whole.std() / len(whole) ** 0.5)
+    abar = 1 / (1 + math.exp(-2))
+    size = names["points"].square().sum(1).mean().item()
+    assert names["wrong_end"] == pytest.approx((abar * size - 2 * abar - 2 * math.log(1 - abar)) / 2, rel=1e-3)
+    assert names["outer"] < 0.28
+
+
+@pytest.mark.slow
+def test_notebook_4_guidance_draws_no_power_of_the_class_density():
+    names = run(FOLDER / "4-guidance.ipynb")
+    near_share, drawn, pictures = names["near_share"], names["drawn"], list(names["pictures"].values())
+    assert names["difference"] < 1e-9
+    assert near_share(drawn[1]) == pytest.approx(0.5, abs=0.05)
+    assert near_share(drawn[2]) == pytest.approx(0.2, abs=0.05) and near_share(drawn[4]) < 0.05
+    # With the weight 1 the density by the ODE is that of the class; with 4 the near blob is gone, as in the samples.
+    guided, sharpened, cell, grid = (names[name] for name in ("guided", "sharpened", "cell", "grid"))
+    assert (guided[1] - sharpened[1]).abs().max() < 0.01 * sharpened[1].max()
+    near = torch.cdist(grid, names["means"][:2]).argmin(1) == 1
+    assert guided[4].sum() * cell == pytest.approx(1, abs=0.02)
+    assert sharpened[4][near].sum() * cell > 0.3
+    assert guided[4][near].sum() * cell == pytest.approx(near_share(drawn[4]), abs=0.01)
+    at = (names["line"][:, 0] - names["near"][0]).abs().argmin()
+    assert names["guided_score"][at] < 2.5 * names["true_score"][at] < 0
+    # Autoguidance finds the true width and keeps both blobs.
+    widths = [x[(x - names["near"]).norm(dim=1) > (x - names["far"]).norm(dim=1)].std(0).mean().item() for x in pictures]
+    assert widths[0] == pytest.approx(0.3, abs=0.02) and widths[1] == pytest.approx(0.2, abs=0.02)
+    assert near_share(pictures[1]) == pytest.approx(0.5, abs=0.05) and near_share(pictures[2]) < 0.3
+    assert names["late_right"] > 0.97 and near_share(names["late"]) > 0.3
+    assert names["narrow"].std().item() == pytest.approx(0.5**3, rel=0.05)
+    assert names["by_sde"] == pytest.approx(names["by_hand"], rel=0.06)
+    assert names["narrow"].std() < names["by_sde"] < names["sharp"]
+
+
+@pytest.mark.slow
 def test_notebook_5_noise_drowns_errors():
     with torch.random.fork_rng():
         names = run(FOLDER / "5-cascades.ipynb")
     # Without noise a distance of z passes to x whole; the lowest point lies between no noise and all.
     assert abs(names["of_x"] - names["of_z"]) < 0.05 and names["of_z"] > 0.3
     for values in names["mismatch"].values():
-        assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(values)) and values[-1] < 1e-4
+        assert all(later <= earlier + 1e-6 for earlier, later in pairwise(values)) and values[-1] < 1e-4
     assert names["mismatch"][0.1][8] < names["mismatch"][0.4][8]
     given_real, generated = names["found"][0], names["found"][0.3]
     assert given_real[0] < names["floor"] + 0.03 and min(given_real[5:]) > given_real[0] + 0.05
@@ -84,6 +139,26 @@ def test_notebook_5_noise_drowns_errors():
     assert all(abs(sampled - formula) < 1e-3 for sampled, formula in names["checks"])
     assert names["told"] < names["without"] - 0.1 and names["untold"] > names["without"] - 0.03
     assert names["large"][-1] < names["floor"] + 0.03
+
+
+@pytest.mark.slow
+def test_notebook_6_the_processes_share_ends_and_likelihoods():
+    names = run(FOLDER / "6-sde.ipynb")
+    shares, spread = names["shares"], names["x_0"].var()
+    for t in (0.2, 0.5, 1.0):  # the simulated SDE has the a and sigma of the product's levels
+        a, sigma = names["levels"](names["vp"], t)
+        found = names["forward"][round(t * 500)].std().item()
+        assert found == pytest.approx(math.sqrt(a**2 * spread + sigma**2), rel=0.05)
+    assert (names["averages"] - names["exact"]).abs().max() < 0.15
+    for ended in names["ended"].values():
+        assert (ended - shares).abs().max() < 0.04
+    assert max(names["apart"].values()) < 0.005 and names["flow_difference"] < 1e-9
+    assert max(names["likelihood_errors"].values()) < 0.15
+    # Orders 1 and 2; a trace by random signs; which bumps Langevin dynamics finds.
+    assert all(1.6 < many / few < 2.6 for many, few in pairwise(names["euler"]))
+    assert all(many / few > 3 for many, few in pairwise(names["heun"][1:]))
+    assert names["trace_error"] < 5 * names["standard_error"]
+    assert names["one_level"][2] > 0.8 and (names["many_levels"] - shares).abs().max() < 0.08
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """The cost of a recipe: parameters, FLOPs, memory, and the expected time on this machine.
 
 Parameters, FLOPs and memory are counted on the meta device: nothing is allocated. Memory is what a training must hold at the
-end of a forward pass: weights, gradients, Adam's two averages, the averaged weights, and what the backward pass needs of
-each layer, all in float32; an allocator takes some more. The time is that of a few steps of the networks on random inputs, in
-the recipe's batches unless one of them takes longer than 48 s, without data, evaluations and pictures.
+end of a forward pass: weights, gradients, Adam's two averages, the averaged weights and the guide, and what the backward pass
+needs of each layer, all in float32; an allocator takes some more. The time is that of a few steps of the networks on random
+inputs, in the recipe's batches unless one of them takes longer than 48 s, without data, evaluations and pictures.
 """
 
 import copy
@@ -33,6 +33,7 @@ from tinyldm.first_stage.networks import Autoencoder, Discriminator, make_vq
 from tinyldm.models.classifier import make_classifier
 from tinyldm.models.conditioning import clean
 from tinyldm.models.denoiser import make_denoiser, switch_on
+from tinyldm.training import power_ema
 from tinyldm.training.accelerator import default_device, hardware
 from tinyldm.training.model_card import duration
 
@@ -56,6 +57,7 @@ class Part:
         labels: number of label columns.
         small: whether it is a super-resolution stage, which also gets smaller images.
         trained: whether it is trained; otherwise it only sees each image once.
+        copies: further copies of its weights that a training keeps: power-function averages, a guide.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Part:
     labels: int = 0
     small: bool = False
     trained: bool = True
+    copies: int = 0
 
     def inputs(self, batch: int, device: torch.device) -> tuple[Any, ...]:
         """Random inputs."""
@@ -126,7 +129,10 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         switch_on(network, config.train)
         return network
 
-    yield Part("UNet2DModel", denoiser, shape, denoises=True, labels=len(labels), small=bool(small))
+    steps = config.guidance.guide_steps
+    guide = not config.data.labels if steps is None else steps > 0
+    copies = guide + (len(power_ema.WIDTHS) if config.train.ema_snapshot_steps else 0)
+    yield Part("UNet2DModel", denoiser, shape, denoises=True, labels=len(labels), small=bool(small), copies=copies)
 
 
 def first_stage(config: FirstStageConfig, notes: list[str]) -> FirstStage:
@@ -203,9 +209,11 @@ def count(part: Part) -> Cost:
     return Cost(parameters, forward, counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values()))
 
 
-def held_bytes(cost: Cost, trained: bool, batch_size: int) -> float:
+def held_bytes(part: Part, cost: Cost, batch_size: int) -> float:
     """Bytes that a training step of a batch must hold for a network."""
-    return cost.parameters * (STATE_BYTES if trained else 4) + batch_size * cost.activations * trained
+    if not part.trained:
+        return cost.parameters * 4
+    return cost.parameters * (STATE_BYTES + 4 * part.copies) + batch_size * cost.activations
 
 
 def measure(part: Part, cost: Cost, train: TrainConfig, device: torch.device, notes: list[str]) -> float:
@@ -228,7 +236,7 @@ def measure(part: Part, cost: Cost, train: TrainConfig, device: torch.device, no
     optimizer = torch.optim.AdamW(network.parameters(), fused=True) if part.trained else None
 
     def seconds(batch: int) -> float:
-        if device.type == "cpu" and held_bytes(cost, part.trained, batch) > psutil.virtual_memory().available:
+        if device.type == "cpu" and held_bytes(part, cost, batch) > psutil.virtual_memory().available:
             raise torch.OutOfMemoryError  # else the system kills the process
         inputs, since = part.inputs(batch, device), time.perf_counter()
         with precision:
@@ -287,7 +295,7 @@ def table(config: Training) -> str:
     for part in (bar := tqdm(list(parts(config, notes)), "timing", leave=False, unit="network")):
         bar.set_postfix_str(part.name)
         cost = count(part)
-        held = held_bytes(cost, part.trained, batch)
+        held = held_bytes(part, cost, batch)
         step = f"{cost.step / 1e9:,.2f} GFLOP" if part.trained else "-"
         memory = f"{held / 2**30:,.2f} GiB" if part.trained else f"{held / 2**30:,.2f} GiB of weights"
         rows.append((part.name, f"{cost.parameters:,}", f"{cost.forward / 1e9:,.2f} GFLOP", step, memory))

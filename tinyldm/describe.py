@@ -4,9 +4,9 @@ python -m tinyldm.describe configs/celebahq256.yaml
 python -m tinyldm.describe configs/faces64.yaml --train.batch_size 128
 
 Parameters, FLOPs and memory are counted on the meta device: nothing is allocated. Memory is what a training must hold at the
-end of a forward pass: weights, gradients, Adam's two averages, the averaged weights, and what the backward pass needs of
-each layer, all in float32; an allocator takes some more. The time is that of a few steps of the networks on random inputs, in
-the recipe's batches unless one of them takes longer than 48 s, without data, evaluations and pictures.
+end of a forward pass: weights, gradients, Adam's two averages, the averaged weights and the guide, and what the backward pass
+needs of each layer, all in float32; an allocator takes some more. The time is that of a few steps of the networks on random
+inputs, in the recipe's batches unless one of them takes longer than 48 s, without data, evaluations and pictures.
 """
 
 import itertools

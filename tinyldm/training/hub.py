@@ -28,7 +28,7 @@ from tinyldm.config.parsing import dump, read_yaml
 from tinyldm.config.paths import shareable
 from tinyldm.config.schema import HubConfig
 from tinyldm.errors import UserError, boundary, one_line_errors, root_cause, why, without_secrets
-from tinyldm.files import link_or_copy, refuse_links
+from tinyldm.files import link_or_copy, open_to_others, refuse_links
 from tinyldm.training import model_card
 
 # Folder of the model in a run -> its place in the repository: what diffusers loads goes to the root.
@@ -290,6 +290,7 @@ def _halve(folder: Path) -> None:
             raise UserError(f"{file.relative_to(folder)} has weights over 65,504, too large for float16: leave out --half")
         file.unlink()  # it may be a link to the run's
         save_file(weights, file, {"format": "pt"})
+        open_to_others(file)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""Inpainting and inversion on held-out images: do they fit, do they come back?
+
+    python -m benchmarks.editing --model runs/faces64      # half an hour on two CPU cores
+
+Each model has a row in editing.json.
+
+The middle of held-out images is drawn anew, and compared with held-out images that were not edited:
+
+- the Frechet distance beside those of the model's own samples and of the same images as they were;
+- the seam: the mean step between neighbouring pixels across the mask's border, over that of the images as they were;
+- the largest change outside the mask, in levels of 255. Over a first stage the border's width of a latent is blended.
+
+Inversion: the peak signal-to-noise ratio of images that went to noise and back, beside that of the first stage alone.
+"""
+
+import math
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from tqdm.auto import tqdm
+
+from benchmarks.measure import RESULTS, record_model, use_all_cores
+from tinyldm.config.evaluate import run_folder
+from tinyldm.config.parsing import read_yaml
+from tinyldm.config.schema import DataConfig, Features, SamplerSettings
+from tinyldm.data.sources import open_sources
+from tinyldm.drawing import editing, likelihood, sampling
+from tinyldm.errors import UserError
+from tinyldm.metrics import features as networks
+from tinyldm.metrics.distances import frechet
+from tinyldm.metrics.image_sets import data_part
+from tinyldm.models.loading import load_model
+from tinyldm.models.model import Model, to_images
+
+BATCH = 32
+
+
+def main(
+    model: str = "runs/faces64",
+    images: int = 256,
+    inverted: int = 32,
+    steps: int = 50,
+    features: Features = "efficientnet-lite0",
+    data: str | None = None,
+    output: str = str(RESULTS),
+) -> None:
+    """Run the benchmark.
+
+    Args:
+        model: a run of train_ldm.py or train_ddpm.py.
+        images: held-out images to fill; the others are the reference.
+        inverted: images to turn into noise and back.
+        steps: steps of DDIM for samples, and of RePaint for the new part.
+        features: feature network of the distances; see evaluate.py.
+        data: path of the run's data, if they have moved.
+        output: folder for the JSON file.
+    """
+    use_all_cores()
+    run = run_folder(model)
+    if run is None:
+        raise UserError(f"{model} is not a run: its config.yaml says which images are held out")
+    values = read_yaml(run / "config.yaml")
+    part = DataConfig(**{**values["data"], **({"name": data} if data else {})})
+    images_of = data_part(open_sources(part, values["seed"])[1], part, "held_out", values["seed"], BATCH)
+    held_out = torch.cat([batch for batch, _ in images_of.batches(0, 1000)])
+    if len(held_out) < 2 * images:
+        raise UserError(f"the held-out part has {len(held_out)} images; give at most half of them as --images")
+    loaded = load_model(model)
+    row = {"features": features, "images": images, "resolution": part.resolution}
+    row |= fill(loaded, held_out, images, steps, networks.load(features)) | invert(loaded, held_out[:inverted])
+    record_model("editing", run.name, row, output, small=images < 100)
+
+
+def fill(model: Model, held_out: torch.Tensor, count: int, steps: int, network: networks.FeatureNetwork) -> dict:
+    """Inpainting of the middle half (in each direction) of the first images."""
+    settings, side = SamplerSettings(num_inference_steps=steps), held_out.shape[-1]
+    mask = editing.box_mask([side // 4, side // 4, 3 * side // 4, 3 * side // 4], side)
+    given, filled = held_out[:count], []
+    for first in tqdm(range(0, count, BATCH), "filling", unit="batch"):
+        batch = given[first : first + BATCH]
+        random = [torch.Generator().manual_seed(first + number) for number in range(len(batch))]
+        filled.append(editing.fill(model, batch, mask.expand(len(batch), -1, -1, -1), settings, random))
+    drawn = torch.cat(list(sampling.sample(model, count, BATCH, 0, settings)))
+    sets = {"filled": torch.cat(filled), "samples": drawn.expand(-1, 3, -1, -1), "as they were": given}
+
+    def embed(some: torch.Tensor) -> np.ndarray:
+        return np.concatenate([network.embed(batch)["features"] for batch in some.split(BATCH)])
+
+    reference, box = embed(held_out[count:]), slice(side // 4, 3 * side // 4)
+    outside = (sets["filled"].int() - given.int()).abs() * (1 - mask.int())
+    far = outside.clone()
+    edge = 0 if model.first_stage is None else side // editing.to_x0(model, given[:1]).shape[-1]
+    wide = slice(side // 4 - edge, 3 * side // 4 + edge)
+    far[..., wide, wide] = 0
+
+    def seam(some: torch.Tensor) -> float:
+        levels, after = some.float(), side // 4
+        top, left = (at[..., after - 1, box] - at[..., after, box] for at in (levels, levels.mT))
+        return float((top.abs() + left.abs()).mean())
+
+    return {
+        "fd": {name: frechet(embed(some), reference)._asdict() for name, some in sets.items()},
+        "seam": seam(sets["filled"]) / seam(given),
+        "changed_outside": int(outside.max()),
+        "changed_beyond_the_edge": int(far.max()),
+    }
+
+
+@torch.no_grad()
+def invert(model: Model, images: torch.Tensor) -> dict:
+    """Peak signal-to-noise ratios in dB, of all images together, and evaluations of the network one way."""
+    x0, (first, last) = editing.to_x0(model, images), likelihood.ends(model)
+    there = likelihood.follow(model, x0.cpu().double() * math.cos(first), (first, last), editing.TOLERANCE)
+    found = {
+        "inverted": len(images),
+        "evaluations": there.evaluations,
+        "psnr": editing.psnr(editing.redraw(model, there.z), images),
+    }
+    if model.first_stage is not None:
+        found["ceiling"] = editing.psnr(to_images(model, x0).cpu().expand(-1, 3, -1, -1), images)
+    return found
+
+
+if __name__ == "__main__":
+    auto_cli(main)
