@@ -95,6 +95,24 @@ def test_notebook_2_an_upper_level_collapses_and_many_levels_reach_the_entropy()
 
 
 @pytest.mark.slow
+def test_notebook_3_denoiser_and_first_stage_share_the_loss():
+    with torch.random.fork_rng():
+        names = run(FOLDER / "3-latent-diffusion.ipynb")
+    assert names["numbers"] == {1: 768, 2: 256, 4: 64, 8: 16}
+    assert torch.allclose(names["decoded"][1], names["held_out"], atol=1e-5)
+    assert names["unseen"] > 0.5 and names["psnr"][2] > names["psnr"][4] + 2 > names["psnr"][8] + 4
+    first, denoiser = names["distances"]["decoded"], names["denoiser"]
+    assert abs(first[0]) < 1e-3 and all(later > earlier + 30 for earlier, later in pairwise(first))
+    assert denoiser[0] > denoiser[1] + 100 > denoiser[2] + 200 and abs(denoiser[3]) < 50
+    assert names["best"] == 4
+    assert abs(names["measured"] / names["formula"] - 1) < 1e-3
+    kept = names["kept"]
+    assert kept["glasses", 2] > kept["glasses", 4] > kept["glasses", 8]
+    assert kept["darker", 8] > kept["glasses", 8] + 0.2 and kept["colour", 2] < kept["glasses", 2] - 0.2
+    assert abs(names["prices"][0] - 0.25) < 0.005 and abs(names["prices"][1] - (2 - 3**0.5)) < 0.005
+
+
+@pytest.mark.slow
 def test_notebook_4_guidance_draws_no_power_of_the_class_density():
     names = run(FOLDER / "4-guidance.ipynb")
     near_share, drawn, pictures = names["near_share"], names["drawn"], list(names["pictures"].values())
