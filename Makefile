@@ -11,7 +11,7 @@ CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo submission lint quick test bench bench-trainings docs theory theory-page theory-runs clean
+.PHONY: help demo submission lint quick test bench bench-trainings docs docs-check theory theory-runs clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,31 +63,26 @@ bench-trainings: .venv/.installed ## compare trainings and samplers for docs/per
 	$(BIN)/python -m benchmarks.page
 
 # KaTeX and Mermaid come from npm. Once they are here, the site is built without a network.
-.venv/.docs: .venv/.theory docs/package.json
+.venv/.docs: .venv/.installed docs/requirements.txt docs/package.json
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	npm install --prefix docs --silent --no-package-lock --ignore-scripts
 	touch $@
 
 docs: .venv/.docs ## build the site in build/site; needs npm
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-.venv/.theory: .venv/.installed docs/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
-	touch $@
+docs-check: docs ## build the site and open each page in headless Chromium, if there is one
+	$(BIN)/python docs/check_site.py
 
-theory: .venv/.theory ## run the labs of docs/theory; fill in figures, numbers and the page
+theory: .venv/.installed ## run the labs of docs/theory; fill in figures and numbers
 	$(BIN)/python docs/theory/build.py labs
 	$(BIN)/python docs/theory/build.py fill
 	$(BIN)/python docs/theory/build.py check
-	$(BIN)/python docs/theory/build.py page
-
-theory-page: .venv/.theory ## build the page of docs/theory; check it in headless Chromium if there is one
-	$(BIN)/python docs/theory/build.py page
-	$(BIN)/python docs/theory/check_page.py
 
 theory-runs: .venv/.installed ## run the trainings of chapter 3: about an hour on one core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LITE)
 	taskset -c 0 $(BIN)/python docs/theory/run_latent.py --minutes 8
 
 clean: ## delete caches and build products; keeps .venv and runs/
-	rm -rf build dist *.egg-info docs/_build .pytest_cache .ruff_cache .mypy_cache __pycache__
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache __pycache__
 	find benchmarks docs tests tinyldm zsl -name __pycache__ -prune -exec rm -rf {} +

@@ -13,16 +13,14 @@ The middle of held-out images is drawn anew, and compared with held-out images t
 Inversion: the peak signal-to-noise ratio of images that went to noise and back, beside that of the first stage alone.
 """
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
-from benchmarks.measure import RESULTS, record, use_all_cores
+from benchmarks.measure import RESULTS, record_model, use_all_cores
 from tinyldm.config.evaluate import run_folder
 from tinyldm.config.parsing import read_yaml
 from tinyldm.config.schema import DataConfig, Features, SamplerSettings
@@ -71,9 +69,7 @@ def main(
     loaded = load_model(model)
     row = {"features": features, "images": images, "resolution": part.resolution}
     row |= fill(loaded, held_out, images, steps, networks.load(features)) | invert(loaded, held_out[:inverted])
-    before = Path(output) / "editing.json"
-    models = json.loads(before.read_text())["models"] if before.exists() else {}
-    record("editing", {"models": models | {run.name: row}}, output, small=images < 100)
+    record_model("editing", run.name, row, output, small=images < 100)
 
 
 def fill(model: Model, held_out: torch.Tensor, count: int, steps: int, network: networks.FeatureNetwork) -> dict:

@@ -217,6 +217,13 @@ def commit() -> str:
     return (name or "unknown") + ("-dirty" if changed == 1 else "")
 
 
+def record_model(name: str, model: str, row: dict[str, Any], output: str, small: bool) -> None:
+    """Write output/NAME.json with a row for this model, and the rows of others that were there."""
+    before = Path(output) / f"{name}.json"
+    models = json.loads(before.read_text())["models"] if before.exists() else {}
+    record(name, {"models": models | {model: row}}, output, small)
+
+
 def record(name: str, figures: dict[str, Any], output: str, small: bool, script: str | None = None) -> None:
     """Write output/NAME.json.
 

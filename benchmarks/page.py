@@ -26,6 +26,7 @@ PAGES = [
     DOCS / "performance.md",
     DOCS / "results.md",
     DOCS / "editing.md",
+    DOCS / "processes.md",
     DOCS / "zsl-results.md",
     *DOCS.glob("journal/*.md"),
 ]
@@ -57,7 +58,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
         name: getattr(page_tables, name)
         for name in (
             *("latents", "same_image", "loop", "data", "memory", "sampling", "samplers", "decoding", "training", "startup"),
-            *("processes", "busy", "costs", "power_ema", "groups", "editing"),
+            *("processes", "busy", "costs", "power_ema", "groups", "editing", "likelihood"),
         )
     },
     **dict.fromkeys(("sweep_unet", "sweep_unet_long", "sweep_vq", "sweep_vq_long"), page_tables.sweep),

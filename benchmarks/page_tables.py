@@ -155,6 +155,20 @@ def editing(r: Result) -> str:
     return table(head, cells)
 
 
+def likelihood(r: Result) -> str:
+    """Bits per dimension in two ways, a row for each model."""
+    head = ["model", "bits, Hutchinson", "bits, exact divergence", "bits, reference", "reference, half the steps"]
+    head += ["largest difference of an image", "deviation of the estimator, an image", "evaluations"]
+    names = ("hutchinson", "exact", "reference", "reference_half_the_steps", "largest_difference", "hutchinson_deviation")
+    return table(
+        head,
+        [
+            [f"`{model}`, {row['images']} images", *(f"{row[name]:.4f}" for name in names), str(row["evaluations"])]
+            for model, row in r["models"].items()
+        ],
+    )
+
+
 def decoding(r: Result) -> str:
     """Memory while latents are decoded."""
     rows = [[name, f"{most:,.0f}"] for name, most in r["megabytes"].items()]

@@ -14,6 +14,7 @@ ASSETS = [
     *(MODULES / "katex/dist" / name for name in ("katex.min.css", "katex.min.js", "contrib/auto-render.min.js")),
     MODULES / "mermaid/dist/mermaid.min.js",
 ]
+MERMAID = re.compile(r'<script src="[^"]*mermaid\.min\.js"></script>')
 LINK = re.compile(r"(\]\(|src=\")(?!https?:|#|mailto:)([^)#\"\s]+)")
 
 
@@ -39,3 +40,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"{found[1]}{config['repo_url']}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}"
 
     return LINK.sub(site_link, markdown)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """No request to GitHub for its numbers of stars, and Mermaid's 3 MB only where there is a diagram."""
+    output = output.replace('data-md-component="source"', "")
+    return output if 'class="mermaid"' in output else MERMAID.sub("", output)

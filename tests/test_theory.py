@@ -24,7 +24,7 @@ def load(name: str):
     return module
 
 
-build, check_page, labstyle = load("build"), load("check_page"), load("labstyle")
+build, labstyle = load("build"), load("labstyle")
 CHAPTERS = {path.stem[0]: path for path in build.chapters()}
 
 
@@ -116,23 +116,6 @@ def test_small_p_values_and_thousands(tmp_path, form, value, text, other):
     assert build.problems(chapter, tmp_path) == []
     (tmp_path / "numbers" / "7-p.json").write_text(record.format(other))
     assert len(build.problems(chapter, tmp_path)) == 1
-
-
-def test_the_page_has_all_chapters_and_no_dead_link(tmp_path):
-    pytest.importorskip("pypandoc", reason="docs/requirements.txt is not installed")
-    folder = tmp_path / "docs" / "_build"
-    folder.mkdir(parents=True)
-    page = build.page(folder)
-    contents, body = page.split("</nav>", 1)
-    assert '<nav id="TOC"' in contents and re.findall(r">(\d)\.\s", contents) == list(CHAPTERS)
-    assert re.findall(r"<h1 id=[^>]*>(\d)\.\s", body) == list(CHAPTERS)
-    assert check_page.dead_links(page, folder) == []
-    assert page.count('src="data:image') == sum(path.read_text().count("![") for path in CHAPTERS.values())
-    assert "<!--n " not in page and "<!--cited" not in page
-    dead = page.replace("</body>", '<a href="run_latent.py">a</a><a href="#no-such-place">b</a></body>')
-    assert check_page.dead_links(dead, folder) == ["#no-such-place", "run_latent.py"]
-    (folder / "theory.html").write_text(page)
-    assert check_page.main(folder / "theory.html") == 0  # by Chromium, if it is installed
 
 
 def test_numbers_of_a_missing_run_are_question_marks(tmp_path):

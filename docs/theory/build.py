@@ -1,9 +1,8 @@
-"""The chapters' numbers and page: what `make theory` runs.
+"""The chapters' numbers: what `make theory` runs.
 
     python docs/theory/build.py labs     run all labs: numbers/*.json, figures/*.png
     python docs/theory/build.py fill     write these numbers into the chapters
     python docs/theory/build.py check    does a number in the text differ from what its lab printed?
-    python docs/theory/build.py page     docs/_build/theory.html, all chapters on one page (needs docs/requirements.txt)
 
 A chapter names a number of its lab and a format, `<!--n gap .2f-->0.12<!--/n-->`: GitHub shows 0.12. The format p is for
 p-values: 0.012, and "<0.001" below that. In the prose there are no other numbers with a decimal point, but for those of
@@ -16,17 +15,13 @@ the chapter shows question marks.
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "_build" / "theory.html"
 MARK = re.compile(r"<!--n (\w+) ([^-]+)-->(.*?)<!--/n-->")
 NOT_PROSE = re.compile(r"```.*?```|\$\$.*?\$\$|`[^`\n]*`|\$[^$\n]*\$|<!--.*?-->|\]\([^)]*\)", re.DOTALL)
 LOOSE = re.compile(r"(?<![\w.])\d+\.\d+")
@@ -34,17 +29,6 @@ TICKED = re.compile(r"`([-+]?\d*\.\d+)`")  # a number is no code
 CITED_NUMBER = re.compile(r"<!--cited-->(.*?)<!--/cited-->")  # of another paper's experiment
 CITED = re.compile(r"(section|equation|appendix|algorithm|figure|table|theorem|arXiv)s?[ :]([\w.]+,? (and )?)*$", re.IGNORECASE)
 WAITS = "waits"  # a lab's word for a run whose results it did not find
-LINK = re.compile(r"(?<!!)\[([^\]\n]*)\]\(([^)#:\s]*)(#[^)\s]*)?\)")  # a relative one; pictures are embedded
-MERMAID, SCRIPT = "@mermaid-js/tiny@11.17.2", "mermaid.tiny.js"  # draws the diagrams when the page is opened
-STYLE = """
-body { max-width: 52rem; line-height: 1.5; font-family: system-ui, sans-serif; color: #1f2328; background: #fff }
-#TOC { background: #f6f8fa; padding: 0.5rem 1rem; border-radius: 6px }
-table { border-collapse: collapse; display: block; overflow-x: auto }
-td, th { border: 1px solid #d1d9e0; padding: 0.3rem 0.7rem }
-img { max-width: 100% } math { font-family: "STIX Two Math", "Latin Modern Math", "Cambria Math", math }
-math[display="block"] { overflow: auto hidden } pre { background: #f6f8fa; padding: 0.7rem }
-@media (min-width: 90rem) { #TOC { position: fixed; left: 1rem; top: 1rem; width: 17rem; max-height: 95vh; overflow-y: auto } }
-"""
 
 
 def chapters() -> list[Path]:
@@ -121,54 +105,6 @@ def problems(chapter: Path, folder: Path = HERE) -> list[str]:
     return found
 
 
-def page(folder: Path = PAGE.parent) -> str:
-    """All chapters as one HTML page with a table of contents; mathematics as MathML, pictures inside.
-
-    Args:
-        folder: where the page will lie; its links to files begin there, and Mermaid's script may lie in it.
-    """
-    import pypandoc
-
-    def link(m: re.Match) -> str:
-        path, anchor = m[2], m[3] or ""
-        if HERE / path in texts:
-            path, anchor = "", anchor or f"#{Path(path).stem}"
-        elif path:
-            path = os.path.relpath((HERE / path).resolve(), folder.resolve())
-        return f"[{m[1]}]({path}{anchor})"
-
-    texts = {path: CITED_NUMBER.sub(r"\1", MARK.sub(lambda m: m[3], path.read_text(encoding="utf-8"))) for path in chapters()}
-    text = LINK.sub(link, "\n\n".join(f'<a id="{path.stem}"></a>\n\n{chapter}' for path, chapter in texts.items()))
-    text = text.replace(" ± ", "\u00a0±\u00a0")  # not broken over two lines in the cells of a table
-    html = pypandoc.convert_text(
-        text,
-        "html5",
-        "gfm",
-        extra_args=[
-            "--standalone", "--toc", "--toc-depth=3", "--mathml", "--embed-resources", f"--resource-path={HERE}",
-            "--metadata", "title=The theory behind tinyldm", "--metadata", "lang=en-GB",
-        ],
-    )  # fmt: skip
-    html = re.sub(r'<pre class="mermaid"><code>(.*?)</code></pre>', r'<pre class="mermaid">\1</pre>', html, flags=re.DOTALL)
-    source = SCRIPT if (folder / SCRIPT).exists() else f"https://cdn.jsdelivr.net/npm/{MERMAID}/dist/{SCRIPT}"
-    script = f'<script src="{source}"></script><script>mermaid.initialize({{startOnLoad: true}})</script>'
-    return html.replace("</head>", f"<style>{STYLE}</style></head>").replace("</body>", script + "</body>")
-
-
-def fetch_mermaid(folder: Path = PAGE.parent) -> None:
-    """Its script beside the page, by npm where there is one; without it the page loads it from a CDN when it is opened."""
-    if (folder / SCRIPT).exists() or not shutil.which("npm"):
-        return
-    with tempfile.TemporaryDirectory() as work:
-        npm = ["npm", "pack", "--silent", "--fetch-retries=0", MERMAID]
-        try:
-            subprocess.run(npm, cwd=work, check=True, capture_output=True, timeout=60)
-        except subprocess.SubprocessError:
-            return  # no network
-        with tarfile.open(next(Path(work).glob("*.tgz"))) as pack:
-            (folder / SCRIPT).write_bytes(pack.extractfile(f"package/dist/{SCRIPT}").read())
-
-
 def main(command: str) -> int:
     if command == "labs":
         for lab in labs():
@@ -183,11 +119,6 @@ def main(command: str) -> int:
         found = [line for chapter in chapters() for line in problems(chapter)]
         print("\n".join(found) or f"{len(chapters())} chapters: each number in the text is the one that its lab printed")
         return bool(found)
-    elif command == "page":
-        PAGE.parent.mkdir(exist_ok=True)
-        fetch_mermaid()
-        PAGE.write_text(page(), encoding="utf-8")
-        print(PAGE)
     else:
         sys.exit(__doc__)
     return 0

@@ -15,16 +15,17 @@ from tinyldm.drawing.sampling import interpolate
 from tinyldm.errors import UserError
 from tinyldm.models.loading import load_model
 from tinyldm.models.model import Model
-from tinyldm.pictures import grid
+from tinyldm.pictures import MIN_SIDE, grid
 
 OTHER = {"seed": 5, "scheduler": "ddpm", "num_inference_steps": 3, "guidance_scale": 1.5, "labels": "hair=long"}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, tuple[str, Model]]:
-    """A model that draws, and a stage that enlarges: their folders, and loaded."""
+    """Models that draw, and a stage that enlarges what the small one draws: their folders, and loaded."""
     folder = tmp_path_factory.mktemp("runs")
     saved = {name: str(save_run(folder / name, name == "stage")) for name in ("faces", "stage")}
+    saved["small"] = str(save_run(folder / "small", side=SIDE // 2))
     return {name: (path, load_model(path)) for name, path in saved.items()}
 
 
@@ -60,7 +61,7 @@ def test_an_interpolation_has_the_images_of_sample(runs, tmp_path):
     path, model = runs["faces"]
     config = read({"model": path, "num_inference_steps": 2, **ACTIONS["Interpolate"].keys(tmp_path, 3, 8)})
     assert config.interpolate == (3, 8)
-    (picture,) = play(model, config)
+    *_, picture = play(model, config)
     assert np.array_equal(np.asarray(picture), np.asarray(grid(interpolate(model, 3, 8, config), 4)))
 
 
@@ -71,6 +72,33 @@ def test_denoising_is_shown_from_noise_to_image(runs):
     noise = torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     expected = grid(((noise / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)[None])
     assert np.array_equal(np.asarray(first), np.asarray(expected)) and first.tobytes() != last.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("title", "values", "steps"),
+    [
+        ("Interpolate", [3, 8], 4),
+        ("Edit", [photograph(40), "", 0.5, 2], 2),  # half of the way
+        ("Edit", [photograph(40), "4,4,12,10", 0.5, 2], 4),  # repeats are not shown
+    ],
+)
+def test_every_action_shows_the_denoising_beside_what_was_given(title, values, steps, runs, tmp_path):
+    path, model = runs["faces"]
+    made = list(play(model, read({"model": path, "num_inference_steps": 4, **ACTIONS[title].keys(tmp_path, *values)})))
+    assert len(made) == steps + 1 and len({picture.tobytes() for picture in made}) == steps + 1
+    assert {picture.size for picture in made} == {made[-1].size}
+    if title == "Edit":
+        given = (0, 0, MIN_SIDE, MIN_SIDE)
+        assert made[0].crop(given).tobytes() == made[-1].crop(given).tobytes()
+
+
+def test_a_cascade_shows_each_model(runs, tmp_path, monkeypatch):
+    path, model = runs["small"]
+    keys = {"model": path, "then": runs["stage"][0], "num_inference_steps": 2, **ACTIONS["Draw"].keys(tmp_path, 2)}
+    *shown, last = play(model, read(keys))
+    sides = [SIDE // 2, SIDE // 2, SIDE, SIDE]  # all are enlarged to MIN_SIDE, with the grid's border of 2 pixels
+    assert [picture.width for picture in shown] == [(side + 4) * MIN_SIDE // side for side in sides]
+    assert np.array_equal(np.asarray(last), by_sample(monkeypatch, tmp_path, keys, "grid.png"))
 
 
 def test_drawing_ends_where_nobody_looks(runs, monkeypatch):
@@ -88,7 +116,8 @@ def test_drawing_ends_where_nobody_looks(runs, monkeypatch):
 
 def test_only_what_a_model_can_do_is_offered(runs):
     offered = {name: [title for title, action in ACTIONS.items() if action.fits(model)] for name, (_, model) in runs.items()}
-    assert offered == {"faces": ["Draw", "Interpolate", "Edit"], "stage": ["Enlarge"]}
+    drawing = ["Draw", "Interpolate", "Edit"]
+    assert offered == {"faces": drawing, "stage": ["Enlarge"], "small": drawing}
 
 
 def test_errors_come_to_who_looks(runs, tmp_path):

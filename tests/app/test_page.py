@@ -19,20 +19,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.app import save_run
+from tests.support.app import SIDE, add_extras, many_labels, save_run
 from tests.support.runs import ROOT
 from tinyldm.app.actions import play, read
 from tinyldm.config.parsing import parse, to_dict
 from tinyldm.config.schema import Sample
-from tinyldm.models.loading import load_model
+from tinyldm.drawing.sampling import sample
+from tinyldm.models.loading import load_for
 
-pytest.importorskip("gradio", reason="the page needs gradio: docs/app.md")
+gr = pytest.importorskip("gradio", reason="the page needs gradio: docs/app.md")
+add_report = pytest.importorskip("tinyldm.app.page").add_report
 pytestmark = pytest.mark.slow
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT = 120_000  # milliseconds
 
 
-def start(run: Path, folder: Path):
+def start(run: Path, folder: Path, *more: str):
     """The page of a run, by its command: the process and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -43,10 +45,10 @@ def start(run: Path, folder: Path):
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(folder / "served"),
     }
-    command = [sys.executable, "-m", "tinyldm.app", str(run), "--device", "cpu"]
+    command = [sys.executable, "-m", "tinyldm.app", str(run), *more, "--device", "cpu"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, cwd=folder)
     url = f"http://127.0.0.1:{port}/"
-    for _ in range(WAIT // 1000):
+    for _ in range(3 * WAIT // 1000):
         assert process.poll() is None, "the page has ended"
         try:
             urlopen(url, timeout=5).close()
@@ -56,13 +58,17 @@ def start(run: Path, folder: Path):
     raise TimeoutError(url)
 
 
-@pytest.fixture(scope="module", params=["faces", "stage"])
+@pytest.fixture(scope="module", params=["faces", "stage", "chain"])
 def opened(request, tmp_path_factory):
-    """(name, run, address) of a page that answers."""
-    folder = tmp_path_factory.mktemp("page")
-    run = save_run(folder / request.param, request.param == "stage")
-    process, url = start(run, folder)
-    yield request.param, run, url
+    """(name, run, address) of a page that answers: of a model with a report, of a stage, of both with many labels."""
+    name, folder = request.param, tmp_path_factory.mktemp("page")
+    if name == "chain":
+        run = save_run(folder / "small", side=SIDE // 2, labels=many_labels())
+        process, url = start(run, folder, "--then", str(save_run(folder / "stage", stage=True)))
+    else:
+        run = save_run(folder / name, name == "stage")
+        process, url = start(add_extras(run) if name == "faces" else run, folder)
+    yield name, run, url
     process.terminate()
     process.wait()
 
@@ -109,11 +115,15 @@ def go(page, panel, name: str, run: Path, part: str = "The same by"):
     """Press the button of a tab; the picture, and the keys of the command beside it."""
     panel.get_by_role("button", name=name, exact=True).click()
     panel.get_by_text(part).last.wait_for()
-    address = panel.locator(".made img").last.get_attribute("src")
     shot(page, name)
     program, script, *args = shlex.split(panel.locator("pre code").inner_text())
     assert (program, script) == ("python", "sample.py") and f"--model={run}" in args
-    return np.asarray(Image.open(io.BytesIO(urlopen(address).read())).convert("RGB")), args
+    return pixels(panel.locator(".made img").last), args
+
+
+def pixels(image) -> np.ndarray:
+    """The picture that an element of the page shows."""
+    return np.asarray(Image.open(io.BytesIO(urlopen(image.get_attribute("src")).read())).convert("RGB"))
 
 
 def shot(page, name: str) -> None:
@@ -140,25 +150,28 @@ def number(panel, label: str, value: str) -> None:
 
 
 def last(run: Path, args: list[str]) -> np.ndarray:
-    *_, image = play(load_model(str(run)), parse(Sample, None, args))
+    config = parse(Sample, None, args)
+    *_, image = play(load_for(str(run), config), config)
     return np.asarray(image)
 
 
 def test_every_control_changes_what_sample_is_asked(page, opened):
     name, run, _ = opened
-    if name == "stage":
-        pytest.skip("it only enlarges")
+    if name != "faces":
+        pytest.skip("it has other controls")
     panel = tab(page, "Draw")
     fill(page, "Seed", "7")
     choose(page, "hair", "long")
+    page.locator("fieldset", has_text="Smiling").get_by_label("yes").check()
     choose(page, "Sampler", "ddim")
+    choose(page, "Averaged weights", "0.05")
     number(page, "Guidance scale", "3")
     number(page, "Steps", "3")
     number(panel, "Images", "2")
     picture, args = go(page, panel, "Draw", run)
     config = parse(Sample, None, args)
-    expected = {"seed": 7, "labels": "hair=long", "scheduler": "ddim", "guidance_scale": 3, "num_inference_steps": 3}
-    assert to_dict(config) == to_dict(read({"model": run, "num_images": 2, **expected}))
+    expected = {"seed": 7, "labels": "Smiling=true,hair=long", "scheduler": "ddim", "guidance_scale": 3, "ema": 0.05}
+    assert to_dict(config) == to_dict(read({"model": run, "num_images": 2, "num_inference_steps": 3, **expected}))
     assert np.array_equal(picture, last(run, args))
 
     panel = tab(page, "Interpolate")
@@ -168,7 +181,9 @@ def test_every_control_changes_what_sample_is_asked(page, opened):
 
     panel = tab(page, "Edit")
     panel.get_by_role("button", name="Take the image of the seed").click()
-    panel.locator(".made img").first.wait_for()
+    taken = panel.locator(".made img").first
+    taken.wait_for()
+    assert np.array_equal(pixels(taken), next(sample(load_for(str(run), config), 1, 1, 7, config))[0].permute(1, 2, 0))
     number(panel, "Strength", "0.8")
     number(panel, "Images", "3")
     _, args = go(page, panel, "Edit", run)
@@ -182,15 +197,13 @@ def test_every_control_changes_what_sample_is_asked(page, opened):
     page.get_by_role("button", name="Another seed").click()
     page.wait_for_function(f"document.querySelector('input[aria-label=Seed]').value != '{before}'")
     panel = tab(page, "Report")
-    panel.get_by_text("held-out loss 0.25").wait_for()
+    panel.frame_locator("iframe").get_by_text("null 2").wait_for()  # its script ran, in an origin of its own
     shot(page, "Report")
-    assert panel.locator("img").first.evaluate("image => image.naturalWidth") == 300
-    assert "train_ldm" not in panel.inner_text()
 
 
 def test_a_stage_enlarges_an_upload(page, opened, tmp_path):
     name, run, _ = opened
-    if name == "faces":
+    if name != "stage":
         pytest.skip("it only draws")
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / "small.png")
     panel = tab(page, "Enlarge")
@@ -200,6 +213,39 @@ def test_a_stage_enlarges_an_upload(page, opened, tmp_path):
     picture, args = go(page, panel, "Enlarge", run)
     args = [arg.replace("image.png", str(tmp_path / "small.png")) for arg in args]
     assert np.array_equal(picture, last(run, args))
+    panel = tab(page, "Report")  # of a run without report.html
+    panel.get_by_text("held-out loss 0.25").wait_for()
+    assert panel.locator("img").first.evaluate("image => image.naturalWidth") == 300
+    assert "train_ldm" not in panel.inner_text()
+
+
+def test_a_cascade_draws_with_one_of_many_labels(page, opened):
+    name, run, _ = opened
+    if name != "chain":
+        pytest.skip("it has no stages")
+    assert page.locator("button[role=tab]").all_inner_texts() == ["Draw", "Report"]
+    page.get_by_role("button", name="Labels").click()
+    page.locator("fieldset", has_text="Glasses_29").get_by_label("no", exact=True).check()
+    choose(page, "person", "number 7")
+    number(page, "Steps", "2")
+    picture, args = go(page, tab(page, "Draw"), "Draw", run)
+    config = parse(Sample, None, args)
+    assert config.labels == "Wearing_Necktie_and_Glasses_29=false,person=number 7"
+    assert config.then == str(run.parent / "stage") and np.array_equal(picture, last(run, args))
+
+
+@pytest.mark.parametrize(("run", "framed"), [("{}", True), ("{}/checkpoints/step-1", True), ("user/faces", False)])
+def test_only_a_run_on_this_machine_has_its_report_in_a_frame(run, framed, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints/step-1").mkdir(parents=True)
+    for name in ("report.html", "README.md"):
+        (tmp_path / name).write_text("<script>")
+    if not framed:  # as if it were downloaded
+        files = {file.name: file for file in tmp_path.glob("*.*")}
+        monkeypatch.setattr("tinyldm.app.page.beside", lambda run, name: files.get(name))
+    with gr.Blocks() as blocks, gr.Tab() as tab:
+        add_report(run.format(tmp_path), tab)
+    kinds = [type(part) for part in blocks.blocks.values()]
+    assert (kinds.count(gr.HTML), kinds.count(gr.Markdown)) == ((1, 0) if framed else (0, 1))
 
 
 def test_no_other_file_is_served(opened):

@@ -12,6 +12,7 @@ from tests.support.runs import ROOT
 from tests.test_packaging import PROJECT
 from tinyldm import __version__
 from tinyldm.app.space import write
+from tinyldm.config.app import read
 from tinyldm.errors import UserError
 
 
@@ -36,6 +37,12 @@ def test_a_space_replaces_nothing(tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
         write(str(tmp_path), "me/faces")
+
+
+def test_a_space_has_one_model():
+    assert read(None, ["me/faces", "--space", "here"]).run == "me/faces"
+    with pytest.raises(UserError, match="a Space has one model"):
+        read(None, ["me/faces", "--space", "here", "--then", "me/large"])
 
 
 @pytest.mark.slow

@@ -113,6 +113,21 @@ def test_inversion_leads_back():
     assert torch.equal(frames[[0, -1]], back)
 
 
+def test_each_level_is_watched_once():
+    tiny, settings, seen = pixel_model(), SamplerSettings(num_inference_steps=6), []
+
+    def watch(drawing, step, x):
+        assert drawing is tiny and x.shape == (2, 3, 8, 8)
+        seen.append(step)
+
+    x0, random = editing.to_x0(tiny, images()), generators(0, 2)
+    editing.vary(tiny, x0, 0.5, settings, random, watch=watch)
+    assert seen == [0, 1, 2]
+    mask = editing.box_mask((2, 3, 6, 7), 8).expand(2, -1, -1, -1)
+    editing.fill(tiny, images(), mask, settings, random, jump=2, repeats=3, watch=watch)
+    assert seen[3:] == [0, 1, 2, 3, 4, 5]
+
+
 def test_boxes_outside_the_image_are_refused():
     for box in ((4, 0, 4, 8), (0, 0, 9, 8), (5, 0, 3, 8)):
         with pytest.raises(UserError, match=r"give left, top, right, bottom in pixels, from 0 to 8"):

@@ -1,6 +1,7 @@
 """Play with a model in the browser: draw, interpolate, change images, enlarge them, read the run's report.
 
 python -m tinyldm.app runs/demo                                # opens a page on this machine only
+python -m tinyldm.app runs/faces64 --then runs/faces256          # draws through a super-resolution stage
 python -m tinyldm.app user/faces --space faces-space           # writes a Hugging Face Space for a model on the Hub
 
 Each picture comes with the command of sample.py that draws the same. The page needs gradio: docs/app.md.
@@ -26,4 +27,4 @@ if __name__ == "__main__":
         else:
             from tinyldm.app.page import serve  # after parsing, so that --help imports neither torch nor gradio
 
-            serve(config.run, config.device)
+            serve(config.run, config.then, config.device)

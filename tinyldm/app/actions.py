@@ -17,7 +17,7 @@ from PIL import Image
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import Sample
 from tinyldm.data.given import parse_box
-from tinyldm.drawing.actions import act
+from tinyldm.drawing.actions import Result, act
 from tinyldm.drawing.sampling import Watch, interpolate
 from tinyldm.errors import UserError
 from tinyldm.models.model import Model, to_images
@@ -90,8 +90,8 @@ ACTIONS = {
 
 
 def arguments(keys: Mapping[str, Any]) -> list[str]:
-    """The arguments of sample.py for these keys; a key that is None keeps its default."""
-    return [f"--{key}={value}" for key, value in keys.items() if value is not None]
+    """The arguments of sample.py for these keys; a key that is None or empty keeps its default."""
+    return [f"--{key}={value}" for key, value in keys.items() if value not in (None, "")]
 
 
 def read(keys: Mapping[str, Any]) -> Sample:
@@ -103,12 +103,20 @@ def read(keys: Mapping[str, Any]) -> Sample:
     return parse(Sample, None, arguments(keys))
 
 
+def start(model: Model, config: Sample, watch: Watch | None = None) -> Result:
+    """Start what the config asks for: see drawing.actions.act. An interpolation is in rows of COLUMNS."""
+    if config.interpolate is None:
+        return act(model, config, watch)
+    seeds = config.interpolate
+    return Result(1, (interpolate(model, *seeds, config, watch=watch) for _ in range(1)), COLUMNS)
+
+
 class _Left(Exception):
     """Nobody looks at the pictures any more."""
 
 
 def play(model: Model, config: Sample, notes: list[str] | None = None) -> Iterator[Image.Image]:
-    """Pictures of the denoising while it runs, then the one that sample.py would write. Interpolations are in rows of 4.
+    """Pictures of the denoising while it runs, then the one that sample.py would write.
 
     Args:
         notes: gets what the user should know.
@@ -120,34 +128,29 @@ def play(model: Model, config: Sample, notes: list[str] | None = None) -> Iterat
     left = threading.Event()
     each = max(1, config.num_inference_steps // FRAMES)
 
-    def watch(step: int, x: torch.Tensor) -> None:
+    def watch(drawing: Model, step: int, x: torch.Tensor) -> None:
         if left.is_set():
             raise _Left
         if step % each == 0 and step < config.num_inference_steps:
-            made.put(grid(to_images(model, x)))
+            images = to_images(drawing, x).cpu().expand(-1, 3, -1, -1)
+            made.put(grid(torch.cat([*result.rows, images]), result.columns))  # beside what was given
 
     def work() -> None:
         try:
-            made.put(_finished(model, config, watch, notes))
+            images = torch.cat(list(result.batches))
+            made.put(grid(torch.cat(result.rows) if result.rows else images, result.columns))
             made.put(None)
         except BaseException as error:  # raised where the pictures are looked at
             made.put(error)
 
+    result = start(model, config, watch)
     threading.Thread(target=work, name="drawing", daemon=True).start()
     try:
         while (item := made.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
+        if notes is not None:
+            notes.extend(result.notes)
     finally:
         left.set()
-
-
-def _finished(model: Model, config: Sample, watch: Watch, notes: list[str] | None) -> Image.Image:
-    if config.interpolate is not None:
-        return grid(interpolate(model, *config.interpolate, config), COLUMNS)
-    result = act(model, config, watch)
-    images = torch.cat(list(result.batches))
-    if notes is not None:
-        notes += result.notes
-    return grid(torch.cat(result.rows), result.columns) if result.rows else grid(images)

@@ -4,10 +4,13 @@ It answers on this machine only (127.0.0.1) unless GRADIO_SERVER_NAME says other
 serves no files but the pictures that it has made.
 """
 
+import contextlib
+import html
 import random
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -16,84 +19,171 @@ import gradio as gr
 from huggingface_hub import hf_hub_download
 from PIL import Image
 
-from tinyldm.app.actions import ACTIONS, Action, arguments, from_noise, play, read
+from tinyldm.app.actions import ACTIONS, Action, arguments, from_noise, play, read, start
 from tinyldm.config.schema import Sample, Sampler, SamplerSettings
+from tinyldm.drawing.actions import load_chain
 from tinyldm.errors import UserError, boundary
 from tinyldm.limits import open_image, read_text
 from tinyldm.models.loading import load_model
 from tinyldm.models.model import Model
+from tinyldm.pictures import to_pil
 from tinyldm.remote import from_hub
 from tinyldm.training.accelerator import default_device
+from tinyldm.training.power_ema import run_with_snapshots
 
 IMAGES, STEPS, SCALE = 16, 200, 8.0  # the most that visitors of the page may ask for
 SEEDS = 2**31 - 1
+WIDTHS = (0.02, 0.03, 0.05, 0.08, 0.12, 0.2)  # of the average of the weights
 FAST, FEW_STEPS = "dpm-solver++", 20  # the page starts with these, where the model has this sampler
-AS_IN_DATA = "(as in the data)"
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # no requests for fonts
-CSS = ".made img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}"
-Controls = dict[str, Any]  # key -> component
+CSS = """
+.made img {image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain}
+pre code {white-space: pre-wrap !important; overflow-wrap: anywhere}
+iframe {width: 100%; height: 80vh; border: 0}
+"""
+# Scripts of the report run in an origin of their own: without allow-same-origin they reach nothing of the page.
+FRAME = '<iframe title="report" sandbox="allow-scripts" srcdoc="{}"></iframe>'
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+DRAWING: dict[str, Any] = {**PRIVATE, "concurrency_id": "model"}  # one at a time
+UPLOAD: dict[str, Any] = {"type": "pil", "sources": ["upload", "clipboard"], "format": "png", "height": 280}
+Controls = dict[str, Any]  # key -> component; the values that a handler gets have the components as keys
+Given = dict[Any, Any]
 
 
-def serve(run: str, device: str | None = None) -> None:
+def serve(run: str, then: str | None = None, device: str | None = None) -> None:
     """Load the model and open the page, until Ctrl-C.
 
+    Args:
+        run, then, device: as in config.app.App.
+
     Raises:
-        UserError: as models.loading.load_model.
+        UserError: as models.loading.load_model and drawing.actions.load_chain.
     """
     if run == Sample.model and not Path(run).exists():
         raise UserError(
-            f"{run} is not here: give a run, a pipeline folder or a Hub id, such as python -m tinyldm.app runs/demo"
+            f"{run} is not here: start in tinyldm's folder, or give a run or a Hub id: python -m tinyldm.app runs/demo"
         )
-    blocks = page(run, load_model(run, default_device(device)))
+    blocks = Page(run, then, default_device(device)).build()
     blocks.launch(share=False, theme=THEME, css=CSS, footer_links=[], ssr_mode=False, max_file_size="20mb")
 
 
-def page(run: str, model: Model) -> gr.Blocks:
-    """The page of a model; `run` is what sample.py calls it."""
-    name = Path(run).name
-    with gr.Blocks(title=f"{name}: tinyldm", analytics_enabled=False) as blocks:
-        gr.Markdown(f"# {name}\n{model.side} x {model.side} pixels, {str(model.device).split(':')[0].upper()}")
-        with gr.Row():
-            column = gr.Column(scale=2, min_width=300)  # the first one on a phone
-            with gr.Column(scale=1, min_width=300):
-                common = settings_controls(model)
-        with column, gr.Tabs():
-            for title, action in ACTIONS.items():
-                if action.fits(model):
+@contextlib.contextmanager
+def errors_shown() -> Iterator[None]:
+    """A UserError inside `with` appears on the page."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+class Page:
+    """The page of a model.
+
+    Attributes:
+        run, then: the model and the stages after it, as sample.py calls them.
+        load: the width of an average of the weights, or None -> the model.
+        settings: the controls that all actions share, by the keys of sample.py.
+        labels: those of labels, by their names.
+    """
+
+    def __init__(self, run: str, then: str | None, device: str):
+        self.run, self.then = run, then
+        self.load: Callable[..., Model] = lru_cache(maxsize=2)(partial(load_model, run, device))
+        self.model = self.load(ema=None)
+        chain = read({"model": run, "then": then})
+        self.side = load_chain(self.model, chain)[-1].side if then else self.model.side
+        self.settings: Controls = {}
+        self.labels: Controls = {}
+
+    def build(self) -> gr.Blocks:
+        """The components and what they do."""
+        name, model = Path(self.run).name, self.model
+        offered = [title for title, action in ACTIONS.items() if action.fits(model)]
+        with gr.Blocks(title=f"{name}: tinyldm", analytics_enabled=False) as blocks:
+            gr.Markdown(f"# {name}\n{self.side} x {self.side} pixels, {model.device.type.upper()}")
+            with gr.Row():
+                column = gr.Column(scale=2, min_width=300)  # the first one on a phone
+                with gr.Column(scale=1, min_width=300):
+                    self.add_settings()
+            with column, gr.Tabs():
+                for title in ["Draw"] if self.then else offered:
                     with gr.Tab(title):
-                        _tab(title, action, run, model, common)
-            with gr.Tab("Report"):
-                _report(run)
-    return blocks
+                        self.add_action(title, ACTIONS[title])
+                with gr.Tab("Report") as tab:
+                    add_report(self.run, tab)
+        return blocks
+
+    def add_settings(self) -> None:
+        """Seed, labels, guidance, sampler, steps and average: those that the model has."""
+        model, controls = self.model, self.settings
+        controls["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS)
+        another = gr.Button("Another seed", size="sm")
+        another.click(lambda: random.randrange(10**6), outputs=controls["seed"], **PRIVATE)
+        if model.labels is not None:
+            with gr.Accordion("Labels", open=len(model.labels.values) <= 8), gr.Row():
+                self.labels = {name: label_control(name, values) for name, values in model.labels.values.items()}
+        if model.labels is not None or model.guide is not None:
+            least, most, about = min(1.0, model.scale), max(SCALE, model.scale), "1: none. Larger: less variety."
+            controls["guidance_scale"] = gr.Slider(least, most, model.scale, step=0.1, label="Guidance scale", info=about)
+        samplers = [name for name in get_args(Sampler) if can(model, name)]
+        fast, own = FAST in samplers, model.sampler_facts(SamplerSettings())["sampler"].removesuffix("Scheduler")
+        choices = [(f"the model's own ({own})", ""), *((name, name) for name in samplers)]
+        controls["scheduler"] = gr.Dropdown(choices, value=FAST if fast else "", label="Sampler")
+        steps = FEW_STEPS if fast or not from_noise(model) else SamplerSettings.num_inference_steps
+        controls["num_inference_steps"] = gr.Slider(1, STEPS, steps, step=1, label="Steps")
+        with contextlib.suppress(UserError):
+            run_with_snapshots(self.run)
+            about = "Relative width of the average, as a part of the training."
+            choices = [("the model's own", ""), *((str(width), str(width)) for width in WIDTHS)]
+            controls["ema"] = gr.Dropdown(choices, value="", label="Averaged weights", info=about)
+
+    def keys(self, given: Given) -> dict[str, Any]:
+        """Keys of sample.py from the values of the shared controls."""
+        labels = ",".join(f"{name}={given[control]}" for name, control in self.labels.items() if given[control])
+        settings = {key: given[control] for key, control in self.settings.items()}
+        return {"model": self.run, "then": self.then, **settings, "labels": labels}
+
+    @property
+    def shared(self) -> set[Any]:
+        """All shared controls."""
+        return {*self.settings.values(), *self.labels.values()}
+
+    def add_action(self, title: str, action: Action) -> None:
+        """The controls of an action, its button and its result."""
+        gr.Markdown(action.about)
+        own = OWN[title](self)
+        with gr.Row():
+            begin, stop = gr.Button(title, variant="primary", min_width=100), gr.Button("Stop", min_width=100)
+        look: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"], "height": 420}
+        picture, said = gr.Image(label="Picture", format="png", elem_classes="made", **look), gr.Markdown()
+
+        def handle(given: Given) -> Iterator[tuple[Image.Image, str]]:
+            with errors_shown(), TemporaryDirectory() as folder:
+                keys = {**self.keys(given), **action.keys(Path(folder), **{key: given[own[key]] for key in own})}
+                config, notes = read(keys), list[str]()
+                for made in play(self.load(ema=config.ema), config, notes):
+                    yield made, ""
+                command = shlex.join(["python", "sample.py", *arguments(keys)]).replace(f"{folder}/", "")
+                yield made, "\n\n".join([*notes, f"The same by\n```bash\n{command}\n```"])
+
+        running = begin.click(handle, self.shared | {*own.values()}, [picture, said], **DRAWING)
+        stop.click(None, cancels=running, **PRIVATE)
+
+    def drawn(self, given: Given) -> Image.Image:
+        """The image of the seed."""
+        with errors_shown():
+            config = read({**self.keys(given), "num_images": 1})
+            return to_pil(next(start(self.load(ema=config.ema), config).batches)[0])
 
 
-def settings_controls(model: Model) -> Controls:
-    """The controls that all actions share, by the keys of sample.py. Those of labels are `label NAME`."""
-    controls: Controls = {"seed": gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEEDS)}
-    gr.Button("Another seed", size="sm").click(_another_seed, outputs=controls["seed"], api_visibility="private")
-    if model.labels is not None:
-        with gr.Accordion("Labels", open=len(model.labels.values) <= 8):
-            for name, values in model.labels.values.items():
-                controls[f"label {name}"] = gr.Dropdown([AS_IN_DATA, *values, "unknown"], value=AS_IN_DATA, label=name)
-    if model.labels is not None or model.guide is not None:
-        most = max(SCALE, model.scale)
-        controls["guidance_scale"] = gr.Slider(
-            min(1.0, model.scale), most, model.scale, step=0.1, label="Guidance scale", info="1: none. Larger: less variety."
-        )
-    samplers = [name for name in get_args(Sampler) if _can(model, name)]
-    value = FAST if FAST in samplers else None
-    choices = [("the model's own", None), *((name, name) for name in samplers)]
-    controls["scheduler"] = gr.Dropdown(choices, value=value, label="Sampler")
-    steps = FEW_STEPS if value or not from_noise(model) else SamplerSettings.num_inference_steps
-    controls["num_inference_steps"] = gr.Slider(1, STEPS, steps, step=1, label="Steps")
-    return controls
+def label_control(name: str, values: list[str]) -> Any:
+    """A choice among the values of a label, or any: then it varies from seed to seed as in the data."""
+    if {*values} == {"true", "false"}:
+        return gr.Radio([("yes", "true"), ("no", "false"), ("any", "")], value="", label=name, min_width=260)
+    return gr.Dropdown([("any", ""), *((value, value) for value in values)], value="", label=name, min_width=140)
 
 
-def _another_seed() -> int:
-    return random.randrange(10**6)
-
-
-def _can(model: Model, sampler: Sampler) -> bool:
+def can(model: Model, sampler: Sampler) -> bool:
     """Whether a sampler can reverse the model's process."""
     try:
         model.sampler(SamplerSettings(scheduler=sampler, num_inference_steps=FEW_STEPS))
@@ -102,91 +192,44 @@ def _can(model: Model, sampler: Sampler) -> bool:
     return True
 
 
-def _tab(title: str, action: Action, run: str, model: Model, common: Controls) -> None:
-    """The controls, the button and the result of an action."""
-    gr.Markdown(action.about)
-    own = OWN[title](run, model, common)
-    with gr.Row():
-        start, stop = gr.Button(title, variant="primary", min_width=100), gr.Button("Stop", min_width=100)
-    look: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"], "height": 420, "elem_classes": "made"}
-    picture = gr.Image(label="Picture", format="png", **look)
-    said = gr.Markdown()
-    values = [*own, *common.values()]
-    run_it = start.click(
-        _handler(action, run, model, len(own), list(common)),
-        values,
-        [picture, said],
-        concurrency_id="model",
-        api_visibility="private",
-    )
-    stop.click(None, cancels=run_it, api_visibility="private")
+def draw_controls(page: Page) -> Controls:
+    """The arguments of actions.draw."""
+    return {"count": gr.Slider(1, IMAGES, 4, step=1, label="Images")}
 
 
-def _handler(action: Action, run: str, model: Model, own: int, names: list[str]) -> Callable[..., Iterator[tuple[Any, str]]]:
-    """What a button does with the values of the controls: the action's own ones first, then those with `names`."""
-
-    def handle(*values: Any) -> Iterator[tuple[Any, str]]:
-        try:
-            with TemporaryDirectory() as folder:
-                keys = {"model": run, **sampler_keys(dict(zip(names, values[own:], strict=True)))}
-                keys |= action.keys(Path(folder), *values[:own])
-                notes: list[str] = []
-                for made in play(model, read(keys), notes):
-                    yield made, ""
-                command = shlex.join(["python", "sample.py", *arguments(keys)])
-                text = "\n\n".join([*notes, f"The same by\n```bash\n{command}\n```"])
-                yield made, text.replace(f"{folder}/", "")
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    return handle
+def between_controls(page: Page) -> Controls:
+    """The arguments of actions.between."""
+    return {"start": page.settings["seed"], "end": gr.Number(1, label="To the seed", precision=0, minimum=0, maximum=SEEDS)}
 
 
-def sampler_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """Keys of sample.py from the values of `settings_controls`."""
-    labels = {name: value for name, value in values.items() if name.startswith("label ") and value != AS_IN_DATA}
-    text = ",".join(f"{name.removeprefix('label ')}={value}" for name, value in labels.items())
-    return {name: value for name, value in values.items() if not name.startswith("label ")} | {"labels": text or None}
+def change_controls(page: Page) -> Controls:
+    """The arguments of actions.change."""
+    image = gr.Image(label="Image", elem_classes="made", **UPLOAD)
+    gr.Button("Take the image of the seed", size="sm").click(page.drawn, page.shared, image, **DRAWING)
+    about = f"left,top,right,bottom, from 0 to {page.side}. Empty: variations."
+    return {
+        "image": image,
+        "box": gr.Textbox(label="Box to draw anew", info=about, max_lines=1, max_length=40),
+        "strength": gr.Slider(0.05, 1, Sample.strength, step=0.05, label="Strength", info="Of variations: how far to go."),
+        "count": gr.Slider(1, 8, 2, step=1, label="Images"),
+    }
 
 
-def _drawing(run: str, model: Model, common: Controls) -> list[Any]:
-    return [gr.Slider(1, IMAGES, 4, step=1, label="Images")]
+def enlarge_controls(page: Page) -> Controls:
+    """The arguments of actions.enlarge."""
+    return {"image": gr.Image(label="Small image", **UPLOAD)}
 
 
-def _interpolation(run: str, model: Model, common: Controls) -> list[Any]:
-    end = gr.Number(1, label="To the seed", precision=0, minimum=0, maximum=SEEDS)
-    return [common["seed"], end]
+OWN = {"Draw": draw_controls, "Interpolate": between_controls, "Edit": change_controls, "Enlarge": enlarge_controls}
 
 
-def _changing(run: str, model: Model, common: Controls) -> list[Any]:
-    image = gr.Image(label="Image", type="pil", sources=["upload", "clipboard"], format="png", height=280, elem_classes="made")
-
-    def take(*values: Any) -> Image.Image:
-        try:
-            config = read({"model": run, "num_images": 1, **sampler_keys(dict(zip(common, values, strict=True)))})
-            *_, drawn = play(model, config)
-        except UserError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        inner = drawn.crop((2, 2, drawn.width - 2, drawn.height - 2))  # without the grid's
-        return inner.resize((model.side, model.side), Image.Resampling.NEAREST)
-
-    button = gr.Button("Take the image of the seed", size="sm")
-    button.click(take, list(common.values()), image, concurrency_id="model", api_visibility="private")
-    what = f"left,top,right,bottom, from 0 to {model.side}. Empty: variations."
-    box = gr.Textbox(label="Box to draw anew", info=what, max_lines=1, max_length=40)
-    strength = gr.Slider(0.05, 1, Sample.strength, step=0.05, label="Strength", info="Of variations: how far to go.")
-    return [image, box, strength, gr.Slider(1, 8, 2, step=1, label="Images")]
-
-
-def _enlarging(run: str, model: Model, common: Controls) -> list[Any]:
-    return [gr.Image(label="Small image", type="pil", sources=["upload", "clipboard"])]
-
-
-OWN = {"Draw": _drawing, "Interpolate": _interpolation, "Edit": _changing, "Enlarge": _enlarging}
-
-
-def _report(run: str) -> None:
-    """The run's README.md without its pictures and its recipe, and its curves."""
+def add_report(run: str, tab: gr.Tab) -> None:
+    """report.html of a run on this machine, read when its tab is opened; else README.md and the curves."""
+    page = beside(run, "report.html") if Path(run).expanduser().exists() else None
+    if page is not None:
+        frame = gr.HTML()
+        tab.select(lambda: FRAME.format(html.escape(read_text(page))), outputs=frame, **PRIVATE)
+        return
     if (curves := beside(run, "loss.png")) is not None:
         with boundary(f"{curves} cannot be read as an image"), open_image(curves) as image:
             gr.Image(image.convert("RGB"), label="Curves", format="png", interactive=False)
@@ -201,10 +244,11 @@ def report_text(card: str) -> str:
 
 
 def beside(run: str, name: str) -> Path | None:
-    """A file of a run, or of the repository of a Hub id; None if there is none."""
+    """A file of the run that a run, checkpoint or pipeline folder belongs to, or of a Hub id; None if there is none."""
     local = Path(run).expanduser()
     if local.exists():
-        file = local / name
+        folder = local.parent.parent if local.parent.name == "checkpoints" else local
+        file = folder / name
         return file if file.is_file() and not file.is_symlink() else None
     try:
         with from_hub(run) as on_disk:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import Sample
+from tinyldm.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -12,13 +13,17 @@ class App:
 
     run: str = Sample.model
     """A run, one of its checkpoints, a pipeline folder or a Hub id. The word `--run` may be left out."""
+    then: str | None = None
+    """Super-resolution stages that enlarge what `run` draws, as in sample.py. The page then only draws."""
     space: str | None = None
     """Write the page of a Hub id as a Hugging Face Space to this new folder, and open nothing."""
     device: str | None = None
     """cuda, mps, cpu and so on. null: the GPU if there is one."""
 
     def check(self) -> None:
-        """No two keys contradict each other."""
+        """Raise UserError for keys that contradict each other."""
+        if self.space is not None and self.then is not None:
+            raise UserError("a Space has one model: remove then, or space")
 
 
 def read(description: str | None, args: list[str]) -> App:

@@ -41,35 +41,45 @@ def act(model: Model, config: Sample, watch: sampling.Watch | None = None) -> Re
     """Start the action that the config asks for.
 
     Args:
-        watch: for drawing from noise: see sampling.denoise.
+        watch: see sampling.denoise; `invert` does not call it.
 
     Raises:
         UserError: for images that cannot be read, and settings that do not fit the model.
     """
     model.sampler(config)
     if config.upscale is not None:
-        return _upscale(model, config)
+        return _upscale(model, config, watch)
     if config.then is not None:
-        return _chain(model, config)
+        return _chain(model, config, watch)
     check_chain([model], [config.model])
     if config.invert is not None:
         return _invert(model, config)
     if config.image is not None:
-        return _edit(model, config)
+        return _edit(model, config, watch)
     batches = sampling.sample(model, config.num_images, config.batch_size, config.seed, config, watch)
     return Result(config.num_images, batches)
 
 
-def _chain(model: Model, config: Sample) -> Result:
-    """Images of several models, each of which enlarges those of the one before."""
-    assert config.then is not None
-    names = [name.strip() for name in config.then.split(",")]
+def load_chain(model: Model, config: Sample) -> list[Model]:
+    """The model and the stages of `config.then`, which may be None.
+
+    Raises:
+        UserError: see load_model and check_chain.
+    """
+    names = [name.strip() for name in config.then.split(",")] if config.then is not None else []
     models = [model, *(load_model(name, str(model.device), model.dtype) for name in names)]
     check_chain(models, [config.model, *names])
-    return Result(config.num_images, sample_chain(models, config.num_images, config.batch_size, config.seed, config))
+    return models
 
 
-def _upscale(model: Model, config: Sample) -> Result:
+def _chain(model: Model, config: Sample, watch: sampling.Watch | None) -> Result:
+    """Images of several models, each of which enlarges those of the one before."""
+    models = load_chain(model, config)
+    batches = sample_chain(models, config.num_images, config.batch_size, config.seed, config, watch)
+    return Result(config.num_images, batches)
+
+
+def _upscale(model: Model, config: Sample, watch: sampling.Watch | None) -> Result:
     """The given images, enlarged."""
     assert config.upscale is not None
     if model.low_resolution is None:
@@ -82,7 +92,7 @@ def _upscale(model: Model, config: Sample) -> Result:
         for first in range(0, len(small), config.batch_size):
             part = small[first : first + config.batch_size]
             seeds = range(config.seed + first, config.seed + first + len(part))
-            made = upscale(model, part, seeds, config, named_labels(model, config, len(part)))
+            made = upscale(model, part, seeds, config, named_labels(model, config, len(part)), watch)
             enlarged = F.interpolate(part.float(), size=model.side, mode="nearest-exact").to(torch.uint8)
             rows.append(torch.stack([enlarged, made], 1).flatten(0, 1))
             yield made
@@ -90,7 +100,7 @@ def _upscale(model: Model, config: Sample) -> Result:
     return Result(len(small), batches(), 2, rows, notes=notes)
 
 
-def _edit(model: Model, config: Sample) -> Result:
+def _edit(model: Model, config: Sample, watch: sampling.Watch | None) -> Result:
     """Variations of the given images, or with a mask new content in a part of them: `num_images` of each."""
     assert config.image is not None
     given, notes = read_images(config.image, model.side)
@@ -114,10 +124,11 @@ def _edit(model: Model, config: Sample) -> Result:
                 if mask is not None:
                     again = config.resample_jump, config.resample_repeats
                     images = image.expand(count, -1, -1, -1)
-                    made = editing.fill(model, images, mask.expand(count, -1, -1, -1), config, random, condition, *again)
+                    made = editing.fill(model, images, mask.expand(count, -1, -1, -1), config, random, condition, *again, watch)
                 else:
                     start = x0.expand(count, -1, -1, -1)
-                    made = to_images(model, editing.vary(model, start, config.strength, config, random, condition)).cpu()
+                    x = editing.vary(model, start, config.strength, config, random, condition, watch)
+                    made = to_images(model, x).cpu()
                 rows.append(made)
                 yield made
 

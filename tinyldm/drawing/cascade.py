@@ -9,7 +9,7 @@ import torch
 from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL, UNKNOWN, Condition
 from tinyldm.data.images import to_float
-from tinyldm.drawing.sampling import denoise, generators, initial_noise, sample
+from tinyldm.drawing.sampling import Watch, denoise, generators, initial_noise, sample
 from tinyldm.errors import UserError
 from tinyldm.models.conditioning import renumber, with_small
 from tinyldm.models.model import Model, encoded, to_images
@@ -34,7 +34,12 @@ def as_seen(model: Model, small: torch.Tensor) -> torch.Tensor:
 
 
 def upscale(
-    model: Model, small: torch.Tensor, seeds: Sequence[int], settings: SamplerSettings, condition: Condition = UNCONDITIONAL
+    model: Model,
+    small: torch.Tensor,
+    seeds: Sequence[int],
+    settings: SamplerSettings,
+    condition: Condition = UNCONDITIONAL,
+    watch: Watch | None = None,
 ) -> torch.Tensor:
     """uint8 images (B, 3, S, S) that a stage draws from small ones.
 
@@ -42,10 +47,11 @@ def upscale(
         small: uint8 (B, 3, s, s).
         seeds: of the noise of each image.
         condition: the labels.
+        watch: see sampling.denoise.
     """
     random = [generator for seed in seeds for generator in generators(seed, 1)]
     seen = with_small(condition, as_seen(model, small), settings.augmentation, seeds)
-    x0 = denoise(model, initial_noise(model, random), settings, random, seen)
+    x0 = denoise(model, initial_noise(model, random), settings, random, seen, watch)
     return to_images(model, x0).cpu().expand(-1, 3, -1, -1)
 
 
@@ -59,12 +65,19 @@ def same_labels(source: Model, labels: torch.Tensor | None, model: Model, count:
 
 
 def sample_chain(
-    models: Sequence[Model], num_images: int, batch_size: int, seed: int, settings: SamplerSettings
+    models: Sequence[Model],
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    settings: SamplerSettings,
+    watch: Watch | None = None,
 ) -> Iterator[torch.Tensor]:
-    """uint8 batches (B, 3, S, S) of the last model: the first one draws, each next one enlarges. Labels go through all."""
+    """uint8 batches (B, 3, S, S) of the last model: the first one draws, each next one enlarges. Labels go through all.
+
+    For `watch` see sampling.denoise; each model in turn calls it."""
     first, *rest = models
     for start, images in zip(
-        range(0, num_images, batch_size), sample(first, num_images, batch_size, seed, settings), strict=True
+        range(0, num_images, batch_size), sample(first, num_images, batch_size, seed, settings, watch), strict=True
     ):
         seeds = range(seed + start, seed + start + len(images))
         drawn = first.condition(seeds, settings).labels
@@ -72,5 +85,5 @@ def sample_chain(
             labels = same_labels(first, drawn, model, len(seeds))
             guided = model.labels is not None or model.guide is not None
             own = replace(settings, labels=None, guidance_scale=settings.guidance_scale if guided else None)
-            images = upscale(model, images.expand(-1, 3, -1, -1), seeds, own, labels)
+            images = upscale(model, images.expand(-1, 3, -1, -1), seeds, own, labels, watch)
         yield images

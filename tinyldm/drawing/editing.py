@@ -14,7 +14,7 @@ from tinyldm.config.schema import SamplerSettings
 from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.data.images import to_float
 from tinyldm.drawing import likelihood
-from tinyldm.drawing.sampling import normals, predictor, slerp
+from tinyldm.drawing.sampling import Watch, normals, predictor, slerp
 from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.models.model import Model, encoded, finite, to_images
@@ -42,6 +42,7 @@ def vary(
     settings: SamplerSettings,
     random: list[torch.Generator],
     condition: Condition = UNCONDITIONAL,
+    watch: Watch | None = None,
 ) -> torch.Tensor:
     """Noise images up to a part of the way and draw them again (SDEdit: Meng et al. 2022).
 
@@ -49,6 +50,7 @@ def vary(
         x0: (B, C, S, S).
         strength: that part, above 0 to 1: 1 keeps nothing of the image.
         random: a generator per image, for its noise.
+        watch: see sampling.predictor.
     """
     solver = continuous_solver(model, settings)
     ways = [float(model.process.fraction(torch.tensor([level.time]))) for level in solver.path.levels[:-1]]
@@ -56,7 +58,7 @@ def vary(
     solver.path.levels = [*(kept or solver.path.levels[-2:-1]), IMAGE]
     normal, first = normals(x0, random), solver.path.levels[0]
     x = first.alpha * x0 + first.sigma * normal()
-    return finite(solver(predictor(model, solver, settings, condition), x, normal))
+    return finite(solver(predictor(model, solver, settings, condition, watch), x, normal))
 
 
 @torch.no_grad()
@@ -69,6 +71,7 @@ def inpaint(
     condition: Condition = UNCONDITIONAL,
     jump: int = 5,
     repeats: int = 5,
+    watch: Watch | None = None,
 ) -> torch.Tensor:
     """Draw a part of images anew, to fit the rest (RePaint: Lugmayr et al. 2022, algorithm 1).
 
@@ -80,9 +83,10 @@ def inpaint(
         mask: (B, 1, S, S), 1 where the image is drawn, 0 where it is known.
         jump: levels that one repeat goes back.
         repeats: how often each part of the way is gone. 1: once.
+        watch: see sampling.predictor.
     """
     solver, normal = continuous_solver(model, settings), normals(x0, random)
-    predict, levels = predictor(model, solver, settings, condition), solver.path.levels
+    predict, levels = predictor(model, solver, settings, condition, watch), solver.path.levels
     end = len(levels) - 1
     jump, x, here = min(jump, end), solver.start(normal()), 0
     left = dict.fromkeys([*range(jump, end, jump), end], repeats - 1)  # at these levels, so many times back by `jump`
@@ -132,14 +136,15 @@ def fill(
     condition: Condition = UNCONDITIONAL,
     jump: int = 5,
     repeats: int = 5,
+    watch: Watch | None = None,
 ) -> torch.Tensor:
     """Inpainting of uint8 images (B, 3, H, W): in pixels, the known ones stay to the bit; over a first stage, up to a
-    feathered edge of the width of a latent."""
+    feathered edge of the width of a latent. The arguments are those of inpaint."""
     x0, feather = to_x0(model, images), 0
     inner = mask.to(x0)
     if model.first_stage is not None:
         inner, feather = mask_of_latents(inner, x0.shape[-1]), FirstStage(model.first_stage).downscale
-    drawn = to_images(model, inpaint(model, x0, inner, settings, random, condition, jump, repeats))
+    drawn = to_images(model, inpaint(model, x0, inner, settings, random, condition, jump, repeats, watch))
     return paste(images, drawn.cpu().expand(-1, 3, -1, -1), mask.float().cpu(), feather)
 
 

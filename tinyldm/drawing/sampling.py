@@ -20,7 +20,7 @@ from tinyldm.models.model import Model, finite, to_images
 from tinyldm.process.process import exact
 from tinyldm.process.solvers import Level, Normal, Predict, Solver
 
-Watch = Callable[[int, torch.Tensor], None]
+Watch = Callable[[Model, int, torch.Tensor], None]
 
 
 def generators(seed: int, count: int) -> list[torch.Generator]:
@@ -50,7 +50,7 @@ def denoise(
         settings: the sampler, its steps (Heun's method evaluates the network 2 N - 1 times for N), eta and guidance.
         random: generators of the noise that ddpm, ddim with eta > 0 and other stochastic samplers add in each step.
         condition: what the network is given besides x_t and the time.
-        watch: called with (step, what the network sees) before each step, and with x_0 at the end.
+        watch: called with (model, step, what its network sees) before each step, and with x_0 at the end.
 
     Returns:
         x_0 (B, C, S, S), in the units that the network was trained in.
@@ -63,7 +63,7 @@ def denoise(
         x, predict = sampler.start(noise.to(model.device)), predictor(model, sampler, settings, condition, watch)
         x = finite(sampler(predict, x, normals(x, random)))
         if watch:
-            watch(len(sampler.path.levels) - 1, x)
+            watch(model, len(sampler.path.levels) - 1, x)
         return x
     accepted = inspect.signature(sampler.step).parameters
     extra = {key: value for key, value in {"eta": settings.eta, "generator": random}.items() if key in accepted}
@@ -79,7 +79,7 @@ def denoise(
             sampler.num_inference_steps = Fraction(sampler.config.num_train_timesteps, int(t) - after[step])
         seen = sampler.scale_model_input(x, t) if hasattr(sampler, "scale_model_input") else x
         if watch:
-            watch(step, seen)
+            watch(model, step, seen)
         predicted = denoiser(seen, times[step], condition)[:, :channels]
         x = sampler.step(predicted, t, x, **extra).prev_sample
         sound += x.isfinite().all()
@@ -89,7 +89,7 @@ def denoise(
             "fit their precision (--dtype float32)"
         )
     if watch:
-        watch(len(sampler.timesteps), x)
+        watch(model, len(sampler.timesteps), x)
     return x
 
 
@@ -100,16 +100,21 @@ def predictor(
     condition: Condition,
     watch: Watch | None = None,
 ) -> Predict:
-    """What a solver asks at each level: x_0 and eps, guided as the settings say. For `watch` see denoise."""
+    """What a solver asks at each level: x_0 and eps, guided as the settings say.
+
+    Args:
+        watch: as that of denoise, without the call at the end. The step is the number of the level in the solver's path; it
+            is called where a level is reached for the first time.
+    """
     process, guided, condition = model.process, model.guided(settings), condition.to(model.device)
     numbers, seen = {level: number for number, level in enumerate(solver.path.levels)}, -1
 
     def predict(x: torch.Tensor, level: Level) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal seen
         x_t, time = (level.scale * x).to(model.dtype), torch.full((), level.time, device=model.device, dtype=exact(x))
-        if watch and numbers.get(level, seen) > seen:  # not for the second evaluation of a step
+        if watch and numbers.get(level, seen) > seen:  # not for the second evaluation of a step, nor for a repeat
             seen = numbers[level]
-            watch(seen, x / math.hypot(level.alpha, level.sigma))
+            watch(model, seen, x / math.hypot(level.alpha, level.sigma))
         predicted = guided(x_t, time, condition)[:, : x.shape[1]]
         return process.to_x0_and_noise(x_t, predicted.to(x.dtype), level.time)
 
@@ -152,17 +157,19 @@ def denoising_frames(
     random = generators(seed, num_images)
     states: list[torch.Tensor] = []
     condition = model.condition(range(seed, seed + num_images), settings)
-    denoise(model, initial_noise(model, random), settings, random, condition, lambda step, x: states.append(x))
+    denoise(model, initial_noise(model, random), settings, random, condition, lambda model, step, x: states.append(x))
     kept = torch.linspace(0, len(states) - 1, min(frames, len(states))).round().int().tolist()
     return [to_images(model, states[i]).cpu() for i in kept]
 
 
-def interpolate(model: Model, seed_a: int, seed_b: int, settings: SamplerSettings, frames: int = 12) -> torch.Tensor:
+def interpolate(
+    model: Model, seed_a: int, seed_b: int, settings: SamplerSettings, frames: int = 12, watch: Watch | None = None
+) -> torch.Tensor:
     """uint8 images (frames, 3, H, W) from the image of one seed to that of another: slerp between their noises.
 
-    The sampler is deterministic, so that similar noises give similar images."""
+    The sampler is deterministic, so that similar noises give similar images. For `watch` see denoise."""
     a, b = initial_noise(model, [*generators(seed_a, 1), *generators(seed_b, 1)])
     noise = slerp(a, b, torch.linspace(0, 1, frames))
     condition = model.condition([seed_a] * frames, settings)
     deterministic = replace(settings, scheduler=model.process.deterministic, eta=0.0)
-    return to_images(model, denoise(model, noise, deterministic, condition=condition)).cpu()
+    return to_images(model, denoise(model, noise, deterministic, condition=condition, watch=watch)).cpu()

@@ -1,0 +1,116 @@
+"""The likelihood of evaluate.py against one that is computed another way, for a model of small images.
+
+    python -m benchmarks.likelihood --model runs/digits-ddpm      # minutes on two CPU cores
+
+Both follow the probability-flow ODE of the same images, with the same noise in their last bit. The reference has other
+
+- variables: y = x_t / alpha by log(sigma / alpha), where dy / d log s = s eps, and d log p(y) = -div(s eps) d log s;
+- a solver: Runge-Kutta of order 4 with fixed steps. Twice the steps show its error;
+- a divergence: by central differences in float64, without automatic differentiation.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from jsonargparse import auto_cli
+from tqdm.auto import tqdm
+
+from benchmarks.measure import RESULTS, record_model, use_all_cores
+from tinyldm.config.evaluate import run_folder
+from tinyldm.config.parsing import read_yaml
+from tinyldm.config.schema import DataConfig
+from tinyldm.data.images import to_float
+from tinyldm.data.sources import open_sources
+from tinyldm.drawing import likelihood
+from tinyldm.errors import UserError
+from tinyldm.metrics.image_sets import data_part
+from tinyldm.models.loading import load_model
+from tinyldm.models.model import Model
+from tinyldm.process.bound import BIN
+
+SHIFT = 1e-5  # of the central differences
+Estimate = Callable[[torch.Tensor, float], torch.Tensor]  # (y, s) -> eps
+
+
+def main(model: str = "runs/digits-ddpm", images: int = 16, steps: int = 48, output: str = str(RESULTS)) -> None:
+    """Run the benchmark.
+
+    Args:
+        model: a run of train_ddpm.py. Its labels are left out: the likelihood is that without labels.
+        images: held-out images.
+        steps: steps of the reference.
+        output: folder for the JSON file, with a row for each model.
+    """
+    use_all_cores()
+    run = run_folder(model)
+    if run is None:
+        raise UserError(f"{model} is not a run: its config.yaml says which images are held out")
+    values = read_yaml(run / "config.yaml")
+    part, loaded = DataConfig(**values["data"]), load_model(model)
+    held_out = data_part(open_sources(part, values["seed"])[1], part, "held_out", values["seed"], images)
+    x0 = to_float(next(held_out.batches(0, images))[0][:, : loaded.channels]).double()
+    x0 += BIN * (2 * torch.rand(x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1)
+    row = {"images": len(x0), "dimensions": x0[0].numel(), "steps": steps, **compare(loaded, x0, steps)}
+    record_model("likelihood", run.name, row, output, small=steps < 20)
+
+
+def compare(model: Model, x0: torch.Tensor, steps: int) -> dict[str, float]:
+    """Mean bits per dimension of the images x0 (B, C, H, W): the product's two divergences, and the reference."""
+    random = torch.Generator().manual_seed(1)
+    probes = 2.0 * torch.randint(0, 2, (1, *x0.shape), generator=random) - 1
+    ways = {"hutchinson": likelihood.estimated_divergence(probes), "exact": likelihood.exact_divergence}
+    bits, evaluations = {}, 0
+    for name, divergence in ways.items():
+        log_p, evaluations = likelihood.log_density(model, x0, 1e-5, divergence)
+        bits[name] = likelihood.bits_per_dimension(log_p, x0[0].numel())
+    half, whole = (likelihood.bits_per_dimension(reference(model, x0, count), x0[0].numel()) for count in (steps // 2, steps))
+    return {
+        **{name: float(found.mean()) for name, found in bits.items()},
+        "reference": float(whole.mean()),
+        "reference_half_the_steps": float(half.mean()),
+        "largest_difference": float((bits["exact"] - whole).abs().max()),
+        "hutchinson_deviation": float((bits["hutchinson"] - bits["exact"]).std()),
+        "evaluations": evaluations,
+    }
+
+
+@torch.no_grad()
+def reference(model: Model, x0: torch.Tensor, steps: int) -> torch.Tensor:
+    """log p(x_0) of each image in nats, (B,)."""
+    double = copy.deepcopy(model.denoiser).double()
+    first, last = (math.log(end) for end in model.process.ratio_ends())
+
+    def estimate(y: torch.Tensor, log_s: float) -> torch.Tensor:
+        place = model.process.time_of(torch.tensor([math.exp(log_s)], dtype=torch.float64))
+        x_t = model.process.levels(place, torch.float64)[0] * y
+        predicted = double(*model.process.inputs(x_t, place.expand(len(y)))).double()[:, : y.shape[1]]
+        return math.exp(log_s) * model.process.to_x0_and_noise(x_t, predicted, float(place), clip=False)[1]
+
+    def derivative(y: torch.Tensor, log_s: float) -> tuple[torch.Tensor, torch.Tensor]:
+        shifts = SHIFT * torch.eye(y[0].numel(), dtype=torch.float64).view(-1, *y.shape[1:])
+        traces = []
+        for one in y:
+            ahead, behind = (estimate(one + sign * shifts, log_s).flatten(1).diagonal() for sign in (1, -1))
+            traces.append(((ahead - behind) / (2 * SHIFT)).sum())
+        return estimate(y, log_s), -torch.stack(traces)
+
+    y, log_ratio, size = x0, x0.new_zeros(len(x0)), (last - first) / steps
+    for number in tqdm(range(steps), f"reference, {steps} steps", leave=False):
+        at = first + number * size
+        one = derivative(y, at)
+        two = derivative(y + size / 2 * one[0], at + size / 2)
+        three = derivative(y + size / 2 * two[0], at + size / 2)
+        four = derivative(y + size * three[0], at + size)
+        y, log_ratio = (
+            before + size / 6 * (a + 2 * b + 2 * c + d)
+            for before, a, b, c, d in zip((y, log_ratio), one, two, three, four, strict=True)
+        )
+    deviation = math.sqrt(1 + math.exp(2 * last))  # of y at the end
+    normal = -0.5 * ((y / deviation).square() + math.log(2 * math.pi)).flatten(1).sum(1) - x0[0].numel() * math.log(deviation)
+    return normal - log_ratio
+
+
+if __name__ == "__main__":
+    auto_cli(main)
