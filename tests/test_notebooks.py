@@ -73,9 +73,9 @@ def test_notebook_1_draws_the_data():
 @pytest.mark.slow
 def test_notebook_2_an_upper_level_collapses_and_many_levels_reach_the_entropy():
     names = run(FOLDER / "2-hierarchical-vae.ipynb")
-    entropy = names["entropy"]
+    entropy = names["entropy"].item()
     bottom_up, ladder, diffusion, warm = (names[f"{name}_terms"] for name in ("bottom_up", "ladder", "diffusion", "warm"))
-    assert names["gap"] == pytest.approx(names["divergence"], rel=1e-5)
+    assert names["gap"].item() == pytest.approx(names["divergence"].item(), rel=1e-5)
     assert bottom_up[2] < 0.05 and ladder[2] > 0.5 and warm[2] < 0.7
     assert entropy < diffusion.sum() < min(bottom_up.sum(), ladder.sum()) and warm.sum() < bottom_up.sum() + 0.1
     # What a level knows falls from more than the blob to nothing.
@@ -87,7 +87,7 @@ def test_notebook_2_an_upper_level_collapses_and_many_levels_reach_the_entropy()
     assert gaps[4] > 10 and gaps[32] > bottom_up.sum() - entropy > gaps[128] and 0 < gaps[256] < 0.4
     # The whole chain is the same bound, and a prior that does not fit costs the KL and the shares.
     whole = names["whole"]
-    assert whole.mean() == pytest.approx(names["one_level"].item(), abs=0.1 + 4 * whole.std() / len(whole) ** 0.5)
+    assert abs(whole.mean() - names["one_level"]) < 0.1 + 4 * whole.std() / len(whole) ** 0.5
     abar = 1 / (1 + math.exp(-2))
     size = names["points"].square().sum(1).mean().item()
     assert names["wrong_end"] == pytest.approx((abar * size - 2 * abar - 2 * math.log(1 - abar)) / 2, rel=1e-3)
