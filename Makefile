@@ -11,7 +11,7 @@ CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu)
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo submission lint quick test bench bench-trainings docs docs-check theory theory-runs clean
+.PHONY: help sample demo submission lint quick test bench bench-trainings docs docs-check theory theory-runs clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +21,9 @@ help: ## list the targets
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
+
+sample: .venv/.installed ## draw 16 faces with the model that comes with the repository
+	$(BIN)/python sample.py --overwrite true
 
 demo: .venv/.installed ## train a latent diffusion model from nothing and draw a grid
 	$(BIN)/python train_vq.py --config configs/demo-vq.yaml --overwrite true

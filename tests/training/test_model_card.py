@@ -15,7 +15,7 @@ from tinyldm.config import parsing
 from tinyldm.config.schema import ConditionConfig, DataConfig, FirstStageConfig, TrainClassifier, TrainConfig, TrainLDM, TrainVQ
 from tinyldm.training import model_card
 
-EXAMPLE = ROOT / "model_cards/example"
+EXAMPLE = ROOT / "pretrained/toyfaces64"
 SHORT = TrainConfig(max_steps=1)
 
 
@@ -74,9 +74,9 @@ def test_the_task_follows_what_goes_in():
     assert model_card.task(recipe(TrainClassifier)) == "image-classification"
 
 
-def test_the_example_is_what_is_rendered_today():
-    """After a change of the templates write it anew: model_card.render(Path("model_cards/example"), "you/toyfaces64")."""
-    assert (EXAMPLE / "README.md").read_text() == model_card.render(EXAMPLE, "you/toyfaces64")
+def test_the_card_of_the_model_that_comes_with_the_repository_is_what_is_rendered_today():
+    """After a change of the templates write it anew: model_card.render(Path("pretrained/toyfaces64"), the same as text)."""
+    assert (EXAMPLE / "README.md").read_text() == model_card.render(EXAMPLE, "pretrained/toyfaces64")
     assert check(EXAMPLE / "README.md")["license"] == "apache-2.0"
 
 
