@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 import sample
 from tests.support.runs import ROOT, run
 from tinyldm.config.schema import Sample
+from tinyldm.errors import UserError
 from tinyldm.models.loading import load_model
 
 FOLDER = ROOT / "pretrained" / "toyfaces64"
@@ -16,6 +17,12 @@ FOLDER = ROOT / "pretrained" / "toyfaces64"
 def test_it_is_what_sample_draws_from_and_small_enough_for_a_clone():
     assert ROOT / Sample.model == FOLDER
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 12e6
+
+
+def test_without_the_folder_one_line_says_what_to_do_and_the_hub_is_not_asked(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="pretrained/toyfaces64 does not exist: start in tinyldm's folder, or give a run"):
+        load_model(Sample.model)
 
 
 def test_its_card_says_licence_labels_and_guidance():

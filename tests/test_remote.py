@@ -33,7 +33,7 @@ def silent(monkeypatch):
     remote._no_answer.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["runs/faces", "/a/b", "./a", "../a", "~/a", "a/b/c", "here/model"])
+@pytest.mark.parametrize("name", ["runs/faces", "pretrained/toyfaces64", "/a/b", "./a", "../a", "~/a", "a/b/c", "here/model"])
 def test_paths_are_no_hub_ids(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()

@@ -10,13 +10,13 @@ from pathlib import Path
 from tinyldm.errors import NoAnswer, UserError, why
 
 SECONDS = 10.0  # that the Hub may take to answer
-RUNS = "runs"  # the folder of all runs in recipes and docs; a user of this name on the Hub is unlikely
+OURS = ("runs", "pretrained")  # folders of recipes, docs and defaults: never users of these names on the Hub
 
 
 def may_be_hub_id(name: str) -> bool:
     """Whether a name that is no file or folder here may be a Hub id: `user/name`, unless there is a folder `user`."""
     user = name.rpartition("/")[0]
-    return not name.startswith((".", "/", "~")) and "/" not in user and user != RUNS and not (user and Path(user).is_dir())
+    return not name.startswith((".", "/", "~")) and "/" not in user and user not in OURS and not (user and Path(user).is_dir())
 
 
 @contextlib.contextmanager

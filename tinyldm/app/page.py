@@ -59,10 +59,6 @@ def serve(run: str, then: str | None = None, device: str | None = None) -> None:
     Raises:
         UserError: as models.loading.load_model and drawing.actions.load_chain.
     """
-    if run == Sample.model and not Path(run).exists():
-        raise UserError(
-            f"{run} is not here: start in tinyldm's folder, or give a run or a Hub id: python -m tinyldm.app runs/demo"
-        )
     blocks = Page(run, then, default_device(device)).build()
     blocks.launch(share=False, theme=THEME, css=CSS, footer_links=[], ssr_mode=False, max_file_size="20mb")
 

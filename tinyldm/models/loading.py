@@ -52,7 +52,8 @@ def load_model(path: str, device: str = "cpu", dtype: torch.dtype = torch.float3
     if local.is_dir() and not (local / INDEX).exists():
         raise UserError(f"{path} is not a model folder: neither a run with pipeline/ nor a pipeline with {INDEX}")
     if not local.is_dir() and (local.exists() or not may_be_hub_id(path)):
-        raise UserError(f"model folder {path} does not exist: train it first, or give a run, a pipeline folder or a Hub id")
+        todo = "start in tinyldm's folder" if path.startswith("pretrained/") else "train it first"
+        raise UserError(f"model folder {path} does not exist: {todo}, or give a run, a pipeline folder or a Hub id")
     where = "is damaged or incomplete" if local.is_dir() else "cannot be loaded"
     with boundary(f"model {path} {where}", "give a run, a pipeline folder, or a Hub id"):
         folder = local if local.is_dir() else _download(path)
