@@ -42,7 +42,7 @@ def main(only: list[str] | None = None, small: bool = False, output: str = str(R
                 "parameters": cost.parameters,
                 "forward": cost.forward,
                 "step": cost.step if part.trained else None,
-                "bytes": costs.held_bytes(cost, part.trained, config.train.batch_size),
+                "bytes": costs.held_bytes(part, cost, config.train.batch_size),
                 "images_a_second": costs.measure(part, cost, config.train, device, notes),
             }
             print(file.stem, part.name, measured[part.name])

@@ -13,23 +13,18 @@ The middle of held-out images is drawn anew, and compared with held-out images t
 Inversion: the peak signal-to-noise ratio of images that went to noise and back, beside that of the first stage alone.
 """
 
-import math
-
 import numpy as np
 import torch
 from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
-from benchmarks.measure import RESULTS, record_model, use_all_cores
-from tinyldm.config.evaluate import run_folder
-from tinyldm.config.parsing import read_yaml
-from tinyldm.config.schema import DataConfig, Features, SamplerSettings
-from tinyldm.data.sources import open_sources
+from benchmarks.measure import RESULTS, data_of, held_out, record_model, use_all_cores
+from tinyldm.config.schema import Features, SamplerSettings
 from tinyldm.drawing import editing, likelihood, sampling
 from tinyldm.errors import UserError
+from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics import features as networks
 from tinyldm.metrics.distances import frechet
-from tinyldm.metrics.image_sets import data_part
 from tinyldm.models.loading import load_model
 from tinyldm.models.model import Model, to_images
 
@@ -57,40 +52,35 @@ def main(
         output: folder for the JSON file.
     """
     use_all_cores()
-    run = run_folder(model)
-    if run is None:
-        raise UserError(f"{model} is not a run: its config.yaml says which images are held out")
-    values = read_yaml(run / "config.yaml")
-    part = DataConfig(**{**values["data"], **({"name": data} if data else {})})
-    images_of = data_part(open_sources(part, values["seed"])[1], part, "held_out", values["seed"], BATCH)
-    held_out = torch.cat([batch for batch, _ in images_of.batches(0, 1000)])
-    if len(held_out) < 2 * images:
-        raise UserError(f"the held-out part has {len(held_out)} images; give at most half of them as --images")
+    run, part, seed = data_of(model, data)
+    real = held_out(part, seed, 1000)
+    if len(real) < 2 * images:
+        raise UserError(f"the held-out part has {len(real)} images; give at most half of them as --images")
     loaded = load_model(model)
     row = {"features": features, "images": images, "resolution": part.resolution}
-    row |= fill(loaded, held_out, images, steps, networks.load(features)) | invert(loaded, held_out[:inverted])
+    row |= fill(loaded, real, images, steps, networks.load(features)) | invert(loaded, real[:inverted])
     record_model("editing", run.name, row, output, small=images < 100)
 
 
-def fill(model: Model, held_out: torch.Tensor, count: int, steps: int, network: networks.FeatureNetwork) -> dict:
+def fill(model: Model, real: torch.Tensor, count: int, steps: int, network: networks.FeatureNetwork) -> dict:
     """Inpainting of the middle half (in each direction) of the first images."""
-    settings, side = SamplerSettings(num_inference_steps=steps), held_out.shape[-1]
+    settings, side = SamplerSettings(num_inference_steps=steps), real.shape[-1]
     mask = editing.box_mask([side // 4, side // 4, 3 * side // 4, 3 * side // 4], side)
-    given, filled = held_out[:count], []
+    given, filled = real[:count], []
     for first in tqdm(range(0, count, BATCH), "filling", unit="batch"):
         batch = given[first : first + BATCH]
-        random = [torch.Generator().manual_seed(first + number) for number in range(len(batch))]
-        filled.append(editing.fill(model, batch, mask.expand(len(batch), -1, -1, -1), settings, random))
+        masks, random = mask.expand(len(batch), -1, -1, -1), sampling.generators(first, len(batch))
+        filled.append(editing.fill(model, batch, masks, settings, random))
     drawn = torch.cat(list(sampling.sample(model, count, BATCH, 0, settings)))
     sets = {"filled": torch.cat(filled), "samples": drawn.expand(-1, 3, -1, -1), "as they were": given}
 
     def embed(some: torch.Tensor) -> np.ndarray:
         return np.concatenate([network.embed(batch)["features"] for batch in some.split(BATCH)])
 
-    reference, box = embed(held_out[count:]), slice(side // 4, 3 * side // 4)
+    reference, box = embed(real[count:]), slice(side // 4, 3 * side // 4)
     outside = (sets["filled"].int() - given.int()).abs() * (1 - mask.int())
     far = outside.clone()
-    edge = 0 if model.first_stage is None else side // editing.to_x0(model, given[:1]).shape[-1]
+    edge = 0 if model.first_stage is None else FirstStage(model.first_stage).downscale
     wide = slice(side // 4 - edge, 3 * side // 4 + edge)
     far[..., wide, wide] = 0
 
@@ -110,8 +100,8 @@ def fill(model: Model, held_out: torch.Tensor, count: int, steps: int, network: 
 @torch.no_grad()
 def invert(model: Model, images: torch.Tensor) -> dict:
     """Peak signal-to-noise ratios in dB, of all images together, and evaluations of the network one way."""
-    x0, (first, last) = editing.to_x0(model, images), likelihood.ends(model)
-    there = likelihood.follow(model, x0.cpu().double() * math.cos(first), (first, last), editing.TOLERANCE)
+    x0 = editing.to_x0(model, images)
+    there = likelihood.to_noise(model, x0, editing.TOLERANCE)
     found = {
         "inverted": len(images),
         "evaluations": there.evaluations,

@@ -11,27 +11,19 @@ Both follow the probability-flow ODE of the same images, with the same noise in 
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
-from benchmarks.measure import RESULTS, record_model, use_all_cores
-from tinyldm.config.evaluate import run_folder
-from tinyldm.config.parsing import read_yaml
-from tinyldm.config.schema import DataConfig
+from benchmarks.measure import RESULTS, data_of, held_out, record_model, use_all_cores
 from tinyldm.data.images import to_float
-from tinyldm.data.sources import open_sources
 from tinyldm.drawing import likelihood
-from tinyldm.errors import UserError
-from tinyldm.metrics.image_sets import data_part
 from tinyldm.models.loading import load_model
 from tinyldm.models.model import Model
 from tinyldm.process.bound import BIN
 
 SHIFT = 1e-5  # of the central differences
-Estimate = Callable[[torch.Tensor, float], torch.Tensor]  # (y, s) -> eps
 
 
 def main(model: str = "runs/digits-ddpm", images: int = 16, steps: int = 48, output: str = str(RESULTS)) -> None:
@@ -44,13 +36,9 @@ def main(model: str = "runs/digits-ddpm", images: int = 16, steps: int = 48, out
         output: folder for the JSON file, with a row for each model.
     """
     use_all_cores()
-    run = run_folder(model)
-    if run is None:
-        raise UserError(f"{model} is not a run: its config.yaml says which images are held out")
-    values = read_yaml(run / "config.yaml")
-    part, loaded = DataConfig(**values["data"]), load_model(model)
-    held_out = data_part(open_sources(part, values["seed"])[1], part, "held_out", values["seed"], images)
-    x0 = to_float(next(held_out.batches(0, images))[0][:, : loaded.channels]).double()
+    run, part, seed = data_of(model)
+    loaded = load_model(model)
+    x0 = to_float(held_out(part, seed, images)[:, : loaded.channels]).double()
     x0 += BIN * (2 * torch.rand(x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1)
     row = {"images": len(x0), "dimensions": x0[0].numel(), "steps": steps, **compare(loaded, x0, steps)}
     record_model("likelihood", run.name, row, output, small=steps < 20)

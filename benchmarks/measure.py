@@ -21,10 +21,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from tinyldm.config.schema import Training
+from tinyldm.config.evaluate import run_folder
+from tinyldm.config.parsing import read_yaml
+from tinyldm.config.schema import DataConfig, Training
+from tinyldm.data.sources import open_sources
 from tinyldm.diffusion.latent_task import LatentTask
 from tinyldm.diffusion.pixel_task import PixelTask
+from tinyldm.errors import UserError
 from tinyldm.first_stage.task import VQTask
+from tinyldm.metrics.image_sets import data_part
 from tinyldm.training.accelerator import cores
 from tinyldm.training.task import Task
 from tinyldm.training.trainer import Trainer, run_training
@@ -176,6 +181,31 @@ def in_new_process(function: Callable, *args: object) -> Any:
     """The result of a function, called in a new operating-system process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
+
+
+# ---------------------------------------------------------------------------------------------------------- a run's data
+
+
+def data_of(model: str, data: str | None = None) -> tuple[Path, DataConfig, int]:
+    """The folder of a run, what it was trained on, and the seed that split it.
+
+    Args:
+        data: path of the data, if they have moved.
+
+    Raises:
+        UserError: for a model that is not a run.
+    """
+    run = run_folder(model)
+    if run is None:
+        raise UserError(f"{model} is not a run: its config.yaml says which images are held out")
+    values = read_yaml(run / "config.yaml")
+    return run, DataConfig(**{**values["data"], **({"name": data} if data else {})}), values["seed"]
+
+
+def held_out(data: DataConfig, seed: int, limit: int) -> torch.Tensor:
+    """The first held-out images, uint8 (N, 3, H, W)."""
+    images = data_part(open_sources(data, seed)[1], data, "held_out", seed, batch_size=32)
+    return torch.cat([batch for batch, _ in images.batches(0, limit)])
 
 
 # --------------------------------------------------------------------------------------------------------------- results

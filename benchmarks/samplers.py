@@ -13,12 +13,9 @@ from accelerate import Accelerator
 from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
-from benchmarks.measure import RESULTS, record, use_all_cores
-from tinyldm.config.evaluate import run_folder
-from tinyldm.config.parsing import read_yaml
-from tinyldm.config.schema import DataConfig, Features, Sampler, SamplerSettings, TrainConfig, TrainLDM
+from benchmarks.measure import RESULTS, data_of, record, use_all_cores
+from tinyldm.config.schema import Features, Sampler, SamplerSettings, TrainConfig, TrainLDM
 from tinyldm.drawing import sampling
-from tinyldm.errors import UserError
 from tinyldm.metrics.while_training import Quality
 from tinyldm.models.loading import load_model
 from tinyldm.process.solvers import Solver
@@ -89,13 +86,9 @@ def samplers(
 
 def quality_of(model: str, features: Features, images: int, data: str | None, accelerator: Accelerator) -> Quality:
     """The distance to the held-out part of a run."""
-    run = run_folder(model)
-    if run is None:
-        raise UserError(f"{model} is not a run: its config.yaml says which images are held out")
-    values = read_yaml(run / "config.yaml")
-    part = DataConfig(**{**values["data"], **({"name": data} if data else {})})
+    _, part, seed = data_of(model, data)
     train = TrainConfig(max_steps=1, metrics_features=features, num_metrics_images=images)
-    config = TrainLDM(output_dir="", seed=values["seed"], data=part, train=train)
+    config = TrainLDM(output_dir="", seed=seed, data=part, train=train)
     return Quality(config, accelerator)
 
 

@@ -1,5 +1,7 @@
 """pretrained/: the model that comes with the repository draws by our tools and by plain diffusers, and is small."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
@@ -17,6 +19,11 @@ FOLDER = ROOT / "pretrained" / "toyfaces64"
 def test_it_is_what_sample_draws_from_and_small_enough_for_a_clone():
     assert ROOT / Sample.model == FOLDER
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 12e6
+
+
+def test_the_code_that_travels_with_it_is_ours():
+    for name in ("pipeline.py", "labels/label_embedding.py"):
+        assert (FOLDER / name).read_text() == (ROOT / "tinyldm/portable" / Path(name).name).read_text()
 
 
 def test_without_the_folder_one_line_says_what_to_do_and_the_hub_is_not_asked(monkeypatch, tmp_path):

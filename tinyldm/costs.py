@@ -129,9 +129,7 @@ def parts(config: Training, notes: list[str]) -> Iterator[Part]:
         switch_on(network, config.train)
         return network
 
-    steps = config.guidance.guide_steps
-    guide = not config.data.labels if steps is None else steps > 0
-    copies = guide + (len(power_ema.WIDTHS) if config.train.ema_snapshot_steps else 0)
+    copies = (config.guide_step(1) > 0) + (len(power_ema.WIDTHS) if config.train.ema_snapshot_steps else 0)
     yield Part("UNet2DModel", denoiser, shape, denoises=True, labels=len(labels), small=bool(small), copies=copies)
 
 

@@ -56,6 +56,9 @@ def _first(*own: str) -> tuple[str, ...]:
     return ("output_dir", *data, *own, *train, "seed", "resume", "overwrite", "hub.push", "hub.repo_id")
 
 
+GUIDE_SHARE = 1 / 6  # of the training, after which the guide is kept
+
+
 @dataclass(kw_only=True)
 class Training:
     """The keys of every training."""
@@ -145,6 +148,12 @@ class DiffusionTraining(Training):
         self.diffusion.check(self.scheduler, self.process.kind)
         self.condition.check(self.data)
         self.guidance.check(self.train.max_steps)
+
+    def guide_step(self, max_steps: int) -> int:
+        """The step after which the averaged weights are kept as the guide; 0: none."""
+        if self.guidance.guide_steps is not None:
+            return self.guidance.guide_steps
+        return 0 if self.data.labels else max(1, round(GUIDE_SHARE * max_steps))
 
 
 @dataclass(kw_only=True)

@@ -31,7 +31,6 @@ from tinyldm.randomness import Draw
 from tinyldm.training.task import Losses
 
 PREVIEW_SCALE = 2.0  # the guidance scale until one is measured
-GUIDE_SHARE = 1 / 6  # of the training, after which the guide is kept
 FAST: tuple[Sampler, int] = ("dpm-solver++", 20)  # sampler and steps to compare guidance scales with
 BINS = 4  # the held-out loss is also reported per quarter of the way from image to noise
 
@@ -60,7 +59,7 @@ class DiffusionTask(NoisyTask):
         switch_on(denoiser, config.train)
         self.networks, self.gamma = {"denoiser": denoiser}, config.diffusion.gamma(self.process.kind)
         # The guide, the step it was taken at (0: not yet) and the guidance scale (nan: not measured).
-        self.guide = None if self.guide_step(1) == 0 else copy.deepcopy(denoiser).to(accelerator.device).eval()
+        self.guide = None if self.config.guide_step(1) == 0 else copy.deepcopy(denoiser).to(accelerator.device).eval()
         self.guided_since, self.guidance_scale = torch.tensor(0), torch.tensor(math.nan, dtype=torch.float64)
         self.learning_rates = {"denoiser": config.train.learning_rate}
         self.history = LossHistory(discrete(self.process).steps) if config.diffusion.loss == "bound" else None
@@ -93,15 +92,9 @@ class DiffusionTask(NoisyTask):
             return condition
         return augment(condition, self.config.condition.augmentation * draw.uniform(len(small)), draw.normal(small.shape))
 
-    def guide_step(self, max_steps: int) -> int:
-        """The step after which the averaged weights are kept as the guide; 0: none."""
-        if self.config.guidance.guide_steps is not None:
-            return self.config.guidance.guide_steps
-        return 0 if self.config.data.labels else max(1, round(GUIDE_SHARE * max_steps))
-
     def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
         """Keep the averaged weights as the guide."""
-        if self.guide is not None and step == self.guide_step(self.max_steps):
+        if self.guide is not None and step == self.config.guide_step(self.max_steps):
             ema.copy_to(self.guide.parameters())
             self.guided_since.fill_(step)
 

@@ -132,10 +132,21 @@ def follow(
     return Solution(end[: z.numel()].view(shape), end[z.numel() :], calls)
 
 
+def to_noise(
+    model: Model,
+    x0: torch.Tensor,
+    tolerance: float,
+    condition: Condition = UNCONDITIONAL,
+    divergence: Divergence | None = None,
+) -> Solution:
+    """Where the ODE leads from x_0 (B, C, H, W): standard normal noise. For the other arguments see `follow`."""
+    first, last = ends(model)
+    return follow(model, x0.cpu().double() * math.cos(first), (first, last), tolerance, condition, divergence)
+
+
 def encode(model: Model, x0: torch.Tensor, tolerance: float, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
     """The standard normal noise (B, C, H, W) that the ODE leads to from x_0. `decode` leads back."""
-    first, last = ends(model)
-    return follow(model, x0.cpu().double() * math.cos(first), (first, last), tolerance, condition).z
+    return to_noise(model, x0, tolerance, condition).z
 
 
 def decode(model: Model, noise: torch.Tensor, tolerance: float, condition: Condition = UNCONDITIONAL) -> torch.Tensor:
@@ -148,11 +159,9 @@ def log_density(
     model: Model, x0: torch.Tensor, tolerance: float, divergence: Divergence, condition: Condition = UNCONDITIONAL
 ) -> tuple[torch.Tensor, int]:
     """log p(x_0) of each image in nats, (B,), and the number of evaluations."""
-    first, last = ends(model)
-    found = follow(model, x0.cpu().double() * math.cos(first), (first, last), tolerance, condition, divergence)
-    dimensions = x0[0].numel()
+    found, dimensions = to_noise(model, x0, tolerance, condition, divergence), x0[0].numel()
     end = -0.5 * (found.z.square().flatten(1).sum(1) + dimensions * math.log(2 * math.pi))
-    return end + found.divergence + dimensions * math.log(math.cos(first)), found.evaluations
+    return end + found.divergence + dimensions * math.log(math.cos(ends(model)[0])), found.evaluations
 
 
 def bits_per_dimension(log_p: torch.Tensor, dimensions: int) -> torch.Tensor:
