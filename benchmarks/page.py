@@ -4,7 +4,7 @@
     python -m benchmarks.page check      # check that the pages match the files
 
 A block of a page is between `<!-- NAME -->` and `<!-- /NAME -->`. The function with that name writes it: of a benchmark's
-table (page_tables.py), of the ratios and the README (page_speed.py), of finished runs (page_results.py).
+table (page_tables.py), of the ratios (page_speed.py), of finished runs (page_results.py).
 """
 
 import json
@@ -50,7 +50,6 @@ def gpu(r: Result | None) -> str:
 JOINED: dict[str, tuple[tuple[str, ...], Callable[..., str | None]]] = {
     "gpu": (("gpu",), gpu),
     "scale": (("costs", "data", "loop"), scale),
-    "speed": (("latents", "loop", "data", "training", "costs"), page_speed.speed),
     "ratios": (tuple(page_speed.ROWS | {"costs": None}), page_speed.ratios),
 }
 TABLES: dict[str, Callable[[Result], str]] = {

@@ -1,4 +1,4 @@
-"""What docs/performance.md and the README claim, each with what it leaves out, from the files in docs/performance/."""
+"""What docs/performance.md claims, each with what it leaves out, from the files in docs/performance/."""
 
 from collections.abc import Callable
 
@@ -149,27 +149,3 @@ def ratios(*read: Result | None) -> str:
         by = f"`benchmarks.{name}`, {found[0]['date']}"
         rows += [[f"{what}, against {against}" if against else what, *cells, by] for what, against, *cells in make(*found)]
     return table(HEAD, rows)
-
-
-def speed(latents: Result | None, loop: Result | None, data: Result | None, training: Result | None, costs: Result | None):
-    """The README's lines."""
-    if not (latents and loop and data and training and costs):
-        return None
-    pillow, torchvision = (both(data, f"a bare loop of {name}")[1] for name in ("Pillow", "torchvision"))
-    shares, (seconds, lead) = loop["shares"], encoding(training, costs)
-    ours, other = (training["trainings"][f"pixels, {side}"]["fd"] for side in ("ours", "example"))
-    counted = f" (encoding counted, {seconds / 60:.1f} min: {lead:.1f})" if lead else ""
-    return "\n".join(
-        [
-            f"- training at 256 px on stored latents: {latents['kept']['median']:.3g} times the images/s of a training that "
-            "encodes at each step, once they are encoded;",
-            f"- the loop, with logging, averaged weights, evaluation and checkpoints: {shares['defaults']:.1%} of the speed of "
-            f"bare steps, {shares['faces64']:.1%} at the intervals of `faces64.yaml`;",
-            f"- reading images: {min(pillow):.1f} to {max(pillow):.1f} times a bare loop of Pillow, "
-            f"{min(torchvision):.0%} to {max(torchvision):.0%} of one of torchvision;",
-            f"- the held-out loss of diffusers' example after {training['minutes']:g} minutes, reached in latents "
-            f"{sooner(training, 'latents')} times as fast{counted}, in pixels {sooner(training, 'pixels')} times, where the "
-            f"Frechet distance is {'against' if ours > other else 'for'} us ({ours:.0f}, the example's {other:.0f}); "
-            "one training each.",
-        ]
-    )
