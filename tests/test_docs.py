@@ -66,6 +66,14 @@ def test_the_site_shows_every_page():
     assert {*re.findall(r"'([\w/-]+\.md)'", nav)} == (pages - {"README.md"}) | {"index.md", "contributing.md", "changelog.md"}
 
 
+def test_the_docs_are_short():
+    """Pages and chapters, without code, formulas and lists of papers."""
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/theory").glob("*.md")]
+    text = "\n".join(page.read_text().split("### References")[0] for page in pages)
+    words = re.sub(r"```.*?```|<!--.*?-->|\$[^$\n]*\$|\]\([^)]*\)|\|", " ", text, flags=re.DOTALL).split()
+    assert sum(any(map(str.isalnum, word)) for word in words) < 20_000
+
+
 def test_a_missing_file_is_found():
     text = "[a](none.md#b) `zsl/none.py` `none.py` `docs/none*` -->|data/none.py| python -m zsl.none --config configs/none.yaml"
     expected = ["configs/none.yaml", "docs/none*", "none.py", "tinyldm/data/none.py", "zsl/none", "zsl/none.py"]

@@ -162,10 +162,6 @@ def test_the_first_page_answers_the_question(number):
     assert len(re.sub(r"\$[^$\n]*\$", "x", prose).split()) < 450
 
 
-def test_the_theory_is_short():
-    assert sum(len(chapter.read_text().split()) for chapter in CHAPTERS.values()) <= 14_000
-
-
 def luminance(colour: str) -> float:
     """The relative luminance of #rrggbb, as the Web Content Accessibility Guidelines define it."""
     parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
