@@ -1,11 +1,16 @@
 """benchmarks/likelihood.py: its reference has the density of a mixture in closed form, as the product has."""
 
+import math
+
 import pytest
 import torch
 
 from benchmarks import likelihood as benchmark
 from tests.drawing.test_likelihood import density_of_the_mixture, mixture, model
+from tests.support import models
 from tinyldm.drawing.likelihood import bits_per_dimension
+from tinyldm.models.denoiser import Denoiser
+from tinyldm.models.model import Model
 
 pytestmark = pytest.mark.slow
 X = torch.tensor([[-0.6, -0.5, -0.8, -0.4], [0.7, 0.4, 1.0, 0.9]], dtype=torch.float64).view(2, 1, 2, 2)
@@ -16,6 +21,13 @@ def test_the_reference_finds_the_density_of_a_mixture(kind):
     torch.testing.assert_close(
         benchmark.reference(model(kind, mixture, 2), X, 80), density_of_the_mixture(X), atol=0.05, rtol=0
     )
+
+
+def test_a_model_with_labels_is_measured_without_them():
+    torch.manual_seed(0)
+    labelled = Model(Denoiser(models.unet(8, 1, labelled=True), models.labels()), models.any_process("flow"), None)
+    found = benchmark.compare(labelled, torch.rand(1, 1, 8, 8, dtype=torch.float64), 4)
+    assert all(map(math.isfinite, found.values()))
 
 
 def test_both_ways_are_compared():

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from tinyldm.config.schema import Sample
-from tinyldm.data.batch import UNCONDITIONAL, UNKNOWN, Condition
 from tinyldm.data.given import parse_box, read_images, read_mask
 from tinyldm.drawing import editing, sampling
 from tinyldm.drawing.cascade import check_chain, sample_chain, upscale
@@ -92,7 +91,7 @@ def _upscale(model: Model, config: Sample, watch: sampling.Watch | None) -> Resu
         for first in range(0, len(small), config.batch_size):
             part = small[first : first + config.batch_size]
             seeds = range(config.seed + first, config.seed + first + len(part))
-            made = upscale(model, part, seeds, config, named_labels(model, config, len(part)), watch)
+            made = upscale(model, part, seeds, config, model.named_labels(config, len(part)), watch)
             enlarged = F.interpolate(part.float(), size=model.side, mode="nearest-exact").to(torch.uint8)
             rows.append(torch.stack([enlarged, made], 1).flatten(0, 1))
             yield made
@@ -120,7 +119,7 @@ def _edit(model: Model, config: Sample, watch: sampling.Watch | None) -> Result:
                 x0 = editing.to_x0(model, image)
             for first in range(0, config.num_images, config.batch_size):
                 count = min(config.batch_size, config.num_images - first)
-                random, condition = sampling.generators(config.seed + first, count), named_labels(model, config, count)
+                random, condition = sampling.generators(config.seed + first, count), model.named_labels(config, count)
                 if mask is not None:
                     again = config.resample_jump, config.resample_repeats
                     images = image.expand(count, -1, -1, -1)
@@ -147,21 +146,13 @@ def _invert(model: Model, config: Sample) -> Result:
     def batches() -> Iterator[torch.Tensor]:
         noises = []
         for images in given.split(config.batch_size):
-            noise, back = editing.invert(model, images, named_labels(model, config, len(images)))
+            noise, back = editing.invert(model, images, model.named_labels(config, len(images)))
             noises.append(noise)
             notes.append(f"the way to noise and back: {editing.psnr(images, back):.1f} dB")
             rows.extend([images, back])
             yield back
         if len(given) > 1:
             noise = torch.cat(noises)[:2]
-            between.append(editing.between(model, noise, 12, named_labels(model, config, 12)))
+            between.append(editing.between(model, noise, 12, model.named_labels(config, 12)))
 
     return Result(len(given), batches(), len(given), rows, between, notes)
-
-
-def named_labels(model: Model, config: Sample, count: int) -> Condition:
-    """The labels that the config names; the network does not know the others."""
-    if model.labels is None:
-        return UNCONDITIONAL
-    given = model.given_labels(config)
-    return Condition(torch.tensor([[given.get(name, UNKNOWN) for name in model.labels.values]] * count))

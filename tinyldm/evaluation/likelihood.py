@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from tinyldm.data.batch import UNKNOWN, Batch, Condition
+from tinyldm.data.batch import Batch, Condition
 from tinyldm.data.images import to_float
 from tinyldm.drawing import likelihood
 from tinyldm.errors import UserError
@@ -17,6 +17,7 @@ from tinyldm.evaluation.workspace import Workspace, entry
 from tinyldm.files import replace_text
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics import distances
+from tinyldm.models.conditioning import named_labels
 from tinyldm.models.model import Model
 from tinyldm.process.bound import BIN
 
@@ -85,11 +86,9 @@ def images_of(workspace: Workspace, model: Model) -> torch.Tensor:
 
 def condition_of(workspace: Workspace, model: Model, count: int) -> Condition:
     """The labels of those images, as far as the data name them."""
-    if model.labels is None:
-        return Condition()
     source = workspace.sources["held_out"]
-    if not source.labels:
-        return Condition(torch.full((count, len(model.labels.values)), UNKNOWN))
+    if model.labels is None or not source.labels:
+        return named_labels(model.labels, {}, count)
     found = workspace.part_labels("held_out", workspace.config.num_images)[:count]
     return Condition(torch.from_numpy(renumber(found, source.labels, model.labels.values)))
 
