@@ -28,7 +28,8 @@ def main() -> None:
     with OutputFolder(config.output_dir, config.overwrite) as output:
         device = default_device(config.device)
         model = load_for(config.model, config, device, getattr(torch, config.dtype))
-        result = act(model, config)  # raises an error for unsupported settings before any file is written
+        # Raises an error for unsupported settings before any file is written.
+        result = act(model, config, lambda _, step, __: bar.set_postfix(step=step))
 
         with tqdm(total=result.count, unit="image", desc="sampling", dynamic_ncols=True) as bar:
             for batch in result.batches:

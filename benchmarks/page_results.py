@@ -58,10 +58,11 @@ def few_recipes() -> str:
     for run, told in listed().items():
         if "recipe" in told:
             figures = next(iter(evaluation(run)[1]["figures"].values()))
-            best = figures.get("reconstructions", figures["real images"])["value"]
+            best, found = figures.get("reconstructions", figures["real images"])["value"], figures["samples"]
+            distance = f"{found['value']:.1f} ± {(found['high'] - found['low']) / 2:.1f}"
             link = f"[`{told['recipe']}`](configs/{told['recipe']}.yaml)"
             time = f"{told['hardware']}: {told['time']}"
-            lines.append([link, told["what"], time, f"{figures['samples']['value']:.1f}", f"{best:.1f}"])
+            lines.append([link, told["what"], time, distance, f"{best:.1f}"])
     return table(["recipe", "what", "hardware, time", "Frechet distance", "best possible"], lines)
 
 

@@ -60,7 +60,7 @@ def test_labels_that_a_model_does_not_have(text, words):
 
 
 def test_labels_of_seeds_have_the_shares_of_the_data():
-    rows = [[0, 0]] * 6 + [[1, 1]] * 3 + [[1, 2]]
+    rows = [[0, 0]] * 60 + [[1, 1]] * 30 + [[1, 2]] * 10
     labels = condition_for(embedding(rows=rows), range(4000), {}).labels
     shares = torch.tensor([[(labels == torch.tensor(pair)).all(1).float().mean() for pair in ([0, 0], [1, 1], [1, 2])]])
     assert torch.allclose(shares, torch.tensor([0.6, 0.3, 0.1]), atol=0.03)
@@ -70,6 +70,16 @@ def test_labels_of_seeds_have_the_shares_of_the_data():
     never = condition_for(embedding(rows=rows), range(100), {"hair": 0, "Smiling": 1}).labels
     assert (never == torch.tensor([1, 0])).all()  # no example has both
     assert condition_for(None, range(3), {}) == UNCONDITIONAL
+
+
+def test_few_examples_with_the_given_labels_do_not_make_images_alike():
+    values = [str(i) for i in range(5)]
+    few = embedding([["a", ["x", "y"]], ["b", values], ["c", values]], rows=[[0, i, i] for i in range(5)] + [[1, 0, 0]] * 60)
+    labels = condition_for(few, range(400), {"a": 0}).labels
+    assert (labels[:, 0] == 0).all() and len(labels.unique(dim=0)) == 25
+    assert (condition_for(few, range(100), {"a": 1}).labels == torch.tensor([1, 0, 0])).all()
+    unseen = condition_for(few, range(100), {"a": 1, "b": 2, "c": 2}).labels
+    assert (unseen == torch.tensor([1, 2, 2])).all()
 
 
 def test_previews_show_the_classes_in_turn_if_there_are_few():

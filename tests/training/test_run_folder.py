@@ -45,7 +45,7 @@ def test_a_used_folder_is_refused_and_not_changed(tmp_path):
     with opened(tmp_path) as run:
         run.log(step=1, loss=0.5)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock"}
-    with pytest.raises(UserError, match="in use; continue with --resume latest, or replace it with --overwrite true"):
+    with pytest.raises(UserError, match="resume it with --resume latest, replace it with --overwrite true"):
         RunFolder(config(tmp_path, seed=3))
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock"}
 
@@ -114,7 +114,7 @@ def test_overwrite_refuses_a_run_with_files_of_others(changes, name, tmp_path):
     (finished(tmp_path) / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
     before = contents_of_all(tmp_path)
-    with pytest.raises(UserError, match=f"holds {name}, not written by its run" if changes else "is in use"):
+    with pytest.raises(UserError, match=f"holds {name}, not written by its run" if changes else "holds a run already"):
         RunFolder(config(tmp_path, **changes))
     assert contents_of_all(tmp_path) == before
 

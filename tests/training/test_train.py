@@ -217,7 +217,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(vq_run, tmp_path):
     assert training.wait() == 2
     errors = [line for line in training.text().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert "is in use; continue with --resume latest, or replace it with --overwrite true" in errors[0]
+    assert "holds a run already: resume it with --resume latest, replace it with --overwrite true" in errors[0]
     assert "Traceback" not in training.text()
 
 

@@ -247,7 +247,7 @@ class SamplerSettings:
     guidance_scale: PositiveFloat | None = None
     """How far to go away from the prediction of a weaker model, the guide. 1: no guidance. Larger: fewer flaws, less variety.
     null: the scale stored with the model. With a `classifier` the weight of its gradient: 1 is Bayes' rule and the default,
-    larger draws what the classifier is surer of."""
+    more makes the classifier surer."""
     guidance_model: str | None = None
     """The guide: a run, a checkpoint of it, or a pipeline over the same latents (autoguidance, Karras et al. 2024). null: the
     model's own guide, or the model itself without its labels (classifier-free guidance, Ho & Salimans 2022)."""
@@ -303,7 +303,7 @@ class Sample(SamplerSettings):
     image: str | None = None
     """An image to start from, or a folder of images: `num_images` variations of each (SDEdit, Meng et al. 2022)."""
     strength: Strength = 0.5
-    """How far to change `image`, above 0 to 1: the part of the way to noise and back that is gone."""
+    """How far to change `image`, above 0 to 1: the part of the way to noise and back that it takes."""
     mask: str | None = None
     """The part of `image` to draw anew, the rest stays (RePaint, Lugmayr et al. 2022): a box left,top,right,bottom in pixels of
     the model's images, or an image that is white there."""

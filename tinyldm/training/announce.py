@@ -1,6 +1,7 @@
 """What a training says at its start, after its first rows of metrics.csv, and at its end."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,19 @@ def next_commands(config: Training) -> list[str]:
 
 def built_on(first_stage: str) -> str | None:
     """The recipe in configs/ for a denoiser over this first stage."""
-    for file in sorted(RECIPES.glob("*.yaml")):
-        recipe = read_recipe(file)
-        if recipe.get("script") == "train_ldm" and (recipe.get("first_stage") or {}).get("path") == first_stage:
-            return f"configs/{file.name}"
-    return None
+    return _recipe(
+        lambda recipe: recipe.get("script") == "train_ldm" and (recipe.get("first_stage") or {}).get("path") == first_stage
+    )
+
+
+def recipe_of(run: str) -> str | None:
+    """The recipe in configs/ that trains into this folder."""
+    return _recipe(lambda recipe: recipe.get("output_dir") == run)
+
+
+def _recipe(fits: Callable[[dict[str, Any]], bool]) -> str | None:
+    files = sorted(RECIPES.glob("*.yaml"))
+    return next((f"configs/{file.name}" for file in files if fits(read_recipe(file))), None)
 
 
 def progress_bar(step: int, max_steps: int, shown: bool) -> tqdm:

@@ -28,7 +28,7 @@ class RunFolder:
         rows: the rows of metrics.csv.
 
     Raises:
-        UserError: when it holds anything that a run did not write; when it is in use and neither `resume` nor `overwrite` is
+        UserError: when it holds anything that a run did not write; when it holds a run and neither `resume` nor `overwrite` is
             given; when the config reads what would be deleted; when it cannot be written; or when another program trains in it.
     """
 
@@ -71,7 +71,10 @@ class RunFolder:
                 raise UserError(f"{self.path} holds no run to resume; choose another output_dir")
             refuse_links(*(self.path / name for name in FOLDERS))
         elif (begun or (foreign and is_run)) and not self.config.overwrite:
-            raise UserError(f"{self.path} is in use; continue with --resume latest, or replace it with --overwrite true")
+            raise UserError(
+                f"{self.path} holds a run already: resume it with --resume latest, replace it with --overwrite true, "
+                "or choose another output_dir"
+            )
         elif foreign:
             whose = "not written by its run" if is_run else "and is not a run folder"
             raise UserError(

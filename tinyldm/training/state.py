@@ -63,9 +63,8 @@ class State:
         return list(self.task.networks[self.main].parameters())
 
     def average(self) -> None:
-        """Count a step and add its weights to the averages."""
+        """Add the weights of this step to the averages."""
         self.ema.step(self.weights)
-        self.step += 1
         if self.averages:
             self.averages.update(self.weights, self.step)
 

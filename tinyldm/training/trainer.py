@@ -186,8 +186,9 @@ class Trainer:
                 accelerator.clip_grad_norm_(task.networks[name].parameters(), limit)
             optimizer.step()
             optimizer.zero_grad()
-        state.average()
+        state.step += 1
         state.images += self.images_per_step
+        state.average()
         task.after_step(state.step, draw, state.ema)
         self.bar.update()
 

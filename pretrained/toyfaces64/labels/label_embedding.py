@@ -15,6 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 UNKNOWN = -1  # the number of a label that is missing, or dropped in training
+ENOUGH = 50  # examples to draw labels from: with fewer, images would be alike
 
 
 class LabelEmbedding(ModelMixin, ConfigMixin):
@@ -46,16 +47,23 @@ class LabelEmbedding(ModelMixin, ConfigMixin):
     def draw(self, seeds: Sequence[int], given: Mapping[str, int]) -> torch.Tensor:
         """Labels (B, A) for these seeds, on the CPU: those of an example that has the given ones, chosen by the seed alone.
 
-        So labels that are not given have the shares that they have in the data, together with the given ones. Where no
-        example has all given labels, the others are those of any example.
+        So labels that are not given have the shares that they have in the data, together with the given ones. Where fewer
+        than ENOUGH examples have these, each other label is that of another one of them. Where none has all of them, those
+        with the most are taken.
         """
         rows, columns = self.rows.cpu(), [list(self.values).index(name) for name in given]
         numbers = torch.tensor(list(given.values()), dtype=rows.dtype)
-        fitting = rows[(rows[:, columns] == numbers).all(1)]
-        rows = fitting if len(fitting) else rows
-        labels = torch.stack([rows[random.Random(f"labels of seed {seed}").randrange(len(rows))] for seed in seeds])
+        shared = (rows[:, columns] == numbers).sum(1)
+        rows = rows[shared == shared.max()]
+        labels = torch.stack([_choose(rows, random.Random(f"labels of seed {seed}")) for seed in seeds])
         labels[:, columns] = numbers
         return labels
+
+
+def _choose(rows: torch.Tensor, chance: random.Random) -> torch.Tensor:
+    if len(rows) >= ENOUGH:
+        return rows[chance.randrange(len(rows))]
+    return torch.stack([column[chance.randrange(len(rows))] for column in rows.T])
 
 
 def numbers_of(values: Mapping[str, Sequence[str]], labels: Mapping[str, Any]) -> dict[str, int]:
