@@ -25,6 +25,7 @@ PAGES = [
     ROOT / "README.md",
     DOCS / "performance.md",
     DOCS / "results.md",
+    DOCS / "guidance.md",
     DOCS / "editing.md",
     DOCS / "processes.md",
     DOCS / "zsl-results.md",

@@ -128,12 +128,21 @@ def first_stages() -> str:
 
 
 def guidance() -> str:
-    """Two runs by guidance scale."""
+    """Runs by guidance scale."""
     parts = []
-    for run in ("demo", "faces64-by-person"):
+    for run in ("demo", "faces64-by-person", "faces64-labels", "toyfaces64"):
         [*_, (about, cells)] = tables(evaluation(run)[1])
         parts.append(f"`{run}`, {about[0].lower()}{about[1:]}\n\n{table(cells[0], cells[1:])}")
     return "\n\n".join(parts)
+
+
+def label_accuracy() -> str:
+    """What a probe reads from samples of the runs with labels."""
+    heads, lines = ["run", "label", "values", "samples", "real images", "ratio"], []
+    for run in ("faces64-labels", "toyfaces64"):
+        _, (_, cells), *_ = tables(evaluation(run)[1])
+        lines += [[f"`{run}`", *row[:5]] for row in cells[1:]]
+    return table(heads, lines)
 
 
 # -------------------------------------------------------------------------------------------------- zero-shot learning
@@ -200,7 +209,7 @@ def _means(run: str) -> str:
 BLOCKS = {
     f.__name__: f
     for f in (
-        *(recipes, few_recipes, demo_guidance, evaluations, first_stages, guidance),
+        *(recipes, few_recipes, demo_guidance, evaluations, first_stages, guidance, label_accuracy),
         *(zsl_methods, zsl_creativity, zsl_neighbours, zsl_faithful, zsl_cub),
     )
 }

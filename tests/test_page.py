@@ -86,7 +86,7 @@ def test_a_grid_is_cut_between_its_pictures(tmp_path):
 
 def test_results_have_no_weights():
     kept = {file.suffix for file in page_results.RUNS.rglob("*") if file.is_file()}
-    assert kept <= {".json", ".yaml", ".csv", ".png"}
+    assert kept <= {".json", ".yaml", ".csv", ".png", ".webp"}
 
 
 def test_every_evaluation_is_in_the_journal():

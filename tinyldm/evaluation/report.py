@@ -123,7 +123,12 @@ def _heading(name: str) -> str:
 
 
 def _cell(figure: dict[str, float] | None, form: str = ".4g") -> str:
-    return "" if figure is None else f"{figure['value']:{form}} [{figure['low']:{form}}, {figure['high']:{form}}]"
+    if figure is None:
+        return ""
+    low, high = figure["low"], figure["high"]
+    if form.endswith("%"):  # of a normal interval around a share
+        low, high = max(low, 0.0), min(high, 1.0)
+    return f"{figure['value']:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def tables(result: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
