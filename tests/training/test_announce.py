@@ -24,6 +24,11 @@ def test_the_header_counts_steps_images_and_epochs():
     assert "folder runs/x: a row of metrics.csv every 50 steps" in text and "measured over the steps to 150" in text
 
 
+def test_a_few_images_seen_many_times_are_noted():
+    few, enough = (announce.header(TrainDDPM(train=SHORT), 1, "CPU", 0, 300, 64, epoch) for epoch in (11, 6400))
+    assert "each of the 11 images is seen 1,745 times" in few and "note" not in enough
+
+
 def test_a_stream_of_unknown_length_has_no_epochs_and_a_new_run_nothing_done():
     text = announce.header(TrainVQ(output_dir="runs/x", train=SHORT), 5, "CPU", 0, 40, 64, None)
     assert "epochs" not in text and "done" not in text and "time to expect" not in text  # over before the first row

@@ -17,7 +17,7 @@ CARD = {
     "template": "ldm",
     "evaluation": None,
     "values": {
-        **{"parameters": 1234567, "steps": 30, "images_per_step": 4, "images": 120, "duration": "0 min 9 s"},
+        **{"parameters": 1234567, "steps": 30, "images_per_step": 4, "images": 120, "duration": "9 s"},
         **{"images_per_second": 13.3, "hardware": "CPU", "train_images": 60, "remarks": "", "first_stage": "vq"},
         **{"figures": [["held-out loss", "0.5"]], "config": "seed: 0"},
     },

@@ -13,6 +13,7 @@ from tinyldm.training.model_card import duration
 from tinyldm.training.report import KINDS
 
 RECIPES = Path(__file__).parents[2] / "configs"
+MANY_EPOCHS = 1000
 
 
 def header(
@@ -34,6 +35,11 @@ def header(
         f"  folder {config.output_dir}: a row of metrics.csv every {train.logging_steps:,} steps, an evaluation every "
         f"{train.eval_steps:,}, a picture every {train.sample_steps:,}, a checkpoint every {train.checkpointing_steps:,}",
     ]
+    if epoch and images / epoch > MANY_EPOCHS:
+        lines.append(
+            f"  note: each of the {epoch:,} images is seen {images / epoch:,.0f} times, so the model may learn them by heart; with "
+            "few images start from a trained model (docs/editing.md#fine-tuning)"
+        )
     first = step + train.logging_steps
     if first < max_steps:
         lines.append(f"  the time to expect is measured over the steps to {first:,}; Ctrl-C saves and stops")

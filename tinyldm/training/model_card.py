@@ -182,6 +182,8 @@ def remarks(train: TrainConfig, best_step: int | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `1 h 23 min` or `4 min 5 s`."""
+    """Seconds as `1 h 23 min`, `4 min 5 s` or `6 s`."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
