@@ -25,7 +25,9 @@ def test_the_header_counts_steps_images_and_epochs():
 
 
 def test_a_few_images_seen_many_times_are_noted():
-    few, enough = (announce.header(TrainDDPM(train=SHORT), 1, "CPU", 0, 300, 64, epoch) for epoch in (11, 6400))
+    few, enough = (
+        announce.header(TrainDDPM(output_dir="runs/x", train=SHORT), 1, "CPU", 0, 300, 64, epoch) for epoch in (11, 6400)
+    )
     assert "each of the 11 images is seen 1,745 times" in few and "note" not in enough
 
 

@@ -37,8 +37,8 @@ def header(
     ]
     if epoch and images / epoch > MANY_EPOCHS:
         lines.append(
-            f"  note: each of the {epoch:,} images is seen {images / epoch:,.0f} times, so the model may learn them by heart; with "
-            "few images start from a trained model (docs/editing.md#fine-tuning)"
+            f"  note: each of the {epoch:,} images is seen {images / epoch:,.0f} times, so the model may learn them by heart; "
+            "with few images start from a trained model (docs/editing.md#fine-tuning)"
         )
     first = step + train.logging_steps
     if first < max_steps:
