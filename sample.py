@@ -22,19 +22,25 @@ def main() -> None:
     from tinyldm.drawing import sampling
     from tinyldm.drawing.actions import act
     from tinyldm.models.loading import load_for
+    from tinyldm.models.model import Model
     from tinyldm.pictures import OutputFolder
     from tinyldm.training.accelerator import default_device
 
     with OutputFolder(config.output_dir, config.overwrite) as output:
         device = default_device(config.device)
         model = load_for(config.model, config, device, getattr(torch, config.dtype))
-        # Raises an error for unsupported settings before any file is written.
-        result = act(model, config, lambda _, step, __: bar.set_postfix(step=step))
+        done = 0
 
+        def watch(_: Model, step: int, x: torch.Tensor) -> None:
+            bar.update(max(0.0, round(done + len(x) * min(1.0, step / config.num_inference_steps), 1) - bar.n))
+
+        # Raises an error for unsupported settings before any file is written.
+        result = act(model, config, watch)
         with tqdm(total=result.count, unit="image", desc="sampling", dynamic_ncols=True) as bar:
             for batch in result.batches:
-                output.add(batch, config.seed)
-                bar.update(len(batch))
+                output.add(batch, config.seed, result.name)
+                done += len(batch)
+                bar.update(done - bar.n)
         output.finish()
         if result.rows:
             output.edited(torch.cat(result.rows), result.columns)
@@ -42,11 +48,9 @@ def main() -> None:
             output.interpolation(torch.cat(result.between))
         if config.strip:
             output.strip(sampling.denoising_frames(model, min(8, config.num_images), config.seed, config))
-        if config.interpolate:
-            output.interpolation(sampling.interpolate(model, *config.interpolate, config))
     for note in result.notes:
         print(note)
-    page = output.path / ("edited.png" if result.rows else "grid.png")
+    page = output.path / ("edited.png" if result.rows else "interpolation.png" if result.between else "grid.png")
     print(f"{result.count} images are in {output.path}; all on one page: {page}")
 
 

@@ -188,7 +188,7 @@ def test_processes_are_compared_on_the_same_questions(ldm_run, tmp_path, monkeyp
     found = json.loads((tmp_path / "out/forward_processes.json").read_text())
     assert list(found["rows"]) == ["vp", "flow"] and found["small"]
     for row in found["rows"].values():
-        assert len(row["distances"]) == 8 and all(len(each["fds"]) == 2 for each in row["distances"])
+        assert len(row["distances"]) == 5 and all(len(each["fds"]) == 2 for each in row["distances"])
         known = [error for error in row["errors"] if not math.isnan(error)]
         assert len(known) > 6 and known == sorted(known)  # more noise, more error
     assert (tmp_path / "out/forward_processes.png").exists()

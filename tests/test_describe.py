@@ -66,7 +66,8 @@ def test_gradient_checkpointing_needs_less_memory_and_more_work():
 def test_the_forecast_for_other_cards(monkeypatch):
     monkeypatch.setattr(costs, "CARDS", {"A": (2.0, 1.0), "B": (40.0, 1.0)})
     work = [(Part("", nn.Identity, (1, 1, 1), trained=trained), costs.Cost(0, 3e9, 4e9, 0)) for trained in (False, True)]
-    assert costs.forecast(work, 3_600_000, 100_000) == "A 2 h 5 min, B 11 min 0 s"  # 300 s, and 7,200 s or 360 s
+    assert costs.forecast(work, 3_600_000, 100_000, 100) == "A 2 h 5 min, B 11 min 0 s"  # 300 s, and 7,200 s or 360 s
+    assert costs.forecast(work, 3_600_000, 100_000, 360_000) == "A 2 h 5 min, B 35 min 0 s"  # at least 5 ms a step
 
 
 class FitsUpTo(nn.Conv2d):

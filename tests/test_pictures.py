@@ -102,8 +102,8 @@ def test_curves_of_a_classifier_have_a_line_and_a_guess_for_each_label(tmp_path,
 def test_the_files_are_the_images(tmp_path):
     batch = images(5, 16)
     output = OutputFolder(str(tmp_path / "new" / "out"), overwrite=False)
-    output.add(batch[:3], first_seed=7)
-    output.add(batch[3:], first_seed=7)
+    output.add(batch[:3], first=7)
+    output.add(batch[3:], first=7)
     output.finish()
     assert sorted(file.name for file in output.images.iterdir()) == [f"seed-{seed:06d}.png" for seed in range(7, 12)]
     stored = np.load(output.path / "samples.npz")["arr_0"]
@@ -140,7 +140,7 @@ def test_one_frame_is_an_animation_too(tmp_path):
 
 def test_old_pictures_are_not_mixed_with_new_ones(tmp_path):
     first = OutputFolder(str(tmp_path), overwrite=False)
-    first.add(images(4, 16), first_seed=0)
+    first.add(images(4, 16), first=0)
     first.finish()
     first.strip([images(1, 16)])
     (tmp_path / "notes.txt").write_text("mine")
@@ -149,8 +149,8 @@ def test_old_pictures_are_not_mixed_with_new_ones(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     second = OutputFolder(str(tmp_path), overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before  # nothing is lost if the model does not load
-    second.add(images(1, 16), first_seed=2)
-    second.add(images(1, 16), first_seed=2)
+    second.add(images(1, 16), first=2)
+    second.add(images(1, 16), first=2)
     names = sorted(path.name for path in tmp_path.rglob("*"))
     assert names == [".manifest", "images", "notes.txt", "seed-000002.png", "seed-000003.png"]
     (tmp_path / "grid.png").write_bytes(b"of another run")
@@ -165,10 +165,10 @@ def test_a_folder_that_cannot_be_created(tmp_path):
             OutputFolder(str(tmp_path / path), overwrite=True)
 
 
-def drawn(path, first_seed: int = 0, overwrite: bool = False) -> OutputFolder:
+def drawn(path, first: int = 0, overwrite: bool = False) -> OutputFolder:
     """A folder after a sample.py."""
     with OutputFolder(str(path), overwrite) as output:
-        output.add(images(2, 16), first_seed)
+        output.add(images(2, 16), first)
         output.finish()
     return output
 
@@ -180,7 +180,7 @@ def test_overwrite_keeps_the_pictures_of_others(name, tmp_path):
     drawn(tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"mine")
-    drawn(tmp_path, first_seed=5, overwrite=True)
+    drawn(tmp_path, first=5, overwrite=True)
     assert (tmp_path / name).read_bytes() == b"mine"
     assert not (tmp_path / "images" / "seed-000000.png").exists() and (tmp_path / "images" / "seed-000006.png").exists()
 
@@ -230,6 +230,6 @@ def test_two_programs_do_not_draw_into_one_folder(tmp_path):
     with first:
         with pytest.raises(UserError, match=r"another program writes to .*: choose another output_dir"), second:
             pass
-        first.add(images(1, 16), first_seed=0)
+        first.add(images(1, 16), first=0)
     with pytest.raises(UserError, match="holds pictures already"), second:  # the first has ended since the second looked
         pass

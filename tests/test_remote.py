@@ -51,8 +51,8 @@ def test_a_missing_run_is_not_looked_for_on_the_hub(silent):
 
 def test_a_hub_that_does_not_answer_is_asked_once(silent, capfd):
     for _ in range(2):
-        with pytest.raises(UserError, match=r"no folder me/faces, and the Hub does not answer .Name or") as caught:
-            load_model("me/faces")
+        with pytest.raises(UserError, match=r"no folder me/unheard-of, and the Hub does not answer .Name or") as caught:
+            load_model("me/unheard-of")
         assert "\n" not in str(caught.value)
         with pytest.raises(UserError, match="the Hub does not answer"):
             load_first_stage(FirstStageConfig("me/first-stage"))

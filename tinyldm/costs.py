@@ -43,6 +43,7 @@ RECIPES = Path(__file__).parent.parent / "configs"
 # TFLOP/s that small networks reach, in the mixed precision of a training and in the float32 of encoding. Estimates, no
 # measurements: a quarter to a tenth of what the vendors state.
 CARDS = {"T4": (5.0, 4.0), "RTX 4090": (27.0, 40.0), "H100": (90.0, 55.0)}
+HOST_SECONDS = 5e-3  # that Python needs for a step, however fast the card is; an estimate, too
 STATE_BYTES = 4 * 5  # a trained value: itself, its gradient, Adam's two averages, its average
 
 
@@ -323,20 +324,21 @@ def table(config: Training) -> str:
                 f"Before that {duration(many * views / speed)}, once, for encoding {many:,} images"
                 f"{' and their mirror images' if views == 2 else ''} ({speed:,.1f}/s)."
             )
-    lines.append(f"On other cards, by FLOPs alone: {forecast(work, total, (images or 1000) * views)}.")
+    lines.append(f"On other cards, by FLOPs: {forecast(work, total, (images or 1000) * views, total / batch)}.")
     return "\n".join([*lines, *(f"Note: {note}." for note in notes)])
 
 
-def forecast(work: Sequence[tuple[Part, Cost]], trained: int, encoded: int) -> str:
+def forecast(work: Sequence[tuple[Part, Cost]], trained: int, encoded: int, steps: float) -> str:
     """How long a recipe would take on other cards.
 
     Args:
-        trained: images that the trained networks see.
+        trained: images that the trained networks see, in `steps` batches.
         encoded: images that a first stage encodes.
     """
 
     def seconds(card: str) -> float:
         training, encoding = (speed * 1e12 for speed in CARDS[card])
-        return sum(trained * cost.step / training if part.trained else encoded * cost.forward / encoding for part, cost in work)
+        before = sum(encoded * cost.forward / encoding for part, cost in work if not part.trained)
+        return before + max(steps * HOST_SECONDS, sum(trained * cost.step / training for part, cost in work if part.trained))
 
     return ", ".join(f"{card} {duration(seconds(card))}" for card in CARDS)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -174,7 +175,7 @@ class OutputFolder:
     def __init__(self, path: str, overwrite: bool):
         self.path, self.images, self.overwrite = Path(path), Path(path) / "images", overwrite
         self.manifest = Manifest(self.path)
-        self.old = self._find_old()
+        self.old, self.new = self._find_old(), not self.path.exists()
         try:
             self.images.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -193,6 +194,10 @@ class OutputFolder:
     def __exit__(self, *exception: object) -> None:
         (self.path / LOCK).unlink(missing_ok=True)
         self._lock.release()
+        if self.new and not self.batches:  # leave no empty folders
+            with suppress(OSError):
+                self.images.rmdir()
+                self.path.rmdir()
 
     def _find_old(self) -> list[Path]:
         """The pictures of an earlier sample.py."""
@@ -207,15 +212,15 @@ class OutputFolder:
 
     def _is_picture(self, file: Path) -> bool:
         inside = file.relative_to(self.path).as_posix()
-        return inside in self.SUMMARIES or re.fullmatch(r"images/seed-\d{6,}\.png", inside) is not None
+        return inside in self.SUMMARIES or re.fullmatch(r"images/(seed|frame)-\d{6,}\.png", inside) is not None
 
-    def add(self, batch: torch.Tensor, first_seed: int) -> None:
-        """Save uint8 images (B, 3, H, W) as images/seed-N.png. The first call deletes the old pictures."""
+    def add(self, batch: torch.Tensor, first: int, name: str = "seed") -> None:
+        """Save uint8 images (B, 3, H, W) as images/seed-N.png, N from `first` on. The first call deletes the old pictures."""
         if not self.batches:
             self.manifest.remove(self.old)
             self.images.mkdir(exist_ok=True)
-        seed = first_seed + sum(map(len, self.batches))
-        files = [self.images / f"seed-{seed + i:06d}.png" for i in range(len(batch))]
+        number = first + sum(map(len, self.batches))
+        files = [self.images / f"{name}-{number + i:06d}.png" for i in range(len(batch))]
         self.manifest.own_all(files)
         if not self.batches:
             list_in_run(self.path)

@@ -258,6 +258,17 @@ def test_interpolation_ends_at_the_images_of_the_two_seeds(pipeline_folder):
     assert (way[[0, -1]].int() - ends.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_interpolation_goes_from_the_labels_of_one_seed_to_those_of_the_other(scale):
+    torch.manual_seed(0)
+    labels = models.labels()
+    model = Model(Denoiser(models.unet(labelled=True), labels), models.process(), None)
+    settings = SamplerSettings("ddim", 4, guidance_scale=scale)
+    ends = torch.cat([next(sample(model, 1, 1, seed, settings)) for seed in (3, 7)])
+    assert not torch.equal(labels.draw([3], {}), labels.draw([7], {}))
+    assert (sampling.interpolate(model, 3, 7, settings, frames=3)[[0, -1]].int() - ends.int()).abs().max() <= 1
+
+
 # ------------------------------------------------------------------------------------------------------ loading a model
 
 

@@ -154,9 +154,9 @@ def test_sample_writes_every_kind_of_picture(ldm_run, tmp_path, monkeypatch):
     ]
     run(monkeypatch, sample, *args, "--scheduler", "dpm-solver++", "--strip", "true", "--interpolate", "[0,4]")
     expected = {"grid.png", "samples.npz", "denoising.png", "denoising.gif", "interpolation.png", "interpolation.gif"}
-    assert files(out) == expected | {".manifest"} | {f"images/seed-{seed:06d}.png" for seed in range(5)}
+    assert files(out) == expected | {".manifest"} | {f"images/frame-{frame:06d}.png" for frame in range(12)}
     images = np.load(out / "samples.npz")["arr_0"]
-    assert images.shape == (5, 16, 16, 3)
+    assert images.shape == (12, 16, 16, 3)
     assert images.dtype == np.uint8
     with pytest.raises(UserError, match="holds pictures already"):
         run(monkeypatch, sample, *args)

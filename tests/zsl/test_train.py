@@ -163,7 +163,7 @@ def test_a_resumed_run_may_have_more_seeds_and_methods_but_no_other_changes(bird
     np.savez(other / "features.npz", **{**arrays, "features": arrays["features"] + 1})
     with pytest.raises(UserError, match=r"changed since .* was started: data"):
         train(tmp_path / "run", other, "--resume", "latest")
-    with pytest.raises(UserError, match="in use"):
+    with pytest.raises(UserError, match="holds a run already"):
         train(tmp_path / "run", birds)
 
 

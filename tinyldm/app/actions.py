@@ -17,14 +17,12 @@ from PIL import Image
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import Sample
 from tinyldm.data.given import parse_box
-from tinyldm.drawing.actions import Result, act
-from tinyldm.drawing.sampling import Watch, interpolate
+from tinyldm.drawing.actions import act
 from tinyldm.errors import UserError
 from tinyldm.models.model import Model, to_images
 from tinyldm.pictures import grid
 
 FRAMES = 12  # pictures of a denoising
-COLUMNS = 4  # of an interpolation: on a phone, a row of 12 images could not be seen
 
 
 class Action(NamedTuple):
@@ -103,14 +101,6 @@ def read(keys: Mapping[str, Any]) -> Sample:
     return parse(Sample, None, arguments(keys))
 
 
-def start(model: Model, config: Sample, watch: Watch | None = None) -> Result:
-    """Start what the config asks for: see drawing.actions.act. An interpolation is in rows of COLUMNS."""
-    if config.interpolate is None:
-        return act(model, config, watch)
-    seeds = config.interpolate
-    return Result(1, (interpolate(model, *seeds, config, watch=watch) for _ in range(1)), COLUMNS)
-
-
 class _Left(Exception):
     """Nobody looks at the pictures any more."""
 
@@ -143,7 +133,7 @@ def play(model: Model, config: Sample, notes: list[str] | None = None) -> Iterat
         except BaseException as error:  # raised where the pictures are looked at
             made.put(error)
 
-    result = start(model, config, watch)
+    result = act(model, config, watch)
     threading.Thread(target=work, name="drawing", daemon=True).start()
     try:
         while (item := made.get()) is not None:

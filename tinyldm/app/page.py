@@ -19,9 +19,9 @@ import gradio as gr
 from huggingface_hub import hf_hub_download
 from PIL import Image
 
-from tinyldm.app.actions import ACTIONS, Action, arguments, from_noise, play, read, start
+from tinyldm.app.actions import ACTIONS, Action, arguments, from_noise, play, read
 from tinyldm.config.schema import Sample, Sampler, SamplerSettings
-from tinyldm.drawing.actions import load_chain
+from tinyldm.drawing.actions import act, load_chain
 from tinyldm.errors import UserError, boundary
 from tinyldm.limits import open_image, read_text
 from tinyldm.models.loading import load_model
@@ -169,7 +169,7 @@ class Page:
         """The image of the seed."""
         with errors_shown():
             config = read({**self.keys(given), "num_images": 1})
-            return to_pil(next(start(self.load(ema=config.ema), config).batches)[0])
+            return to_pil(next(act(self.load(ema=config.ema), config).batches)[0])
 
 
 def label_control(name: str, values: list[str]) -> Any:

@@ -316,7 +316,7 @@ class Sample(SamplerSettings):
     strip: bool = False
     """Also show how the first images emerge from noise: denoising.png and denoising.gif."""
     interpolate: tuple[Seed, Seed] | None = None
-    """Two seeds, e.g. [3, 4]: also draw images in between, along the sphere of noise: interpolation.png and .gif."""
+    """Two seeds, e.g. [3, 4]: draw what lies between them, by slerp of their noises: interpolation.png and .gif."""
     device: str | None = None
     """cuda, mps, cpu and so on. null: the GPU if there is one."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"

@@ -14,6 +14,8 @@ from tinyldm.errors import UserError
 from tinyldm.models.loading import load_model
 from tinyldm.models.model import Model, to_images
 
+FRAMES, FRAMES_ACROSS = 12, 4  # of the way between two images
+
 
 @dataclass
 class Result:
@@ -23,6 +25,7 @@ class Result:
         count: number of images.
         batches: uint8 (B, 3, S, S), drawn as they are asked for.
         columns: of the picture of `rows`.
+        name: of the files of the images, before their number.
         rows: what was given beside what was made, images (N, 3, S, S). Filled while the batches are drawn, as is the rest.
         between: frames from the first given image to the second.
         notes: what the user should know.
@@ -34,6 +37,7 @@ class Result:
     rows: list[torch.Tensor] = field(default_factory=list)
     between: list[torch.Tensor] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    name: str = "seed"
 
 
 def act(model: Model, config: Sample, watch: sampling.Watch | None = None) -> Result:
@@ -55,8 +59,20 @@ def act(model: Model, config: Sample, watch: sampling.Watch | None = None) -> Re
         return _invert(model, config)
     if config.image is not None:
         return _edit(model, config, watch)
+    if config.interpolate is not None:
+        return _interpolate(model, *config.interpolate, config, watch)
     batches = sampling.sample(model, config.num_images, config.batch_size, config.seed, config, watch)
     return Result(config.num_images, batches)
+
+
+def _interpolate(model: Model, seed_a: int, seed_b: int, config: Sample, watch: sampling.Watch | None) -> Result:
+    between: list[torch.Tensor] = []
+
+    def batches() -> Iterator[torch.Tensor]:
+        between.append(sampling.interpolate(model, seed_a, seed_b, config, FRAMES, watch))
+        yield from between
+
+    return Result(FRAMES, batches(), FRAMES_ACROSS, between=between, name="frame")
 
 
 def load_chain(model: Model, config: Sample) -> list[Model]:
@@ -153,6 +169,6 @@ def _invert(model: Model, config: Sample) -> Result:
             yield back
         if len(given) > 1:
             noise = torch.cat(noises)[:2]
-            between.append(editing.between(model, noise, 12, model.named_labels(config, 12)))
+            between.append(editing.between(model, noise, FRAMES, model.named_labels(config, FRAMES)))
 
     return Result(len(given), batches(), len(given), rows, between, notes)

@@ -165,11 +165,14 @@ def denoising_frames(
 def interpolate(
     model: Model, seed_a: int, seed_b: int, settings: SamplerSettings, frames: int = 12, watch: Watch | None = None
 ) -> torch.Tensor:
-    """uint8 images (frames, 3, H, W) from the image of one seed to that of another: slerp between their noises.
+    """uint8 images (frames, 3, H, W) from the image of one seed to that of another: slerp between their noises, and a
+    straight line between the embeddings of their labels.
 
     The sampler is deterministic, so that similar noises give similar images. For `watch` see denoise."""
     a, b = initial_noise(model, [*generators(seed_a, 1), *generators(seed_b, 1)])
-    noise = slerp(a, b, torch.linspace(0, 1, frames))
-    condition = model.condition([seed_a] * frames, settings)
+    share = torch.linspace(0, 1, frames)
+    noise, condition = slerp(a, b, share), model.condition([seed_a] * frames, settings)
+    if condition.labels is not None:
+        condition = replace(condition, other_labels=model.condition([seed_b] * frames, settings).labels, share=share)
     deterministic = replace(settings, scheduler=model.process.deterministic, eta=0.0)
     return to_images(model, denoise(model, noise, deterministic, condition=condition, watch=watch)).cpu()

@@ -105,7 +105,8 @@ def without_labels(condition: Condition) -> Condition:
     """The same condition with all labels unknown: what an unconditional model gets."""
     if condition.labels is None:
         return condition
-    return replace(condition, labels=torch.full_like(condition.labels, UNKNOWN))
+    unknown = torch.full_like(condition.labels, UNKNOWN)
+    return replace(condition, labels=unknown, other_labels=None if condition.other_labels is None else unknown)
 
 
 def drop_labels(condition: Condition, config: ConditionConfig, draw: Draw) -> Condition:
