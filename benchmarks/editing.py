@@ -25,7 +25,6 @@ from tinyldm.errors import UserError
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics import features as networks
 from tinyldm.metrics.distances import frechet
-from tinyldm.models.conditioning import named_labels
 from tinyldm.models.loading import load_model
 from tinyldm.models.model import Model, to_images
 
@@ -71,7 +70,7 @@ def fill(model: Model, real: torch.Tensor, count: int, steps: int, network: netw
     for first in tqdm(range(0, count, BATCH), "filling", unit="batch"):
         batch = given[first : first + BATCH]
         masks, random = mask.expand(len(batch), -1, -1, -1), sampling.generators(first, len(batch))
-        filled.append(editing.fill(model, batch, masks, settings, random, named_labels(model.labels, {}, len(batch))))
+        filled.append(editing.fill(model, batch, masks, settings, random, model.named_labels(len(batch))))
     drawn = torch.cat(list(sampling.sample(model, count, BATCH, 0, settings)))
     sets = {"filled": torch.cat(filled), "samples": drawn.expand(-1, 3, -1, -1), "as they were": given}
 
@@ -102,7 +101,7 @@ def fill(model: Model, real: torch.Tensor, count: int, steps: int, network: netw
 def invert(model: Model, images: torch.Tensor) -> dict:
     """Peak signal-to-noise ratios in dB, of all images together, and evaluations of the network one way."""
     x0 = editing.to_x0(model, images)
-    condition = named_labels(model.labels, {}, len(images))
+    condition = model.named_labels(len(images))
     there = likelihood.to_noise(model, x0, editing.TOLERANCE, condition)
     found = {
         "inverted": len(images),

@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 from benchmarks.measure import RESULTS, data_of, held_out, record_model, use_all_cores
 from tinyldm.data.images import to_float
 from tinyldm.drawing import likelihood
-from tinyldm.models.conditioning import named_labels
 from tinyldm.models.loading import load_model
 from tinyldm.models.model import Model
 from tinyldm.process.bound import BIN
@@ -52,7 +51,7 @@ def compare(model: Model, x0: torch.Tensor, steps: int) -> dict[str, float]:
     ways = {"hutchinson": likelihood.estimated_divergence(probes), "exact": likelihood.exact_divergence}
     bits, evaluations = {}, 0
     for name, divergence in ways.items():
-        log_p, evaluations = likelihood.log_density(model, x0, 1e-5, divergence, named_labels(model.labels, {}, len(x0)))
+        log_p, evaluations = likelihood.log_density(model, x0, 1e-5, divergence, model.named_labels(len(x0)))
         bits[name] = likelihood.bits_per_dimension(log_p, x0[0].numel())
     half, whole = (likelihood.bits_per_dimension(reference(model, x0, count), x0[0].numel()) for count in (steps // 2, steps))
     return {
@@ -74,9 +73,8 @@ def reference(model: Model, x0: torch.Tensor, steps: int) -> torch.Tensor:
     def estimate(y: torch.Tensor, log_s: float) -> torch.Tensor:
         place = model.process.time_of(torch.tensor([math.exp(log_s)], dtype=torch.float64))
         x_t = model.process.levels(place, torch.float64)[0] * y
-        predicted = double(*model.process.inputs(x_t, place.expand(len(y))), named_labels(model.labels, {}, len(y))).double()[
-            :, : y.shape[1]
-        ]
+        inputs = model.process.inputs(x_t, place.expand(len(y)))
+        predicted = double(*inputs, model.named_labels(len(y))).double()[:, : y.shape[1]]
         return math.exp(log_s) * model.process.to_x0_and_noise(x_t, predicted, float(place), clip=False)[1]
 
     def derivative(y: torch.Tensor, log_s: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ from tinyldm.training.run_folder import read_metrics
 from zsl import report
 
 RUNS = Path(__file__).parent.parent / "docs" / "results"
+LABELLED = ("faces64-labels", "toyfaces64")
 FEW = (4, 2)  # pictures of a grid that the table of recipes shows: across, down
 GRID, LINE = 8, 2  # pictures across in samples.png, pixels between them before it was enlarged
 
@@ -130,7 +131,7 @@ def first_stages() -> str:
 def guidance() -> str:
     """Runs by guidance scale."""
     parts = []
-    for run in ("demo", "faces64-by-person", "faces64-labels", "toyfaces64"):
+    for run in ("demo", "faces64-by-person", *LABELLED):
         [*_, (about, cells)] = tables(evaluation(run)[1])
         parts.append(f"`{run}`, {about[0].lower()}{about[1:]}\n\n{table(cells[0], cells[1:])}")
     return "\n\n".join(parts)
@@ -138,11 +139,11 @@ def guidance() -> str:
 
 def label_accuracy() -> str:
     """What a probe reads from samples of the runs with labels."""
-    heads, lines = ["run", "label", "values", "samples", "real images", "ratio"], []
-    for run in ("faces64-labels", "toyfaces64"):
+    head, lines = ["run", "label", "values", "samples", "real images", "ratio"], []
+    for run in LABELLED:
         _, (_, cells), *_ = tables(evaluation(run)[1])
         lines += [[f"`{run}`", *row[:5]] for row in cells[1:]]
-    return table(heads, lines)
+    return table(head, lines)
 
 
 # -------------------------------------------------------------------------------------------------- zero-shot learning

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from tinyldm.config.networks import UNetConfig, VQConfig
-from tinyldm.config.parsing import parse, read_recipe
+from tinyldm.config.parsing import parse
 from tinyldm.config.schema import FirstStageConfig, TrainClassifier, TrainConfig, TrainDDPM, Training, TrainLDM, TrainVQ
 from tinyldm.data.batch import Condition
 from tinyldm.data.columns import LabelColumn
@@ -35,11 +35,11 @@ from tinyldm.models.conditioning import clean
 from tinyldm.models.denoiser import make_denoiser, switch_on
 from tinyldm.training import power_ema
 from tinyldm.training.accelerator import default_device, hardware
+from tinyldm.training.announce import first_stage_recipe
 from tinyldm.training.model_card import duration
 
 MEASURED_SECONDS = 8.0  # per network; batches are doubled meanwhile
 LONGEST_STEP = 6  # times MEASURED_SECONDS: the limit for the recipe's own batch afterwards
-RECIPES = Path(__file__).parent.parent / "configs"
 # TFLOP/s that small networks reach, in the mixed precision of a training and in the float32 of encoding. Estimates, no
 # measurements: a quarter to a tenth of what the vendors state.
 CARDS = {"T4": (5.0, 4.0), "RTX 4090": (27.0, 40.0), "H100": (90.0, 55.0)}
@@ -76,7 +76,7 @@ class Part:
         if not self.denoises:
             return (images,)
         times, labels = (torch.zeros(*shape, dtype=torch.long, device=device) for shape in ((batch,), (batch, self.labels)))
-        return images, times, clean(Condition(labels if self.labels else None, images if self.small else None))
+        return images, times, clean(Condition(labels if self.labels else None, low_resolution=images if self.small else None))
 
 
 @dataclass
@@ -140,10 +140,9 @@ def first_stage(config: FirstStageConfig, notes: list[str]) -> FirstStage:
     try:
         return load_first_stage(config)
     except UserError:
-        for file in sorted(RECIPES.glob("*.yaml")):
-            if (keys := read_recipe(file)).get("output_dir") == named and keys.get("script") == "train_vq":
-                notes.append(f"{named} is not trained yet: its size is that of configs/{file.name}")
-                return _untrained(make_vq(parse(TrainVQ, "", ["--config", str(file)])))
+        if named is not None and (recipe := first_stage_recipe(named)):
+            notes.append(f"{named} is not trained yet: its size is that of configs/{recipe.name}")
+            return _untrained(make_vq(parse(TrainVQ, "", ["--config", str(recipe)])))
         notes.append(f"first stage {named} cannot be loaded here: the VQ-f4 of latent diffusion stands in for it")
         return _untrained(VQModel(**VQConfig().arguments()))
 

@@ -258,6 +258,12 @@ def test_interpolation_ends_at_the_images_of_the_two_seeds(pipeline_folder):
     assert (way[[0, -1]].int() - ends.int()).abs().max() <= 1
 
 
+def test_interpolation_of_labels_in_half_precision():
+    denoiser = Denoiser(models.unet(labelled=True), models.labels()).to(torch.bfloat16)
+    model = Model(denoiser, models.process(), None)
+    assert sampling.interpolate(model, 3, 7, SamplerSettings("ddim", 2), frames=3).shape == (3, 3, 8, 8)
+
+
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_interpolation_goes_from_the_labels_of_one_seed_to_those_of_the_other(scale):
     torch.manual_seed(0)

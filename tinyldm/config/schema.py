@@ -247,7 +247,7 @@ class SamplerSettings:
     guidance_scale: PositiveFloat | None = None
     """How far to go away from the prediction of a weaker model, the guide. 1: no guidance. Larger: fewer flaws, less variety.
     null: the scale stored with the model. With a `classifier` the weight of its gradient: 1 is Bayes' rule and the default,
-    more makes the classifier surer."""
+    more makes the classifier more certain."""
     guidance_model: str | None = None
     """The guide: a run, a checkpoint of it, or a pipeline over the same latents (autoguidance, Karras et al. 2024). null: the
     model's own guide, or the model itself without its labels (classifier-free guidance, Ho & Salimans 2022)."""

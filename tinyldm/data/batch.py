@@ -17,19 +17,19 @@ class Condition:
 
     Attributes:
         labels: (B, A), int64: for each of A label columns the number of a value, or UNKNOWN.
-        other_labels: (B, A), as `labels`, and
-        share: (B,): the embedding is that of `labels`, and by this share that of `other_labels`. To interpolate.
         low_resolution: (B, C, S, S), a smaller version of the image, enlarged, in the units of x_0.
         augmentation: (B,), the level of the noise in `low_resolution`, from 0 to 1.
         changes: (B, K), what was done to a training image; see data/augment.py. None: nothing.
+        other_labels: (B, A), as `labels`, and
+        share: (B,): the embedding is that of `labels`, and by this share that of `other_labels`. To interpolate.
     """
 
     labels: torch.Tensor | None = None
-    other_labels: torch.Tensor | None = None
-    share: torch.Tensor | None = None
     low_resolution: torch.Tensor | None = None
     augmentation: torch.Tensor | None = None
     changes: torch.Tensor | None = None
+    other_labels: torch.Tensor | None = None
+    share: torch.Tensor | None = None
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "Condition":
         """The same condition with `function` applied to each of its tensors."""

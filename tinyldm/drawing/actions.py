@@ -24,7 +24,7 @@ class Result:
     Attributes:
         count: number of images.
         batches: uint8 (B, 3, S, S), drawn as they are asked for.
-        columns: of the picture of `rows`.
+        columns: of the picture of `rows`, or of the frames.
         name: of the files of the images, before their number.
         rows: what was given beside what was made, images (N, 3, S, S). Filled while the batches are drawn, as is the rest.
         between: frames from the first given image to the second.
@@ -107,7 +107,7 @@ def _upscale(model: Model, config: Sample, watch: sampling.Watch | None) -> Resu
         for first in range(0, len(small), config.batch_size):
             part = small[first : first + config.batch_size]
             seeds = range(config.seed + first, config.seed + first + len(part))
-            made = upscale(model, part, seeds, config, model.named_labels(config, len(part)), watch)
+            made = upscale(model, part, seeds, config, model.named_labels(len(part), config), watch)
             enlarged = F.interpolate(part.float(), size=model.side, mode="nearest-exact").to(torch.uint8)
             rows.append(torch.stack([enlarged, made], 1).flatten(0, 1))
             yield made
@@ -135,7 +135,7 @@ def _edit(model: Model, config: Sample, watch: sampling.Watch | None) -> Result:
                 x0 = editing.to_x0(model, image)
             for first in range(0, config.num_images, config.batch_size):
                 count = min(config.batch_size, config.num_images - first)
-                random, condition = sampling.generators(config.seed + first, count), model.named_labels(config, count)
+                random, condition = sampling.generators(config.seed + first, count), model.named_labels(count, config)
                 if mask is not None:
                     again = config.resample_jump, config.resample_repeats
                     images = image.expand(count, -1, -1, -1)
@@ -162,13 +162,13 @@ def _invert(model: Model, config: Sample) -> Result:
     def batches() -> Iterator[torch.Tensor]:
         noises = []
         for images in given.split(config.batch_size):
-            noise, back = editing.invert(model, images, model.named_labels(config, len(images)))
+            noise, back = editing.invert(model, images, model.named_labels(len(images), config))
             noises.append(noise)
             notes.append(f"the way to noise and back: {editing.psnr(images, back):.1f} dB")
             rows.extend([images, back])
             yield back
         if len(given) > 1:
             noise = torch.cat(noises)[:2]
-            between.append(editing.between(model, noise, FRAMES, model.named_labels(config, FRAMES)))
+            between.append(editing.between(model, noise, FRAMES, model.named_labels(FRAMES, config)))
 
     return Result(len(given), batches(), len(given), rows, between, notes)

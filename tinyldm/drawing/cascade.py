@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.data.batch import UNCONDITIONAL, UNKNOWN, Condition
+from tinyldm.data.batch import UNCONDITIONAL, Condition
 from tinyldm.data.images import to_float
 from tinyldm.drawing.sampling import Watch, denoise, generators, initial_noise, sample
 from tinyldm.errors import UserError
@@ -57,10 +57,8 @@ def upscale(
 
 def same_labels(source: Model, labels: torch.Tensor | None, model: Model, count: int) -> Condition:
     """The labels (count, A) of one model as a condition of another, by their names and values; unknown where it lacks them."""
-    if model.labels is None:
-        return UNCONDITIONAL
-    if labels is None or source.labels is None:
-        return Condition(torch.full((count, len(model.labels.values)), UNKNOWN))
+    if model.labels is None or labels is None or source.labels is None:
+        return model.named_labels(count)
     return Condition(renumber(labels, source.labels.values, model.labels.values))
 
 

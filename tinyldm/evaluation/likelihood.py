@@ -17,7 +17,6 @@ from tinyldm.evaluation.workspace import Workspace, entry
 from tinyldm.files import replace_text
 from tinyldm.first_stage.autoencoder import FirstStage
 from tinyldm.metrics import distances
-from tinyldm.models.conditioning import named_labels
 from tinyldm.models.model import Model
 from tinyldm.process.bound import BIN
 
@@ -88,7 +87,7 @@ def condition_of(workspace: Workspace, model: Model, count: int) -> Condition:
     """The labels of those images, as far as the data name them."""
     source = workspace.sources["held_out"]
     if model.labels is None or not source.labels:
-        return named_labels(model.labels, {}, count)
+        return model.named_labels(count)
     found = workspace.part_labels("held_out", workspace.config.num_images)[:count]
     return Condition(torch.from_numpy(renumber(found, source.labels, model.labels.values)))
 

@@ -17,7 +17,7 @@ from tinyldm.config.schema import FirstStageConfig
 from tinyldm.errors import UserError, boundary
 from tinyldm.limits import check_finite
 from tinyldm.remote import from_hub, may_be_hub_id
-from tinyldm.training.announce import recipe_of
+from tinyldm.training.announce import first_stage_recipe
 
 SUBFOLDERS = ("vqvae", "vae")  # of a run of train_vq.py and of a pipeline
 AutoencoderModel: TypeAlias = VQModel | AutoencoderKL | AutoencoderTiny
@@ -181,8 +181,9 @@ def load_first_stage(config: FirstStageConfig) -> FirstStage:
         with boundary(f"first_stage.path {path} is damaged or incomplete"):
             return _load(str(local), subfolder, None)
     if local.exists() or not may_be_hub_id(path):
-        recipe = recipe_of(path) or f"configs/RECIPE-vq.yaml --output_dir {path}"
-        raise UserError(f"first_stage.path {path} is not a folder; train it first: python train_vq.py --config {recipe}")
+        recipe = first_stage_recipe(path)
+        train = f"python train_vq.py --config configs/{recipe.name if recipe else f'RECIPE-vq.yaml --output_dir {path}'}"
+        raise UserError(f"first_stage.path {path} is not a folder; train it first: {train}")
     with boundary(f"first_stage.path {path} cannot be loaded", "check the name and the network"), from_hub(path):
         return _load(path, subfolder or _subfolder_on_hub(path, config.revision), config.revision)
 

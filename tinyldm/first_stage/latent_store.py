@@ -115,7 +115,7 @@ class LatentStore:
         """`get` with the conditions of these images."""
         labels = None if self.labels is None else torch.from_numpy(self.labels[indices])
         small = self.get(indices, views + self.views) if self.small else None
-        return Batch(self.get(indices, views), Condition(labels, small))
+        return Batch(self.get(indices, views), Condition(labels, low_resolution=small))
 
 
 def open_store(

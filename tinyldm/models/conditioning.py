@@ -51,13 +51,6 @@ def condition_for(embedding: LabelEmbedding | None, seeds: Sequence[int], given:
     return UNCONDITIONAL if embedding is None else Condition(embedding.draw(seeds, given))
 
 
-def named_labels(embedding: LabelEmbedding | None, given: dict[str, int], count: int) -> Condition:
-    """The condition for `count` images with these labels; the network does not know the others. Empty without labels."""
-    if embedding is None:
-        return UNCONDITIONAL
-    return Condition(torch.tensor([[given.get(name, UNKNOWN) for name in embedding.values]] * count))
-
-
 def renumber(labels: torch.Tensor, values: Mapping[str, Sequence[str]], known: Mapping[str, Sequence[str]]) -> torch.Tensor:
     """Numbers (B, A) of the values of `known`, from numbers (B, K) of `values`; UNKNOWN for names and values that one lacks.
 

@@ -56,7 +56,9 @@ class Denoiser(nn.Module):
             assert condition.labels is not None
             vectors.append(self.labels(condition.labels))
             if condition.other_labels is not None and condition.share is not None:
-                vectors[0] = torch.lerp(vectors[0], self.labels(condition.other_labels), condition.share[:, None])
+                vectors[0] = torch.lerp(
+                    vectors[0], self.labels(condition.other_labels), condition.share[:, None].to(vectors[0])
+                )
         if self.low_resolution is not None:
             assert condition.low_resolution is not None and condition.augmentation is not None
             x_t = torch.cat([x_t, condition.low_resolution.to(x_t)], 1)

@@ -10,11 +10,11 @@ from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tinyldm.config.schema import SamplerSettings
-from tinyldm.data.batch import UNKNOWN, Condition
+from tinyldm.data.batch import UNCONDITIONAL, UNKNOWN, Condition
 from tinyldm.errors import UserError, boundary
 from tinyldm.first_stage.autoencoder import AutoencoderModel, FirstStage, fingerprint
 from tinyldm.models.classifier import NoisyClassifier
-from tinyldm.models.conditioning import condition_for, named_labels, parse_labels, with_small
+from tinyldm.models.conditioning import condition_for, parse_labels, with_small
 from tinyldm.models.denoiser import Denoiser
 from tinyldm.models.guidance import ClassifierGuidance, Guidance
 from tinyldm.portable.label_embedding import LabelEmbedding
@@ -98,9 +98,12 @@ class Model:
             return {}
         return dict(zip(self.labels.values, self.labels.draw(seeds, given).T, strict=True))
 
-    def named_labels(self, settings: SamplerSettings, count: int) -> Condition:
-        """The condition of `count` images with only the labels that these settings name."""
-        return named_labels(self.labels, self.given_labels(settings), count)
+    def named_labels(self, count: int, settings: SamplerSettings | None = None) -> Condition:
+        """The condition of `count` images with the labels that these settings name; the others are unknown to the network."""
+        if self.labels is None:
+            return UNCONDITIONAL
+        given = {} if settings is None else self.given_labels(settings)
+        return Condition(torch.tensor([[given.get(name, UNKNOWN) for name in self.labels.values]] * count))
 
     def condition(self, seeds: Sequence[int], settings: SamplerSettings) -> Condition:
         """What the network is given for these seeds besides x_t and the time.

@@ -74,9 +74,9 @@ def next_commands(config: Training) -> list[str]:
     """What one would run after a training: draw and measure, or train what builds on it."""
     run, pictures = (shlex.quote(str(path)) for path in (config.output_dir, Path(config.output_dir) / "pictures"))
     if config.script == "train_vq":
-        recipe, path = built_on(config.output_dir), f" --first_stage.path {run}"
-        train = f"python train_ldm.py --config {recipe}" if recipe else f"python train_ldm.py --config RECIPE{path}"
-        return [train, f"python evaluate.py --model {run}"]
+        recipe = built_on(config.output_dir)
+        named = f"configs/{recipe.name}" if recipe else f"RECIPE --first_stage.path {run}"
+        return [f"python train_ldm.py --config {named}", f"python evaluate.py --model {run}"]
     if config.script == "train_classifier":
         return [f"python sample.py --model MODEL --classifier {run} --labels LABEL=VALUE --guidance_scale 3"]
     small = getattr(config, "condition", None) and config.condition.low_resolution  # type: ignore[attr-defined]
@@ -84,21 +84,19 @@ def next_commands(config: Training) -> list[str]:
     return [draw, f"python evaluate.py --model {run}"]
 
 
-def built_on(first_stage: str) -> str | None:
+def built_on(first_stage: str) -> Path | None:
     """The recipe in configs/ for a denoiser over this first stage."""
-    return _recipe(
-        lambda recipe: recipe.get("script") == "train_ldm" and (recipe.get("first_stage") or {}).get("path") == first_stage
-    )
+    return _recipe("train_ldm", lambda recipe: (recipe.get("first_stage") or {}).get("path") == first_stage)
 
 
-def recipe_of(run: str) -> str | None:
-    """The recipe in configs/ that trains into this folder."""
-    return _recipe(lambda recipe: recipe.get("output_dir") == run)
+def first_stage_recipe(run: str) -> Path | None:
+    """The recipe in configs/ that trains a first stage into this folder."""
+    return _recipe("train_vq", lambda recipe: recipe.get("output_dir") == run)
 
 
-def _recipe(fits: Callable[[dict[str, Any]], bool]) -> str | None:
-    files = sorted(RECIPES.glob("*.yaml"))
-    return next((f"configs/{file.name}" for file in files if fits(read_recipe(file))), None)
+def _recipe(script: str, fits: Callable[[dict[str, Any]], bool]) -> Path | None:
+    recipes = ((file, read_recipe(file)) for file in sorted(RECIPES.glob("*.yaml")))
+    return next((file for file, recipe in recipes if recipe.get("script") == script and fits(recipe)), None)
 
 
 def progress_bar(step: int, max_steps: int, shown: bool) -> tqdm:
