@@ -43,6 +43,7 @@ def main(
     first_stage: str = "runs/toyfaces64-vq",
     data: str | None = None,
     minutes: float = 20.0,
+    steps: int | None = None,
     kinds: list[str] | None = None,
     images: int = 256,
     sets: int = 3,
@@ -57,6 +58,7 @@ def main(
         first_stage: the run of its first stage.
         data: the path of its data, if they have moved.
         minutes: length of each training, without evaluations; on one CPU core in CPU time.
+        steps: length of each training instead, for a machine too busy for even times. A step costs the same for all.
         kinds: what to train. None: all of VARIANTS.
         images: images per distance. Fewer images make it larger.
         sets: distances per row, each with other seeds.
@@ -72,10 +74,10 @@ def main(
         moved = ["--data.name", data] if data else []
         args = ["--config", recipe, "--first_stage.path", first_stage, *moved, "--output_dir", str(folder), *VARIANTS[name]]
         config = parse(TrainLDM, "", [*args, "--guidance.guide_steps", "0", "--guidance.scale", "1", "--overwrite", "true"])
-        steps = steps_in(config, TimedLatents, 60 * minutes)
-        task: Any = train_steps(changed(config, metrics_features=features, num_metrics_images=images), TimedLatents, steps).task
+        length = steps or steps_in(config, TimedLatents, 60 * minutes)
+        task: Any = train_steps(changed(config, metrics_features=features, num_metrics_images=images), TimedLatents, length).task
         measured = {
-            "steps": steps,
+            "steps": length,
             "seconds_a_step": task.seconds_a_step(),
             "process": task.process.describe(),
             "prediction": task.process.prediction,
