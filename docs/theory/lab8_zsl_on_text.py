@@ -62,7 +62,7 @@ for n in (5, 10, 20):
     exact = stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, math.sqrt(n)) + stats.nct.cdf(
         -stats.t.ppf(0.975, n - 1), n - 1, math.sqrt(n)
     )
-    record.number(f"power_{n}", chances[n][10], exact, 0.04, machine=0.005)  # of one deviation
+    record.number(f"power_{n}", exact, chances[n][10], 0.04)  # of one deviation
 record.number("needed_5", sizes[np.argmax(chances[5] > 0.8)], machine=0.1)
 record.number("false_alarms", chances[5][0], 0.05, 0.015, machine=0.01)
 
