@@ -18,6 +18,7 @@ from jsonargparse import auto_cli
 from tqdm.auto import tqdm
 
 from benchmarks.measure import RESULTS, TimedLatents, changed, record, steps_in, train_steps, use_all_cores
+from benchmarks.page_tables import best_solver, forward_processes
 from tinyldm import pictures
 from tinyldm.config.parsing import parse
 from tinyldm.config.schema import Features, Sampler, SamplerSettings, TrainLDM
@@ -75,7 +76,8 @@ def main(
         args = ["--config", recipe, "--first_stage.path", first_stage, *moved, "--output_dir", str(folder), *VARIANTS[name]]
         config = parse(TrainLDM, "", [*args, "--guidance.guide_steps", "0", "--guidance.scale", "1", "--overwrite", "true"])
         length = steps or steps_in(config, TimedLatents, 60 * minutes)
-        task: Any = train_steps(changed(config, metrics_features=features, num_metrics_images=images), TimedLatents, length).task
+        config = changed(config, metrics_features=features, num_metrics_images=images)
+        task: Any = train_steps(config, TimedLatents, length).task
         measured = {
             "steps": length,
             "seconds_a_step": task.seconds_a_step(),
@@ -87,10 +89,11 @@ def main(
         (folder / "measured.json").write_text(json.dumps(measured))
     found = {name: Path(runs) / name.replace(", ", "-") / "measured.json" for name in VARIANTS}
     rows = {name: json.loads(file.read_text()) for name, file in found.items() if file.exists()}
-    figures = {"recipe": recipe, "minutes": minutes, "images": images, "sets": sets, "features": features, "rows": rows}
-    record("forward_processes", {**figures, "log_snr": LOG_SNR.tolist()}, output, small=minutes < 1)
+    figures = {"recipe": recipe, "minutes": minutes, "images": images, "sets": sets, "features": features}
+    figures |= {"log_snr": LOG_SNR.tolist(), "rows": rows}
+    record("forward_processes", figures, output, small=minutes < 1)
     picture(rows, Path(output) / "forward_processes.png")
-    print(table(rows))
+    print(forward_processes(figures))
 
 
 @torch.no_grad()
@@ -128,22 +131,6 @@ def distances(model: Model, quality: Quality, images: int, sets: int) -> list[di
     return rows
 
 
-def best(row: dict[str, Any], evaluations: int) -> tuple[str, float]:
-    """The best solver with that many evaluations, and its mean distance."""
-    candidates = [each for each in row["distances"] if each["evaluations"] == evaluations]
-    winner = min(candidates, key=lambda each: np.mean(each["fds"]))
-    return winner["sampler"], float(np.mean(winner["fds"]))
-
-
-def table(rows: dict[str, Any]) -> str:
-    """Markdown: for each process the best solver and its distance, by number of evaluations."""
-    lines = [f"| process | {' | '.join(map(str, EVALUATIONS))} |", f"| --- |{' --- |' * len(EVALUATIONS)}"]
-    for name, row in rows.items():
-        cells = ["{1:.1f} ({0})".format(*best(row, evaluations)) for evaluations in EVALUATIONS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def picture(rows: dict[str, Any], file: Path) -> None:
     """Two curves for each process: the error of v by log SNR, and the best distance by number of evaluations."""
     plot = pictures.pyplot()
@@ -151,7 +138,7 @@ def picture(rows: dict[str, Any], file: Path) -> None:
     for name, row in rows.items():
         units_of_v = np.array(row["errors"]) * (1 + np.exp(LOG_SNR.numpy()))
         left.plot(LOG_SNR, units_of_v, label=name)
-        right.plot(EVALUATIONS, [best(row, evaluations)[1] for evaluations in EVALUATIONS], marker="o", label=name)
+        right.plot(EVALUATIONS, [best_solver(row, evaluations)[1] for evaluations in EVALUATIONS], marker="o", label=name)
     left.set(xlabel="log signal-to-noise ratio", ylabel="held-out error, in units of v", yscale="log")
     right.set(xlabel="network evaluations", ylabel="Frechet distance, best solver", xscale="log", yscale="log")
     right.set_xticks(EVALUATIONS, list(map(str, EVALUATIONS)))

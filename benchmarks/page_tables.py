@@ -1,5 +1,6 @@
 """The tables of the benchmarks, as docs/journal/ shows them: one function for each file docs/performance/NAME.json."""
 
+import math
 import statistics
 from typing import Any
 
@@ -153,6 +154,35 @@ def editing(r: Result) -> str:
         cells.append([f"`{name}`, {row['resolution']} px", *distances, f"{row['seam']:.2f}", outside])
         cells[-1] += [f"{row['psnr']:.1f} dB", ceiling, str(row["evaluations"])]
     return table(head, cells)
+
+
+def best_solver(row: Result, evaluations: int) -> tuple[str, float]:
+    """The solver with the smallest mean distance at this number of evaluations, and that distance."""
+    of_count = {
+        each["sampler"]: statistics.mean(each["fds"]) for each in row["distances"] if each["evaluations"] == evaluations
+    }
+    name = min(of_count, key=lambda sampler: of_count[sampler])
+    return name, of_count[name]
+
+
+def forward_processes(r: Result) -> str:
+    """Two tables with a row for each process: distances by number of evaluations, held-out errors by signal-to-noise ratio."""
+    counts = sorted({each["evaluations"] for row in r["rows"].values() for each in row["distances"]})
+    wanted = [i for i, log_snr in enumerate(r["log_snr"]) if log_snr % 2 == 0 and abs(log_snr) < 8]
+    few, errors = [], []
+    for name, row in r["rows"].items():
+        found = [best_solver(row, count) for count in counts]
+        few.append([f"`{name}`", row["prediction"], *(f"{fd:.1f} ({sampler})" for sampler, fd in found)])
+        errors.append([f"`{name}`", *("" if math.isnan(row["errors"][i]) else f"{row['errors'][i]:.4f}" for i in wanted)])
+    head = ["process", "prediction", *(f"{count} evaluations" for count in counts)]
+    logs = [f"log SNR {r['log_snr'][i]:+.0f}" for i in wanted]
+    steps = {row["steps"] for row in r["rows"].values()}
+    length = f"{steps.pop():,} steps" if len(steps) == 1 else f"{r['minutes']:g} minutes"
+    told = f"Frechet distance by number of network evaluations, after {length} each, with the best solver: {r['features']}, "
+    told += f"{r['images']} images, mean of {r['sets']} sets of seeds. The picture has the same numbers."
+    second = "The mean squared error of x_0 on held-out images, at the same signal-to-noise ratios:"
+    picture = "![errors by signal-to-noise ratio, distances by number of evaluations](performance/forward_processes.png)"
+    return "\n\n".join([told, table(head, few), second, table(["process", *logs], errors), picture])
 
 
 def likelihood(r: Result) -> str:

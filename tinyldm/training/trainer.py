@@ -192,8 +192,12 @@ class Trainer:
         task.after_step(state.step, draw, state.ema)
         self.bar.update()
 
+    def _due(self, interval: int | None) -> bool:
+        """Whether something with this interval, in steps, is due. At the last step everything is."""
+        return self.state.step == self.max_steps or (interval is not None and self.state.step % interval == 0)
+
     def _now_and_then(self, speed: float, stopped: Signals | None) -> None:
-        """Log, evaluate, measure, draw, save and push, each at its interval; the last step does all of it.
+        """Log, evaluate, measure, draw, save and push, each at its interval.
 
         Args:
             speed: images per second in this session.
@@ -201,62 +205,64 @@ class Trainer:
         Raises:
             Stopped: after saving, when a signal asks for it.
         """
-        state, train = self.state, self.config.train
-        last = state.step == self.max_steps
-
-        def due(interval: int | None) -> bool:
-            return last or (interval is not None and state.step % interval == 0)
-
-        push = self.config.hub.push and due(self.config.hub.push_steps)
-        save = push or due(train.checkpointing_steps)
-        evaluate, draw, snapshot = due(train.eval_steps), due(train.sample_steps), due(train.ema_snapshot_steps)
-        if self.run and (save or stopped or evaluate or draw or snapshot or due(train.logging_steps)):
+        state, train, due = self.state, self.config.train, self._due
+        push_steps = self.config.hub.push_steps if self.config.hub.push else None
+        log = any(map(due, (train.logging_steps, train.checkpointing_steps, train.eval_steps, push_steps)))
+        if self.run and (log or stopped or due(train.sample_steps) or due(train.ema_snapshot_steps)):
             self.run.check()
-        if save or evaluate or due(train.logging_steps):
+        if log:
             self._log(speed)
-        figures: dict[str, float] = {}
-        if evaluate:
-            with self._may_fail("the evaluation", all_ranks=True):
-                figures |= self._evaluate()
-        if self.quality and due(train.metrics_steps):
-            count = train.num_metrics_images
-            with self._may_fail("eval_fd", all_ranks=True), self.averaged_weights():
-                figures |= self.quality.figures(self._over_ranks(self.quality.sums(self.task.make_images(count))))
-            if warning := memorises(figures):
-                self.bar.write(f"step {state.step}: {warning}", file=sys.stderr)
-        if state.out_of_patience(figures) and not last:
-            state.take_best()
-            best = f"step {state.step}: {train.best_by} is best at step {state.best_step}, whose weights are exported"
-            self.bar.write(best, file=sys.stderr)
-            self.max_steps, last, save, draw, snapshot = state.step, True, True, True, True
-        if last:
-            with self._may_fail("the choice of the guidance scale", all_ranks=True), self.averaged_weights():
-                figures |= self.task.finish(self._distance)
-        if figures:
-            self._check_finite({key: value for key, value in figures.items() if key.startswith("eval_loss")})
-            self._report(figures)
-        save = save or (train.patience is not None and state.improves(figures))
+        figures = self._figures()
+        if self.run and due(train.ema_snapshot_steps):  # before the checkpoint, so that a resumed run lacks none
+            state.save_snapshot(self.run.path)
+        save = due(train.checkpointing_steps) or due(push_steps) or (train.patience is not None and state.improves(figures))
         if save and state.improves(figures):
             state.best_figure, state.best_step = figures[train.best_by], state.step
-        if self.run and snapshot:  # before the checkpoint, so that a resumed run lacks none
-            state.save_snapshot(self.run.path)
         if save or stopped:
             self._checkpoint()
         # Pictures come after the checkpoint, so that nothing is lost if they fail, and before the card, which shows them.
         if figures and self.run:
             self._draw_curves(self.run)
-        if draw and self.run:
+        if self.run and due(train.sample_steps):
             with self._may_fail("the picture"), self.averaged_weights():
                 picture = self.run.manifest.own(self.run.path / "samples" / f"step-{state.step:07d}.png")
                 picture.parent.mkdir(exist_ok=True)
                 self.task.picture(picture)
         if save or stopped:
             self._export()
-        if push and self.pusher and not last:
+        if state.step == self.max_steps:
+            return
+        if self.pusher and due(push_steps):
             with self._may_fail("the push"):
                 self.pusher.start(f"Step {state.step}")
-        if stopped and not last:
+        if stopped:
             raise Stopped(f"stopped by {stopped.name}: step {state.step} is saved, continue with --resume latest", stopped)
+
+    def _figures(self) -> dict[str, float]:
+        """What is measured at this step, by name; at most steps nothing. It may end the training early."""
+        state, train = self.state, self.config.train
+        figures: dict[str, float] = {}
+        if self._due(train.eval_steps):
+            with self._may_fail("the evaluation", all_ranks=True):
+                figures |= self._evaluate()
+        if self.quality and self._due(train.metrics_steps):
+            count = train.num_metrics_images
+            with self._may_fail("eval_fd", all_ranks=True), self.averaged_weights():
+                figures |= self.quality.figures(self._over_ranks(self.quality.sums(self.task.make_images(count))))
+            if warning := memorises(figures):
+                self.bar.write(f"step {state.step}: {warning}", file=sys.stderr)
+        if state.out_of_patience(figures) and state.step != self.max_steps:
+            state.take_best()
+            best = f"step {state.step}: {train.best_by} is best at step {state.best_step}, whose weights are exported"
+            self.bar.write(best, file=sys.stderr)
+            self.max_steps = state.step
+        if state.step == self.max_steps:
+            with self._may_fail("the choice of the guidance scale", all_ranks=True), self.averaged_weights():
+                figures |= self.task.finish(self._distance)
+        if figures:
+            self._check_finite({key: value for key, value in figures.items() if key.startswith("eval_loss")})
+            self._report(figures)
+        return figures
 
     def _may_fail(self, what: str, all_ranks: bool = False) -> AbstractContextManager[None]:
         """See may_fail. An error of one of several ranks stops all of them where they would wait for it (`all_ranks`)."""
