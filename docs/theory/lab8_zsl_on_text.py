@@ -157,6 +157,9 @@ else:
         assert all((differences_from_gazsl(table, "prototype", metric) > differences_from_gazsl(table, m, metric)).all()
                    for m in generative)  # fmt: skip
         assert all(abs(record.numbers[f"{key(m)}_gain_{metric}"]["value"]) < np.mean(flattery) for m in creative)
+        newer = differences_from_gazsl(table, "cizslv2", metric) - differences_from_gazsl(table, "cizsl", metric)
+        record.number(f"newer_{metric}", newer.mean())
+        record.number(f"newer_{metric}_p", paired(newer)[2])
         # Pairing: is the deviation of the differences less than that of independent columns, whose variances would add?
         for kind, of_kind in (("creative", creative), ("plain", BASELINES)):
             apart = {method: math.hypot(spread(table, method, metric), spread(table, "gazsl", metric)) for method in of_kind}
@@ -177,7 +180,10 @@ else:
         record.number(f"{name}_least", differences.min())
         record.number(f"{name}_most", differences.max())
         record.number(f"{name}_ahead", (differences > 0).sum())
-        record.number(f"{name}_p", paired(differences)[2])
+        mean, half, p = paired(differences)
+        record.number(name, mean)
+        record.number(f"{name}_half", half)
+        record.number(f"{name}_p", p)
         record.number(f"{name}_holm", ps[name])
         published = differences_from_gazsl(second, method, metric, "published")
         record.number(f"{name}_published", published.mean())
