@@ -180,15 +180,10 @@ else:
         record.number(f"{name}_least", differences.min())
         record.number(f"{name}_most", differences.max())
         record.number(f"{name}_ahead", (differences > 0).sum())
-        mean, half, p = paired(differences)
-        record.number(name, mean)
-        record.number(f"{name}_half", half)
-        record.number(f"{name}_p", p)
+        for suffix, value in zip(("", "_half", "_p"), paired(differences), strict=True):
+            record.number(f"{name}{suffix}", value)
         record.number(f"{name}_holm", ps[name])
-        published = differences_from_gazsl(second, method, metric, "published")
-        record.number(f"{name}_published", published.mean())
-        record.number(f"{name}_published_ahead", (published > 0).sum())
-        record.number(f"{name}_published_p", paired(published)[2])
+        record.number(f"{name}_published", differences_from_gazsl(second, method, metric, "published").mean())
     ahead = [record.numbers[f"second_cizsl_gain_{figure}_ahead"]["value"] for figure in ("top1", "auc")]
     assert ahead == [seeds, 0] and ps["second_cizsl_gain_top1"] < 0.05 < ps["second_cizsl_gain_auc"]
     for place, (differences, mean, half) in enumerate(shown.values()):
