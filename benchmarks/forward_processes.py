@@ -1,6 +1,6 @@
 """All processes at equal time: the same network, data, order and noise, each with the settings of its paper.
 
-    python -m benchmarks.forward_processes --recipe configs/toyfaces64.yaml --first_stage runs/toyfaces64-vq --minutes 20
+    python -m benchmarks.forward_processes --recipe configs/demo.yaml --first_stage runs/demo-vq --minutes 20
 
 For each process: the held-out error of x_0 at fixed signal-to-noise ratios, which is the same question to each, and the Frechet
 distance by solver and number of network evaluations, over several sets of seeds. A process that is finished is not trained

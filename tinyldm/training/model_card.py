@@ -68,7 +68,7 @@ def write(run: Path, template: str, facts: dict[str, Any], rows: list[dict[str, 
     values = {
         "data": shareable(asdict(data)),
         "figures": [(LABELS[key][0], f"{value:.4g}") for key, value in figures.items()],
-        "remarks": remarks(config.train, facts["best_step"]),
+        "remarks": remarks(config, figures, facts["best_step"]),
         "picture": samples[-1].relative_to(run).as_posix() if samples else None,
         "curve": (run / "loss.png").exists(),
         "config": parsing.dump(shareable(recipe)).strip(),
@@ -168,9 +168,15 @@ def _render(run: Path, card: dict[str, Any]) -> str:
     return str(ModelCard.from_template(metadata, template, evaluation=evaluation["section"], **values))
 
 
-def remarks(train: TrainConfig, best_step: int | None) -> str:
+def remarks(config: Any, figures: dict[str, float], best_step: int | None) -> str:
     """The sentences below the held-out figures."""
+    train: TrainConfig = config.train
     lines = []
+    if "fd_guided" in figures:
+        count = config.guidance.num_images
+        lines.append(
+            f"The Frechet distances chose the guidance scale: quick ones, of {count} images. More images give smaller ones."
+        )
     if train.metrics_steps:
         lines.append(
             f"The Frechet distance is that of at most {train.num_metrics_images} images to the held-out part, features: "
