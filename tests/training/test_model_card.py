@@ -85,3 +85,9 @@ def test_the_recipe_is_folded_and_a_class_is_drawn():
     folded = text[text.index("<details>") : text.index("</details>")]
     assert "script: train_ldm" in folded and "script: train_ldm" not in text.replace(folded, "")
     assert "pipeline(labels={'skin': 'dark'}, " in text
+
+
+def test_a_card_says_of_how_many_images_its_distances_are():
+    config = TrainLDM(output_dir="runs/x", train=SHORT)
+    assert "256 images" in model_card.remarks(config, {"fd_guided": 50.0}, None)
+    assert model_card.remarks(config, {"eval_loss": 0.1}, None) == ""
