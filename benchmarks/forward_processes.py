@@ -140,7 +140,7 @@ def picture(rows: dict[str, Any], file: Path) -> None:
         left.plot(LOG_SNR, units_of_v, label=name)
         right.plot(EVALUATIONS, [best_solver(row, evaluations)[1] for evaluations in EVALUATIONS], marker="o", label=name)
     left.set(xlabel="log signal-to-noise ratio", ylabel="held-out error, in units of v", yscale="log")
-    right.set(xlabel="network evaluations", ylabel="Frechet distance, best solver", xscale="log", yscale="log")
+    right.set(xlabel="network evaluations", ylabel="Frechet distance, best solver", xscale="log")
     right.set_xticks(EVALUATIONS, list(map(str, EVALUATIONS)))
     right.minorticks_off()
     right.legend()

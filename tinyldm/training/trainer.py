@@ -197,10 +197,7 @@ class Trainer:
         return self.state.step == self.max_steps or (interval is not None and self.state.step % interval == 0)
 
     def _now_and_then(self, speed: float, stopped: Signals | None) -> None:
-        """Log, evaluate, measure, draw, save and push, each at its interval.
-
-        Args:
-            speed: images per second in this session.
+        """Log, evaluate, measure, draw, save and push, each at its interval. `speed`: images per second in this session.
 
         Raises:
             Stopped: after saving, when a signal asks for it.
@@ -230,12 +227,10 @@ class Trainer:
                 self.task.picture(picture)
         if save or stopped:
             self._export()
-        if state.step == self.max_steps:
-            return
-        if self.pusher and due(push_steps):
+        if self.pusher and due(push_steps) and not due(None):
             with self._may_fail("the push"):
                 self.pusher.start(f"Step {state.step}")
-        if stopped:
+        if stopped and not due(None):
             raise Stopped(f"stopped by {stopped.name}: step {state.step} is saved, continue with --resume latest", stopped)
 
     def _figures(self) -> dict[str, float]:
@@ -246,15 +241,15 @@ class Trainer:
             with self._may_fail("the evaluation", all_ranks=True):
                 figures |= self._evaluate()
         if self.quality and self._due(train.metrics_steps):
-            count = train.num_metrics_images
             with self._may_fail("eval_fd", all_ranks=True), self.averaged_weights():
-                figures |= self.quality.figures(self._over_ranks(self.quality.sums(self.task.make_images(count))))
+                images = self.task.make_images(train.num_metrics_images)
+                figures |= self.quality.figures(self._over_ranks(self.quality.sums(images)))
             if warning := memorises(figures):
                 self.bar.write(f"step {state.step}: {warning}", file=sys.stderr)
         if state.out_of_patience(figures) and state.step != self.max_steps:
             state.take_best()
-            best = f"step {state.step}: {train.best_by} is best at step {state.best_step}, whose weights are exported"
-            self.bar.write(best, file=sys.stderr)
+            best = f"{train.best_by} is best at step {state.best_step}, whose weights are exported"
+            self.bar.write(f"step {state.step}: {best}", file=sys.stderr)
             self.max_steps = state.step
         if state.step == self.max_steps:
             with self._may_fail("the choice of the guidance scale", all_ranks=True), self.averaged_weights():
