@@ -90,8 +90,9 @@ truth = likelihood.follow(exact_model("flow", data), few[..., None, None], angle
 for name, order in ORDERS.items():
     errors = [[(follow(kind, name, steps, ends) - truth).norm(dim=1).median() for steps in (256, 512)] for kind in KINDS]
     orders = [math.log2(before / after) for before, after in errors]
-    number(name, "order_least", value=min(orders), exact=order, within=0.1, machine=0.002)
-    number(name, "order_most", value=max(orders), exact=order, within=0.1, machine=0.002)
+    near = {"within": 0.1, "machine": 0.002} if order < 3 else {"within": 0.2, "machine": 0.3}  # errors near those of `truth`
+    number(name, "order_least", value=min(orders), exact=order, **near)
+    number(name, "order_most", value=max(orders), exact=order, **near)
     drawn = torch.stack([follow(kind, name, 10, ends) for kind in KINDS])
     spread = (drawn - drawn[0]).abs().max().item()
     number(name, "spread", value=spread, machine=0.001 if name == "heun" else 3e-14)
