@@ -59,7 +59,7 @@ def main(
         first_stage: the run of its first stage.
         data: the path of its data, if they have moved.
         minutes: length of each training, without evaluations; on one CPU core in CPU time.
-        steps: length of each training instead, for a machine too busy for even times. A step costs the same for all.
+        steps: length of each training instead, for a machine too busy to measure times.
         kinds: what to train. None: all of VARIANTS.
         images: images per distance. Fewer images make it larger.
         sets: distances per row, each with other seeds.

@@ -161,7 +161,7 @@ def best_solver(row: Result, evaluations: int) -> tuple[str, float]:
     of_count = {
         each["sampler"]: statistics.mean(each["fds"]) for each in row["distances"] if each["evaluations"] == evaluations
     }
-    name = min(of_count, key=lambda sampler: of_count[sampler])
+    name = min(of_count, key=of_count.__getitem__)
     return name, of_count[name]
 
 

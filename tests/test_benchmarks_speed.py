@@ -125,7 +125,7 @@ def test_each_result_records_its_command_and_machine(folder):
 def test_kept_latents_are_faster_than_encoding(folder):
     """Encoding takes SLOW seconds per batch of 2. Only a training without stored latents needs this time in each step."""
     figures = result(folder, "latents")["kept"]
-    assert figures["other"] < 1.3 * 2 / SLOW < figures["ours"]  # batches may be read before the clock starts
+    assert figures["other"] < 1.1 * 2 / SLOW < figures["ours"]  # the first batch may be read before the clock starts
 
 
 @pytest.mark.slow

@@ -135,10 +135,10 @@ def test_numbers_of_a_missing_run_are_question_marks(tmp_path):
 RUBRIC = {
     "1": r"mermaid; q(x_{1:T}; p(x_T); p_\theta(x_{0:T}); \mu_\theta(x_t, t) =; \tilde\beta_t; algorithm 1; algorithm 2; "
     r"width $\sqrt{\beta_t}$; L_{t-1} &=; a x_t - \sigma v; bits in 1,000 steps",
-    "2": "mermaid; three restrictions; objective |; sampling cost |; semantic latents |; 78 in VDVAE; Posterior collapse; "
+    "2": "mermaid; three restrictions; objective |; sampling cost |; semantic latents |; more than 70; Posterior collapse; "
     "**by design**",
     "3": "mermaid; cross-attention; One first stage serves many models; U-Net; mild compression; | KL | VQ |; A ceiling",
-    "4": r"a ready model; criterion |; adversarial; classifier are fixed; is dropped in; two passes; oversaturation; "
+    "4": r"a ready model; criterion |; adversarial; labels are fixed; is dropped in; two passes; oversaturation; "
     r"\tilde\epsilon =; \ne; depends on the sampler",
     "5": "mermaid; train-test mismatch; compounding error; concatenated as channels; conditioning augmentation; "
     "data-processing inequality; is *not* a second stage",

@@ -209,7 +209,7 @@ class Trainer:
             self.run.check()
         if log:
             self._log(speed)
-        figures = self._figures()
+        figures, last = self._figures(), due(None)  # in this order: the figures may end the training
         if self.run and due(train.ema_snapshot_steps):  # before the checkpoint, so that a resumed run lacks none
             state.save_snapshot(self.run.path)
         save = due(train.checkpointing_steps) or due(push_steps) or (train.patience is not None and state.improves(figures))
@@ -227,10 +227,10 @@ class Trainer:
                 self.task.picture(picture)
         if save or stopped:
             self._export()
-        if self.pusher and due(push_steps) and not due(None):
+        if self.pusher and due(push_steps) and not last:
             with self._may_fail("the push"):
                 self.pusher.start(f"Step {state.step}")
-        if stopped and not due(None):
+        if stopped and not last:
             raise Stopped(f"stopped by {stopped.name}: step {state.step} is saved, continue with --resume latest", stopped)
 
     def _figures(self) -> dict[str, float]:
