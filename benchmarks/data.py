@@ -165,7 +165,7 @@ def main(pairs: int = 5, images: int = 512, faces: str | None = None, small: boo
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder)
         sets = {
-            "drawn faces, JPEG of 512 px, to 256 px": (jpegs(8 if small else 64, 64 if small else 512), 32 if small else 256)
+            "cartoon faces, JPEG of 512 px, to 256 px": (jpegs(8 if small else 64, 64 if small else 512), 32 if small else 256)
         }
         if faces:
             source, _ = open_sources(DataConfig(name=faces, eval_split="validation"), 0)

@@ -1,6 +1,6 @@
 """What is true on a GPU, and how fast: rounding, waits, encoding, training steps, the README's recipe, faces in two minutes.
 
-    python -m benchmarks.gpu OUT                        # 15 minutes on an H100; drawn faces where nothing is packed
+    python -m benchmarks.gpu OUT                        # 15 minutes on an H100; cartoon faces where nothing is packed
     python -m benchmarks.gpu OUT --only env,units       # some steps; the table has all that OUT/results.jsonl holds
     python -m benchmarks.gpu OUT --only table           # the table again, e.g. of the joined results.jsonl of two calls
     python -m benchmarks.gpu OUT --tiny true            # small networks on a CPU, to check that it runs: 3 CPU minutes
@@ -99,7 +99,7 @@ def main(
         out: folder for what comes back.
         budget: seconds for all of it.
         only: names of steps, separated by commas; `table` runs none. Empty: all.
-        packed: what benchmarks.gpu_pack wrote. Drawn faces and random weights stand in for what is not there.
+        packed: what benchmarks.gpu_pack wrote. Cartoon faces and random weights stand in for what is not there.
         work: folder for data, runs and compiled kernels, which a second call finds again. null: tinyldm-gpu among the
             temporary files.
         tiny: small networks, few images and steps.

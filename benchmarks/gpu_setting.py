@@ -28,7 +28,7 @@ class Setting:
         argument: what the step is given: a variant, or seconds.
         out: what comes back from the machine.
         work: data, runs and compiled kernels, which later steps use.
-        packed: what benchmarks.gpu_pack wrote; drawn faces stand in for what is not there.
+        packed: what benchmarks.gpu_pack wrote; cartoon faces stand in for what is not there.
         tiny: small networks and few images, for a CPU.
     """
 

@@ -38,7 +38,7 @@ def main(
         data: a folder of parquet files with the columns image and person.
         resolution: side length of the images.
         images: number of photographs that stand for samples.
-        small: drawn faces, three of each person.
+        small: cartoon faces, three of each person.
         output: folder for the JSON file.
     """
     use_all_cores()

@@ -19,7 +19,7 @@ def spread(found: dict[str, float]) -> str:
 
 
 def both(r: Result, other: str) -> tuple[str, list[float]]:
-    """The ratios of reading drawn faces and photographs against another reader: as text, and the medians."""
+    """The ratios of reading cartoon faces and photographs against another reader: as text, and the medians."""
     found = {name.split(",")[0]: others[other] for name, others in r["speed"].items()}
     return "; ".join(f"{name} {spread(pair)}" for name, pair in found.items()), [pair["median"] for pair in found.values()]
 

@@ -186,17 +186,33 @@ def forward_processes(r: Result) -> str:
 
 
 def likelihood(r: Result) -> str:
-    """Bits per dimension in two ways, a row for each model."""
+    """Bits per dimension in two ways, a row for each model, and beside the bound."""
     head = ["model", "bits, Hutchinson", "bits, exact divergence", "bits, reference", "reference, half the steps"]
     head += ["largest difference of an image", "deviation of the estimator, an image", "evaluations"]
     names = ("hutchinson", "exact", "reference", "reference_half_the_steps", "largest_difference", "hutchinson_deviation")
-    return table(
+    ways = table(
         head,
         [
             [f"`{model}`, {row['images']} images", *(f"{row[name]:.4f}" for name in names), str(row["evaluations"])]
             for model, row in r["models"].items()
         ],
     )
+    bounds = [
+        [
+            f"`{model}`, {row['bound_images']} images",
+            f"`{kind}`",
+            f"{bound:.3f}",
+            f"{row['ode']:.3f}",
+            f"{gap:+.3f} ± {error:.3f}",
+        ]
+        for model, row in r["models"].items()
+        for kind, bound in row.get("bounds", {}).items()
+        for gap, error in [row["bounds_minus_ode"][kind]]
+    ]
+    if not bounds:
+        return ways
+    head = ["model", "variance of the reverse steps", "bound, bits", "ODE with the same last step, bits", "difference"]
+    return ways + "\n\nThe variational bound beside the ODE:\n\n" + table(head, bounds)
 
 
 def decoding(r: Result) -> str:

@@ -1,7 +1,7 @@
 """Training at equal wall-clock time: this project compared with the loop of diffusers' example, in pixels and in latents.
 
     python -m benchmarks.training --data ../shared/data/faces --first_stage_run runs/faces64-vq --minutes 10
-    python -m benchmarks.training --small true    # a few steps on drawn faces, to check that it runs
+    python -m benchmarks.training --small true    # a few steps on cartoon faces, to check that it runs
 
 Four trainings run in sequence, each `minutes` long without evaluations: pixels and latents, the example's and ours.
 In each space both have the same network, batch size, peak learning rate and noise schedule. Their averaged weights are

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import likelihood as benchmark
-from tests.drawing.test_likelihood import density_of_the_mixture, mixture, model
+from tests.drawing.test_likelihood import density_of_the_mixture, mixture, model, normal
 from tests.support import models
 from tinyldm.drawing.likelihood import bits_per_dimension
 from tinyldm.models.denoiser import Denoiser
@@ -35,3 +35,14 @@ def test_both_ways_are_compared():
     expected = float(bits_per_dimension(density_of_the_mixture(X), 4).mean())
     assert found["exact"] == pytest.approx(expected, abs=0.01) and found["reference"] == pytest.approx(expected, abs=0.01)
     assert found["largest_difference"] < 0.01 and 10 < found["evaluations"] < 500
+
+
+def test_the_bound_of_an_exact_network_lies_just_above_the_ode():
+    pixels = torch.randn(512, 1, 1, 1, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.5
+    x0 = ((pixels + 1) * 127.5).round() / 127.5 - 1
+    x0 = x0[x0.abs() < 0.99].view(-1, 1, 1, 1)  # the outermost bins are wider
+    found = benchmark.beside_the_bound(model("vp", normal), x0)
+    exact = float(bits_per_dimension(torch.distributions.Normal(0.5, 0.6).log_prob(x0.flatten()), 1).mean())
+    assert exact < found["ode"] < exact + 0.3
+    for (gap, error), most in zip(found["bounds_minus_ode"].values(), (0.5, 0.1), strict=True):
+        assert -2 * error < gap < most  # beta_t suits normal data, the posterior's variance does not

@@ -323,7 +323,8 @@ def table(config: Training) -> str:
                 f"Before that {duration(many * views / speed)}, once, for encoding {many:,} images"
                 f"{' and their mirror images' if views == 2 else ''} ({speed:,.1f}/s)."
             )
-    lines.append(f"On other cards, by FLOPs: {forecast(work, total, (images or 1000) * views, total / batch)}.")
+    cards = forecast(work, total, (images or 1000) * views, total / batch)
+    lines.append(f"On other cards, by FLOPs and at least {1000 * HOST_SECONDS:g} ms a step: {cards}.")
     return "\n".join([*lines, *(f"Note: {note}." for note in notes)])
 
 

@@ -1,4 +1,4 @@
-"""The runs behind chapter 3: drawn faces of 32 px by diffusion in pixels and over first stages of factor 2, 4 and 8.
+"""The runs behind chapter 3: cartoon faces of 32 px by diffusion in pixels and over first stages of factor 2, 4 and 8.
 
     taskset -c 0 python docs/theory/run_latent.py         about an hour on one core: docs/results/latent/ (make theory-runs)
     python docs/theory/run_latent.py --minutes 0.3 --num-images 32 --out /tmp/latent      a trial of the script itself

