@@ -58,7 +58,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
         name: getattr(page_tables, name)
         for name in (
             *("latents", "same_image", "loop", "data", "memory", "sampling", "samplers", "decoding", "training", "startup"),
-            *("processes", "busy", "costs", "power_ema", "groups", "editing", "likelihood", "forward_processes"),
+            *("processes", "busy", "costs", "power_ema", "groups", "editing", "fine_tuning", "likelihood", "forward_processes"),
         )
     },
     **dict.fromkeys(("sweep_unet", "sweep_unet_long", "sweep_vq", "sweep_vq_long"), page_tables.sweep),

@@ -336,6 +336,17 @@ def sweep(r: Result) -> str:
     return f"{table(head, rows)}\n\n![differences from the base with two standard errors](../performance/{r['picture']})"
 
 
+def fine_tuning(r: Result) -> str:
+    """The distance after each fine-tuning, and along the training from nothing."""
+    shown, rows = {r["steps"], r["steps_from_nothing"] // 10, r["steps_from_nothing"] // 2, r["steps_from_nothing"]}, []
+    for name, curve in r["curves"].items():
+        for row in curve:
+            if row["step"] in shown:
+                nearer = "" if row["nearer"] is None else f"{row['nearer']:.0%}"
+                rows.append([name, f"{row['step']:,}", f"{row['fd']:.1f}", nearer])
+    return table(["pictures", "steps", "Frechet distance", "nearer to training pictures"], rows)
+
+
 def power_ema(r: Result) -> str:
     """What the power-function averages cost."""
     s, mebi = r["seconds"], 2**20

@@ -1,5 +1,7 @@
 """Fine-tuning starts from the weights of a trained model, as far as they fit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,6 +55,12 @@ def test_channels_that_the_base_lacks_start_from_0(base):
     weight = denoiser.unet.conv_in.weight
     assert torch.equal(weight[:, :3], load_model(base).unet.conv_in.weight) and weight[:, 3:].abs().max() == 0
     assert "a part of conv_in.weight" in notes[0]
+
+
+def test_dropout_may_be_added(base):
+    denoiser = make_denoiser(replace(models.SMALL, dropout=0.1), 8, 3)
+    assert "weights taken" in start_from(denoiser, base, models.process(), None)[0]
+    assert torch.equal(denoiser.unet.conv_in.weight, load_model(base).unet.conv_in.weight)
 
 
 def test_another_process_and_other_latents_are_said(base, tmp_path):

@@ -10,7 +10,7 @@ from tinyldm.models.loading import load_model
 from tinyldm.portable.label_embedding import LabelEmbedding
 from tinyldm.process.process import Process, same_noise
 
-DERIVED = ("sample_size", "in_channels", "out_channels", "class_embed_type", "num_class_embeds")  # may differ from the base
+MAY_DIFFER = ("sample_size", "in_channels", "out_channels", "class_embed_type", "num_class_embeds", "dropout")  # from the base
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def start_from(denoiser: Denoiser, path: str, process: Process, first_stage: Aut
 def _differences(base: UNet2DModel, unet: UNet2DModel) -> list[str]:
     """The keys of the section unet that would have to change, with the values of the base."""
     theirs, ours = base.config, unet.config
-    names = [name for name in ours if not name.startswith("_") and name not in DERIVED]
+    names = [name for name in ours if not name.startswith("_") and name not in MAY_DIFFER]
     return [
         f"unet.{name} to {_written(theirs.get(name))}" for name in names if _written(theirs.get(name)) != _written(ours[name])
     ]
