@@ -83,9 +83,10 @@ theory: .venv/.installed ## run the labs of docs/theory; fill in figures and num
 	$(BIN)/python docs/theory/build.py fill
 	$(BIN)/python docs/theory/build.py check
 
-theory-runs: .venv/.installed ## run the trainings of chapter 3: about an hour on one core
+theory-runs: .venv/.installed ## run the trainings of chapters 3 and 5: about five hours on one core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LITE)
 	taskset -c 0 $(BIN)/python docs/theory/run_latent.py --minutes 8
+	taskset -c 0 $(BIN)/python docs/theory/run_cascade.py
 
 clean: ## delete caches and build products; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache __pycache__

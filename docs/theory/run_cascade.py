@@ -1,6 +1,6 @@
 """The runs behind chapter 5: a cascade of cartoon faces, 16 -> 64 px, beside one model of 64 px with the same compute.
 
-    python docs/theory/run_cascade.py           four hours on one core: docs/results/cascade/ (make cascade-runs)
+    python docs/theory/run_cascade.py           four hours on one core: docs/results/cascade/ (make theory-runs)
     python docs/theory/run_cascade.py --steps 4 --num-images 32 --levels 0 0.5 --out /tmp/cascade --work /tmp/cascade-runs
 
 Runs that are there already are not trained again. The second stage enlarges real small images and generated ones, at each level
