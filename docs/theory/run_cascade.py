@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ from tinyldm.drawing import cascade, sampling  # noqa: E402
 from tinyldm.models.loading import load_model  # noqa: E402
 
 RECIPES = {"first": "toyfaces16-ddpm", "second": "toyfaces16to64-sr", "single": "toyfaces64-ddpm"}
-SHOWN = 10
+SHOWN, SAMPLER, STEPS = 10, "dpm-solver++", 20
 
 
 def call(*words: str) -> None:
@@ -40,8 +41,9 @@ def call(*words: str) -> None:
 
 def evaluate(run: Path, folder: Path, options: argparse.Namespace, *more: str) -> dict:
     """The result of evaluate.py."""
+    sampler = ("--scheduler", SAMPLER, "--num_inference_steps", str(STEPS), "--num_images", str(options.num_images))
     call("evaluate.py", "--model", str(run), "--output_dir", str(folder), "--features", options.features, "--metrics",
-         "fid,prdc", "--num_images", str(options.num_images), *more)  # fmt: skip
+         "fid,prdc", *sampler, *more)  # fmt: skip
     return json.loads((folder / "evaluation.json").read_text())["results"][0]
 
 
@@ -99,24 +101,25 @@ def draw(runs: dict[str, Path], best: float, out: Path) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     first, second, single = (load_model(str(run)) for run in runs.values())
     found: dict = {"best_level": best, "seconds_per_image": {}, "parameters": {}}
-    plain, rows = SamplerSettings(), {}
+    plain, rows = SamplerSettings(scheduler=SAMPLER, num_inference_steps=STEPS), {}
     rows["small"] = next(sampling.sample(first, SHOWN, SHOWN, 0, plain))
     for level, name in ((0.0, "none"), (best, "best"), (0.8, "much")):
-        settings = SamplerSettings(augmentation=level)
-        rows[name] = next(cascade.sample_chain([first, second], SHOWN, SHOWN, 0, settings))
-    ways = {"cascade": lambda: next(cascade.sample_chain([first, second], SHOWN, SHOWN, 0, plain)),
+        rows[name] = next(cascade.sample_chain([first, second], SHOWN, SHOWN, 0, replace(plain, augmentation=level)))
+    ways = {"first": lambda: next(sampling.sample(first, SHOWN, SHOWN, 0, plain)),
+            "cascade": lambda: next(cascade.sample_chain([first, second], SHOWN, SHOWN, 0, plain)),
             "single": lambda: next(sampling.sample(single, SHOWN, SHOWN, 0, plain))}  # fmt: skip
     for name, way in ways.items():
         start = time.perf_counter()
-        rows.setdefault(name, way())
+        drawn = way()
         found["seconds_per_image"][name] = (time.perf_counter() - start) / SHOWN
-    del rows["cascade"]
+        if name == "single":
+            rows[name] = drawn
     first_held_out = toyfaces.SPLITS["validation"][0]
     faces = [np.asarray(toyfaces.draw(0, first_held_out + i, single.side)) for i in range(SHOWN)]
     rows["real"] = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
     for name, images in rows.items():
         pictures.grid(images, SHOWN).save(out / f"{name.replace(' ', '-')}.png")
-    for name, models in {"cascade": (first, second), "single": (single,)}.items():
+    for name, models in {"first": (first,), "cascade": (first, second), "single": (single,)}.items():
         found["parameters"][name] = sum(p.numel() for model in models for p in model.denoiser.parameters())
     return found
 
