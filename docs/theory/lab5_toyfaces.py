@@ -35,6 +35,7 @@ for name, seconds in results["seconds_per_image"].items():
 curves = {kind: [row["fd"][0] for row in results[kind]] for kind in ("generated", "real")}
 for kind, curve in curves.items():
     for level, distance, row in zip(levels, curve, results[kind], strict=True):
+        number(f"level_{100 * level:.0f}", level)
         number(f"{kind}_{100 * level:.0f}", distance)
         number(f"{kind}_{100 * level:.0f}_error", row["fd"][1])
     number(f"best_{kind}", levels[int(np.argmin(curve))])

@@ -84,6 +84,7 @@ def main(options: argparse.Namespace) -> None:
     results["steps"] = {name: steps_of(run) for name, run in runs.items()}
     results["levels"] = options.levels
     sweep = ("--sweep", "augmentation=" + ",".join(map(str, options.levels)), "--augmentation", str(options.levels[0]))
+    sweep += ("--anchors", "false")
     for kind, more in {"real": (), "generated": ("--small_from", str(runs["first"]))}.items():
         result = evaluate(runs["second"], options.work / f"evaluation-{kind}", options, *sweep, *more)
         results[kind] = [figures(row["figures"]) for row in result["sweep"]]
@@ -127,7 +128,7 @@ def draw(runs: dict[str, Path], best: float, out: Path) -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, help="of each training, for a trial; otherwise what the recipes say")
-    parser.add_argument("--num-images", type=int, default=512, help="samples that are measured")
+    parser.add_argument("--num-images", type=int, default=256, help="samples that are measured")
     parser.add_argument("--levels", type=float, nargs="+", default=[0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8])
     parser.add_argument("--features", default="efficientnet-lite0")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "cascade")
