@@ -8,7 +8,7 @@ The middle of held-out images is drawn anew, and compared with held-out images t
 
 - the Frechet distance beside those of the model's own samples and of the same images as they were;
 - the seam: the mean step between neighbouring pixels across the mask's border, over that of the images as they were;
-- the largest change outside the mask, in levels of 255. Over a first stage the border's width of a latent is blended.
+- the largest change outside the mask, in levels of 255. Over a first stage a border of two latents is blended.
 
 Inversion: the peak signal-to-noise ratio of images that went to noise and back, beside that of the first stage alone.
 """
@@ -80,7 +80,7 @@ def fill(model: Model, real: torch.Tensor, count: int, steps: int, network: netw
     reference, box = embed(real[count:]), slice(side // 4, 3 * side // 4)
     outside = (sets["filled"].int() - given.int()).abs() * (1 - mask.int())
     far = outside.clone()
-    edge = 0 if model.first_stage is None else FirstStage(model.first_stage).downscale
+    edge = 0 if model.first_stage is None else 2 * FirstStage(model.first_stage).downscale
     wide = slice(side // 4 - edge, 3 * side // 4 + edge)
     far[..., wide, wide] = 0
 

@@ -320,6 +320,7 @@ CONTRADICTIONS = [
     (TrainDDPM, "process.kind edm scheduler.variance_type learned_range", "learned_range needs process.kind vp, not edm"),
     (TrainLDM, "diffusion.loss likelihood diffusion.snr_gamma null", "likelihood is for processes in continuous time; vp has"),
     (TrainLDM, "process.kind flow diffusion.loss likelihood diffusion.snr_gamma 5", "likelihood has its own weights"),
+    (TrainLDM, "process.kind flow diffusion.loss likelihood", "uniform in log SNR: set process.times log-snr"),
 ]
 
 

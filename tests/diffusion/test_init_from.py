@@ -79,7 +79,9 @@ def test_another_architecture_is_refused_with_what_to_set(base):
 @pytest.mark.slow
 def test_a_training_starts_from_a_run(ldm_args, ldm_run, tmp_path, monkeypatch, capsys):
     arguments = ["--output_dir", tmp_path / "run", *ldm_args, "--init_from", ldm_run, "--train.max_steps", 1]
-    run(monkeypatch, train_ldm, *arguments, "--train.learning_rate", 1e-9, "--train.checkpointing_steps", 1)
+    # The same command starts a run and resumes it: there is nothing to resume from yet.
+    first = ["--train.learning_rate", 1e-9, "--train.checkpointing_steps", 1, "--resume", "latest"]
+    run(monkeypatch, train_ldm, *arguments, *first)
     tuned, base = (load_model(str(path)).unet.state_dict() for path in (tmp_path / "run", ldm_run))
     assert all(torch.allclose(tuned[name], base[name], atol=1e-6) for name in base)
     assert "starts from" in capsys.readouterr().out and "| fine-tuned from |" in (tmp_path / "run/README.md").read_text()

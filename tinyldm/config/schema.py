@@ -146,6 +146,10 @@ class DiffusionTraining(Training):
         self.scheduler.check()
         self.process.check()
         self.diffusion.check(self.scheduler, self.process.kind)
+        if self.diffusion.loss == "likelihood" and self.process.times != "log-snr":
+            raise UserError(
+                "diffusion.loss likelihood is a bound only with times that are uniform in log SNR: set process.times log-snr"
+            )
         self.condition.check(self.data)
         self.guidance.check(self.train.max_steps)
 

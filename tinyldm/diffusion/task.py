@@ -28,6 +28,7 @@ from tinyldm.models.denoiser import make_denoiser, switch_on
 from tinyldm.models.model import Model, to_images
 from tinyldm.process.discrete_vp import DiscreteVP, LossHistory, discrete
 from tinyldm.randomness import Draw
+from tinyldm.training import checkpoint
 from tinyldm.training.task import Losses
 
 PREVIEW_SCALE = 2.0  # the guidance scale until one is measured
@@ -50,7 +51,7 @@ class DiffusionTask(NoisyTask):
             small = config.condition.low_resolution, low_channels, config.condition.augmentation
         learns, rows, augment = self.process.learns_variance, len(held_out.x), config.data.augment > 0
         denoiser = make_denoiser(config.unet, side, channels, labels, learns, rows, small, augment)
-        if config.init_from is not None and config.resume is None:
+        if config.init_from is not None and checkpoint.starts_anew(config):
             for note in start_from(denoiser, config.init_from, self.process, opened.first_stage):
                 if self.rank.index == 0:
                     print(note)

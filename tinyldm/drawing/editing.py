@@ -117,7 +117,7 @@ def paste(images: torch.Tensor, drawn: torch.Tensor, mask: torch.Tensor, feather
 
     Args:
         mask: (B, 1, H, W), 1 where `drawn` shows.
-        feather: pixels over which one passes into the other, outside the mask. 0: the other pixels stay to the bit.
+        feather: half the pixels over which one passes into the other, outside the mask. 0: the other pixels stay to the bit.
     """
     soft = mask
     if feather:
@@ -139,7 +139,7 @@ def fill(
     watch: Watch | None = None,
 ) -> torch.Tensor:
     """Inpainting of uint8 images (B, 3, H, W): in pixels, the known ones stay to the bit; over a first stage, up to a
-    feathered edge of the width of a latent. The arguments are those of inpaint."""
+    feathered edge of the width of two latents. The arguments are those of inpaint."""
     x0, feather = to_x0(model, images), 0
     inner = mask.to(x0)
     if model.first_stage is not None:

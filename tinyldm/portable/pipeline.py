@@ -9,7 +9,7 @@ It draws what sample.py draws for the same seeds, steps and labels. It imports n
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
@@ -151,11 +151,7 @@ class TinyLDMPipeline(DiffusionPipeline):
             return randn_tensor((num_images, channels, side, side), generator=random).to(self.device, self.dtype)
 
         seen, levels = (None, None) if small is None else self._enlarged(small, channels, augmentation, seed)
-        numbers = None
-        if self.labels is not None:
-            numbers = self.labels.draw(range(seed, seed + num_images), self.labels.numbers(labels or {})).to(self.device)
-        elif labels:
-            raise ValueError("this model has no labels")
+        numbers = self._numbers(labels or {}, range(seed, seed + num_images), image is not None or small is not None)
         scale = self._guided(guidance_scale)
         self._set_timesteps(num_inference_steps)
         times, extra = scheduler.timesteps, {"generator": random} if isinstance(scheduler, DDPMScheduler) else {}
@@ -184,6 +180,18 @@ class TinyLDMPipeline(DiffusionPipeline):
         if image is not None and mask is not None:
             images = [_paste(image, made, mask, 0 if self.vqvae is None else self._factor) for made in images]
         return ImagePipelineOutput(images=images)
+
+    def _numbers(self, labels: Any, seeds: Sequence[int], edited: bool) -> torch.Tensor | None:
+        """The labels of these seeds (B, A). Those that are not given are drawn, or left to the image that is edited."""
+        if self.labels is None and labels:
+            raise ValueError("this model has no labels")
+        if self.labels is None:
+            return None
+        given = self.labels.numbers(labels)
+        if not edited:
+            return self.labels.draw(seeds, given).to(self.device)
+        row = [given.get(name, UNKNOWN) for name in self.labels.values]
+        return torch.tensor([row] * len(seeds), device=self.device)
 
     def _guided(self, scale: float | None) -> float:
         """The guidance scale. Loads the guide if it is needed: the index of a plain pipeline does not list it."""

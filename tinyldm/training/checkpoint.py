@@ -146,6 +146,11 @@ def find(run: Path, resume: str) -> Path | None:
     return None
 
 
+def starts_anew(config: Training) -> bool:
+    """Whether a training begins at step 0: it does not resume, or there is nothing yet to resume from."""
+    return config.resume is None or (config.resume == "latest" and not steps(Path(config.output_dir)))
+
+
 def kept(config: Training) -> dict[str, float]:
     """The numbers that the run which `config` resumes has measured at its start; empty for a new run. See Task.kept.
 
