@@ -24,9 +24,9 @@ def test_each_value_of_a_balanced_label_has_the_same_share():
     labels = np.array([0] * 900 + [1] * 90 + [-1] * 10)
     order = shuffled(1000, np.random.default_rng(0), labels)
     counts = [int((labels[order] == value).sum()) for value in (0, 1, -1)]
-    assert len(order) == 1000 and max(counts) - min(counts) <= 2
+    assert len(order) == 1000 and counts == [495, 495, 10]  # what has no label keeps its share
     repeats = np.bincount(order, minlength=1000)
-    assert repeats[:900].max() == 1 and set(repeats[900:990]) <= {3, 4} and set(repeats[990:]) <= {32, 33, 34}
+    assert repeats[:900].max() == 1 and set(repeats[900:990]) <= {5, 6} and set(repeats[990:]) == {1}
     assert not np.array_equal(order, shuffled(1000, np.random.default_rng(1), labels))
     assert sorted(shuffled(1000, np.random.default_rng(0))) == list(range(1000))
 

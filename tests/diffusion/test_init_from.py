@@ -66,8 +66,9 @@ def test_dropout_may_be_added(base):
 def test_another_process_and_other_latents_are_said(base, tmp_path):
     denoiser = make_denoiser(models.SMALL, 8, 3)
     notes = start_from(denoiser, base, ContinuousProcess("flow"), models.vq_model())
-    assert "its process is another one (scaled_linear" in notes[1] and "it predicts v_prediction" in notes[1]
-    assert "other latents or on pixels" in notes[2]
+    assert notes[1] == "its labels are left out: hair"
+    assert "its process is another one (scaled_linear" in notes[2] and "it predicts v_prediction" in notes[2]
+    assert "other latents or on pixels" in notes[3]
 
 
 def test_another_architecture_is_refused_with_what_to_set(base):

@@ -322,6 +322,19 @@ def test_an_empty_part_and_a_cache_that_cannot_be_written(data, source, stage, t
         open_it(replace(data, cache_dir=str(tmp_path / "file")), source, stage)
 
 
+def test_labels_in_another_order_have_a_store_of_their_own(data, pixels, stage):
+    cells = [{"bytes": encode(Image.fromarray(image)), "path": None} for image in pixels]
+    values = {"hat": [0] * COUNT, "beard": [1] * COUNT}
+    features = {name: datasets.ClassLabel(num_classes=2) for name in values}
+    table = datasets.Dataset.from_dict(
+        {"image": cells, **values}, features=datasets.Features({"image": datasets.Image(decode=False), **features})
+    )
+    for names in (["hat", "beard"], ["beard", "hat"]):
+        columns = [LabelColumn(name, ["no", "yes"]) for name in names]
+        store = open_it(data, Source(table, "image", "noise", 8, labels=columns), stage)
+        assert store.labels[0].tolist() == [values[name][0] for name in names]
+
+
 def test_labels_are_stored_with_the_latents(data, pixels, stage):
     """Only of readable images, in a separate store, and in the batches."""
     labels = [None if i == 7 else i % 3 for i in range(COUNT)]

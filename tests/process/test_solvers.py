@@ -198,3 +198,14 @@ def test_the_step_of_langevin_keeps_the_spread():
 def test_settings_that_a_sampler_does_not_have(settings, words):
     with pytest.raises(UserError, match=words):
         make_solver(ContinuousProcess("flow"), SamplerSettings(**settings))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["dpm-solver++", "unipc"])
+def test_levels_beyond_those_of_the_network_are_visited_once(kind, name):
+    """The last levels of edm and others have less noise than a model in timesteps knows."""
+    settings = SamplerSettings(scheduler=name, process=kind, num_inference_steps=20)
+    solver = make_solver(models.any_process("vp"), settings)
+    ratios = [level.sigma / level.alpha for level in solver.path.levels[:-1]]
+    assert ratios == sorted(set(ratios), reverse=True)
+    assert torch.isfinite(solver(lambda x, level: normal(x, level), randn(2, 1, 4, 4), lambda: randn(2, 1, 4, 4))).all()

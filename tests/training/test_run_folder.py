@@ -204,6 +204,17 @@ def test_a_run_from_before_there_were_manifests_is_resumed_but_not_deleted(tmp_p
         assert run.rows and Manifest(tmp_path).names() == {"config.yaml", "metrics.csv"}
 
 
+def test_pictures_of_a_future_that_is_dropped_are_deleted(tmp_path):
+    samples = finished(tmp_path) / "samples"
+    samples.mkdir(exist_ok=True)
+    for name in ("step-0000001.png", "step-0000002.png", "step-mine.png"):
+        (samples / name).write_text("a picture")
+    with opened(tmp_path, resume="latest") as run:
+        run.rewind(1)
+    assert not (samples / "step-0000002.png").exists()
+    assert (samples / "step-0000001.png").exists() and (samples / "step-mine.png").exists()
+
+
 @pytest.mark.parametrize("broken", ["deleted", "another in its place", "a link in its place", "a part is a link"])
 def test_a_folder_that_vanishes_under_the_run_is_noticed(broken, tmp_path):
     with opened(tmp_path / "run") as run:

@@ -21,6 +21,7 @@ from huggingface_hub.errors import HTTPError
 from tqdm.auto import tqdm
 
 from tinyldm.config.schema import DataConfig
+from tinyldm.data.batch import UNKNOWN
 from tinyldm.data.cells import image_bytes
 from tinyldm.data.columns import LabelColumn, image_column, label_columns
 from tinyldm.data.description import Description, Label
@@ -173,16 +174,17 @@ def shuffled(count: int, random: np.random.Generator, balance: np.ndarray | None
 
     Args:
         balance: a label (count,) of each. Then each value has the same share: rare ones occur several times, others not
-            always.
+            always. Those without a label keep their share.
     """
     order = np.arange(count)
     if balance is None:
         random.shuffle(order)
         return order
-    members = [np.flatnonzero(balance == value) for value in np.unique(balance)]
-    share = -(-count // len(members))
+    unknown = np.flatnonzero(balance == UNKNOWN)
+    members = [np.flatnonzero(balance == value) for value in np.unique(balance) if value != UNKNOWN]
+    share = -(-(count - len(unknown)) // max(1, len(members)))
     repeated = [np.concatenate([random.permutation(own) for _ in range(-(-share // len(own)))])[:share] for own in members]
-    return random.permutation(np.concatenate(repeated))[:count]
+    return random.permutation(np.concatenate([unknown, *repeated]))[:count]
 
 
 def balanced_labels(source: Source, name: str) -> np.ndarray:

@@ -33,6 +33,10 @@ def start_from(denoiser: Denoiser, path: str, process: Process, first_stage: Aut
     notes = [f"starts from {path}: {taken:,} weights taken" + (f", new: {', '.join(new)}" if new else "")]
     if denoiser.labels is not None:
         notes.append(_copy_labels(base.labels, denoiser.labels))
+    elif base.labels is not None:
+        notes.append(f"its labels are left out: {', '.join(base.labels.values)}")
+    if denoiser.low_resolution is not None and base.low_resolution is not None:
+        denoiser.low_resolution.load_state_dict(base.low_resolution.state_dict())
     if base.process.prediction != process.prediction or not same_noise(base.process, process):
         notes.append(f"its process is another one ({base.process.describe()}; it predicts {base.process.prediction})")
     if (base.first_stage is None) != (first_stage is None) or (

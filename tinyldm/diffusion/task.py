@@ -95,7 +95,8 @@ class DiffusionTask(NoisyTask):
 
     def after_step(self, step: int, draw: Draw, ema: EMAModel) -> None:
         """Keep the averaged weights as the guide."""
-        if self.guide is not None and step == self.config.guide_step(self.max_steps):
+        # A resumed run with another length may be past the step already.
+        if self.guide is not None and not self.guided_since and step >= self.config.guide_step(self.max_steps):
             ema.copy_to(self.guide.parameters())
             self.guided_since.fill_(step)
 

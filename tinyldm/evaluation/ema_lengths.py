@@ -158,7 +158,7 @@ def export(run: Path, width: float, folder: Path) -> None:
     source = run / "pipeline"
     Manifest(folder).own_all(folder / file.relative_to(source) for file in source.rglob("*") if file.is_file())
     shutil.copytree(source, folder, dirs_exist_ok=True)
-    for part in ("unet", "labels"):
+    for part in ("unet", "labels", "low_resolution"):
         if getattr(model, part) is not None:
             getattr(model, part).save_pretrained(folder / part)
     open_to_others(folder)

@@ -30,7 +30,7 @@ def give_small(workspace: Workspace, model: Model, count: int) -> dict[str, Any]
     if config.small_from is None:
         part = workspace.part("held_out", count)
         small = torch.cat([to_uint8(shrink(to_float(images), side)) for images, _ in part.batches(0, count)])
-        told: dict[str, Any] = {"small images": "held-out images", "number": len(small)}
+        told: dict[str, Any] = {"small images": "held-out images", "of": part.key, "number": len(small)}
         if len(small) < count:
             workspace.notes.append(f"there are {len(small)} held-out images to enlarge: some are enlarged more than once")
     else:

@@ -148,7 +148,7 @@ def open_store(
         if small:
             made_of["small"] = small
         if source.labels:
-            made_of["labels"] = {column.name: column.values for column in source.labels}
+            made_of["labels"] = [[column.name, column.values] for column in source.labels]  # their order counts
         stores = Path(data.cache_dir).expanduser() / "latents"
         if made_of["commit"] is None and hub_id(data.name):
             made_of = _of_last_commit(stores, made_of)

@@ -20,7 +20,7 @@ from tinyldm.data.batch import Batch
 from tinyldm.data.given import files_in
 from tinyldm.data.identity import cache_key
 from tinyldm.data.images import Images, collate
-from tinyldm.data.sources import Source
+from tinyldm.data.sources import Source, hub_id
 from tinyldm.data.subsets import in_random_order, random_rows
 from tinyldm.errors import UserError, boundary
 from tinyldm.files import digest
@@ -56,7 +56,7 @@ def data_part(source: Source, data: DataConfig, part: str, split_seed: int, batc
 
 def random_part(source: Source, data: DataConfig, part: str, split_seed: int, batch_size: int) -> ImageSet:
     """The images of a part in a random order, of which the first ones are a random subset. See subsets.in_random_order."""
-    key = {**cache_key(data, part, split_seed), "order": RANDOM}
+    key = {**cache_key(data, part, split_seed), "order": RANDOM, **_buffer(source, True)}
     return ImageSet(key, _from_source(source, data, batch_size, at_random=True))
 
 
@@ -66,12 +66,17 @@ def part_labels(source: Source, data: DataConfig, part: str, split_seed: int, ba
     They belong to the images of random_part or data_part: decoding tells which images are left out as unreadable.
     """
     order = {} if limit is None else {"order": RANDOM}
-    labels = {"labels": {column.name: column.values for column in source.labels}}
-    key = {**cache_key(data, part, split_seed), **order, **labels}
+    labels = {"labels": [[column.name, column.values] for column in source.labels]}
+    key = {**cache_key(data, part, split_seed), **order, **labels, **_buffer(source, limit is not None)}
     chunks = Chunks(Path(data.cache_dir).expanduser() / "labels" / digest(key), key, "delete it")
     batches = _from_source(source, data, batch_size, limit is not None, _labels)
     doing = f"labels of the {part.replace('_', '-')} part"
     return chunks.read(fill(chunks, limit, batches, lambda numbers: {"labels": numbers.numpy()}, doing))["labels"]
+
+
+def _buffer(source: Source, at_random: bool) -> dict[str, int]:
+    """A stream from the Hub is only random as far as its buffer reaches, so its random subset is another one."""
+    return {"buffer": source.shuffle_buffer} if at_random and source.streamed and hub_id(source.name) else {}
 
 
 def _labels(batch: Batch) -> torch.Tensor:

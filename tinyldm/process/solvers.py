@@ -79,7 +79,8 @@ class Path:
             self.levels = [Level(*level) for level in zip(alpha.tolist(), sigma.tolist(), times.tolist(), strict=True)]
         else:
             low, high = process.ratio_ends()
-            self.levels = [self.at(min(max(ratio, low), high)) for ratio in (sigma / alpha).tolist()]
+            ratios = dict.fromkeys(min(max(ratio, low), high) for ratio in (sigma / alpha).tolist())  # each once
+            self.levels = [self.at(ratio) for ratio in ratios]
         self.levels.append(IMAGE)
 
     def at(self, ratio: float) -> Level:

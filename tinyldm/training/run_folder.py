@@ -162,9 +162,13 @@ class RunFolder:
         self._columns = columns
 
     def rewind(self, step: int) -> None:
-        """Continue the run at `step`: what is later in metrics.csv and ema/ is dropped, since it will be written again."""
+        """Continue the run at `step`: what is later in metrics.csv, ema/ and samples/ is dropped, and will be written again."""
         self._write_config()
         power_ema.forget_after(self.path, step)
+        for picture in (self.path / "samples").glob("step-*.png"):
+            number = picture.stem.removeprefix("step-")
+            if number.isdigit() and int(number) > step:
+                picture.unlink()
         self.rows = [row for row in read_metrics(self.metrics_file) if row["step"] <= step]
         self._columns = []  # so that the next row writes the file anew
 
