@@ -41,7 +41,8 @@ def call(*words: str) -> None:
 
 def evaluate(run: Path, folder: Path, options: argparse.Namespace, *more: str) -> dict:
     """The result of evaluate.py."""
-    sampler = ("--scheduler", SAMPLER, "--num_inference_steps", str(STEPS), "--num_images", str(options.num_images))
+    sampler = ("--scheduler", SAMPLER, "--num_inference_steps", str(STEPS), "--num_images", str(options.num_images),
+               "--guidance_scale", "1")  # fmt: skip
     call("evaluate.py", "--model", str(run), "--output_dir", str(folder), "--features", options.features, "--metrics",
          "fid,prdc", *sampler, *more)  # fmt: skip
     return json.loads((folder / "evaluation.json").read_text())["results"][0]
@@ -102,7 +103,7 @@ def draw(runs: dict[str, Path], best: float, out: Path) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     first, second, single = (load_model(str(run)) for run in runs.values())
     found: dict = {"best_level": best, "seconds_per_image": {}, "parameters": {}}
-    plain, rows = SamplerSettings(scheduler=SAMPLER, num_inference_steps=STEPS), {}
+    plain, rows = SamplerSettings(scheduler=SAMPLER, num_inference_steps=STEPS, guidance_scale=1.0), {}
     rows["small"] = next(sampling.sample(first, SHOWN, SHOWN, 0, plain))
     for level, name in ((0.0, "none"), (best, "best"), (0.8, "much")):
         rows[name] = next(cascade.sample_chain([first, second], SHOWN, SHOWN, 0, replace(plain, augmentation=level)))
@@ -128,8 +129,8 @@ def draw(runs: dict[str, Path], best: float, out: Path) -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, help="of each training, for a trial; otherwise what the recipes say")
-    parser.add_argument("--num-images", type=int, default=256, help="samples that are measured")
-    parser.add_argument("--levels", type=float, nargs="+", default=[0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8])
+    parser.add_argument("--num-images", type=int, default=192, help="samples that are measured")
+    parser.add_argument("--levels", type=float, nargs="+", default=[0, 0.1, 0.3, 0.5, 0.8])
     parser.add_argument("--features", default="efficientnet-lite0")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "cascade")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "cascade", help="where the runs themselves lie")

@@ -151,7 +151,7 @@ class TinyLDMPipeline(DiffusionPipeline):
             return randn_tensor((num_images, channels, side, side), generator=random).to(self.device, self.dtype)
 
         seen, levels = (None, None) if small is None else self._enlarged(small, channels, augmentation, seed)
-        numbers = self._numbers(labels or {}, range(seed, seed + num_images), image is not None or small is not None)
+        numbers = self._numbers(labels or {}, range(seed, seed + num_images), image is not None)
         scale = self._guided(guidance_scale)
         self._set_timesteps(num_inference_steps)
         times, extra = scheduler.timesteps, {"generator": random} if isinstance(scheduler, DDPMScheduler) else {}
