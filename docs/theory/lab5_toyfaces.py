@@ -47,7 +47,7 @@ number("floor", floor[0])
 
 # %% What the levels gain, what generated conditions lose, and the cascade beside one model
 number("gain_of_noise", 1 - min(curves["generated"]) / curves["generated"][0])
-number("compounding_error", min(curves["generated"]) - min(curves["real"]))
+number("compounding_error", curves["generated"][0] - curves["real"][0])
 number("cascade_over_single", min(curves["generated"]) / single[0])
 for metric in ("precision", "recall"):
     number(f"single_{metric}", results["single"][metric][0])
@@ -58,15 +58,14 @@ for kind, marker in (("generated", "o-"), ("real", "^--")):
     left.plot(levels, curves[kind], marker, label=f"small faces: {kind}")
 left.axhline(single[0], color="C3", linestyle=":", label="one model, same compute")
 left.axhline(floor[0], color="grey", linestyle=":", label="real faces")
-left.set(xlabel="noise in the condition", ylabel="Frechet distance, 64 px", title="TITLE")
+left.set(xlabel="noise in the condition", ylabel="Frechet distance, 64 px", title="Here noise only hurts")
 left.legend()
-best = f"level {results['best_level']:g}"
-names = {"small": "first stage", "none": "level 0", "best": best, "single": "one model", "real": "data"}
+names = {"small": "first stage", "none": "level 0", "much": "level 0.8", "single": "one model", "real": "data"}
 rows = [plt.imread(RESULTS / f"{name}.png") for name in names]
 width, height = rows[-1].shape[1], rows[-1].shape[0]
 for i, row in enumerate(rows):
     right.imshow(row, extent=(0, width, (i + 1) * height, i * height))
-right.set(xlim=(0, width), ylim=(len(rows) * height, 0), xticks=[], title="TITLE 2")
+right.set(xlim=(0, width), ylim=(len(rows) * height, 0), xticks=[], title="The cascade, one model, the data")
 right.set_yticks([(i + 0.5) * height for i in range(len(rows))], list(names.values()))
 record.figure(figure)
 record.save()

@@ -91,21 +91,19 @@ def main(options: argparse.Namespace) -> None:
         results[kind] = [figures(row["figures"]) for row in result["sweep"]]
     result = evaluate(runs["single"], options.work / "evaluation-single", options)
     results["single"], results["real images"] = of_column(result, "samples"), of_column(result, "real images")
-    distances = [row[next(iter(row))][0] for row in results["generated"]]
-    best = options.levels[distances.index(min(distances))]
-    results |= draw(runs, best, options.out)
+    results |= draw(runs, options.out)
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(options.out / "results.json")
 
 
-def draw(runs: dict[str, Path], best: float, out: Path) -> dict:
-    """Save rows of images. Returns the best level, and parameters and seconds an image of the cascade and the single model."""
+def draw(runs: dict[str, Path], out: Path) -> dict:
+    """Save rows of images. Returns the parameters and seconds an image of the cascade and the single model."""
     out.mkdir(parents=True, exist_ok=True)
     first, second, single = (load_model(str(run)) for run in runs.values())
-    found: dict = {"best_level": best, "seconds_per_image": {}, "parameters": {}}
+    found: dict = {"seconds_per_image": {}, "parameters": {}}
     plain, rows = SamplerSettings(scheduler=SAMPLER, num_inference_steps=STEPS, guidance_scale=1.0), {}
     rows["small"] = next(sampling.sample(first, SHOWN, SHOWN, 0, plain))
-    for level, name in ((0.0, "none"), (best, "best"), (0.8, "much")):
+    for level, name in ((0.0, "none"), (0.8, "much")):
         rows[name] = next(cascade.sample_chain([first, second], SHOWN, SHOWN, 0, replace(plain, augmentation=level)))
     ways = {"first": lambda: next(sampling.sample(first, SHOWN, SHOWN, 0, plain)),
             "cascade": lambda: next(cascade.sample_chain([first, second], SHOWN, SHOWN, 0, plain)),
