@@ -7,7 +7,6 @@ distance to other faces with a crown, and which share of its samples is nearer t
 copies nothing).
 """
 
-import csv
 import itertools
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tinyldm.config.parsing import parse
 from tinyldm.config.schema import Features, TrainDDPM
 from tinyldm.data import toyfaces
 from tinyldm.diffusion.pixel_task import PixelTask
+from tinyldm.training.run_folder import read_metrics
 from tinyldm.training.trainer import run_training
 
 KIND = ("hat", "crown")
@@ -80,25 +80,18 @@ def main(
 
 
 def draw(folder: Path, first: int, count: int, side: int) -> None:
-    """Save the first faces of KIND from an index on."""
+    """Save the first faces of KIND from an index on, as far as they are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
     of_kind = (index for index in itertools.count(first) if toyfaces.attributes(0, index)[KIND[0]] == KIND[1])
     for index in itertools.islice(of_kind, count):
-        toyfaces.draw(0, index, side).save(folder / f"{index}.png")
+        if not (file := folder / f"{index}.png").exists():
+            toyfaces.draw(0, index, side).save(file)
 
 
 def measured(file: Path) -> list[dict[str, Any]]:
     """The rows of metrics.csv with a distance: step, fd, nearer (None where it was not measured)."""
-    with file.open(newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["eval_fd"]]
-    return [
-        {
-            "step": int(row["step"]),
-            "fd": float(row["eval_fd"]),
-            "nearer": float(row["eval_nearer"]) if row["eval_nearer"] else None,
-        }
-        for row in rows
-    ]
+    rows = [row for row in read_metrics(file) if "eval_fd" in row]
+    return [{"step": row["step"], "fd": row["eval_fd"], "nearer": row.get("eval_nearer")} for row in rows]
 
 
 def picture(curves: dict[str, list[dict[str, Any]]], file: Path) -> None:

@@ -95,7 +95,7 @@ def beside_the_bound(model: Model, x0: torch.Tensor) -> dict[str, Any]:
         for kind, process in ways.items():
             bits = step_bits(process, predicted if process.learns_variance else predicted[:, :channels], x0, x_t, time)
             if t == 0:
-                first, decoder = x_t, bits
+                first, decoder = x_t, bits  # the last way's, for all of them: only the chain is compared
             else:
                 chains[kind] = chains[kind] + bits
     angle, dimensions = likelihood.ends(model)[0], x0[0].numel()

@@ -10,41 +10,35 @@ of noise. Features of the Frechet distances: EfficientNet-Lite0, which needs
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from run_latent import ROOT, call
+
 sys.path.append(str(ROOT))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import yaml  # noqa: E402
+import numpy as np
+import torch
+import yaml
 
-from tinyldm import pictures  # noqa: E402
-from tinyldm.config.schema import SamplerSettings  # noqa: E402
-from tinyldm.data import toyfaces  # noqa: E402
-from tinyldm.drawing import cascade, sampling  # noqa: E402
-from tinyldm.models.loading import load_model  # noqa: E402
+from tinyldm import pictures
+from tinyldm.config.schema import SamplerSettings
+from tinyldm.data import toyfaces
+from tinyldm.drawing import cascade, sampling
+from tinyldm.models.loading import load_model
 
 RECIPES = {"first": "toyfaces16-ddpm", "second": "toyfaces16to64-sr", "single": "toyfaces64-ddpm"}
 SHOWN, SAMPLER, STEPS = 10, "dpm-solver++", 20
-
-
-def call(*words: str) -> None:
-    """Run a script of the repository, and stop where it fails."""
-    print("$ python", *words, flush=True)
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
 
 
 def evaluate(run: Path, folder: Path, options: argparse.Namespace, *more: str) -> dict:
     """The result of evaluate.py."""
     sampler = ("--scheduler", SAMPLER, "--num_inference_steps", str(STEPS), "--num_images", str(options.num_images),
                "--guidance_scale", "1")  # fmt: skip
-    call("evaluate.py", "--model", str(run), "--output_dir", str(folder), "--features", options.features, "--metrics",
-         "fid,prdc", *sampler, *more)  # fmt: skip
+    call("python", "evaluate.py", "--model", str(run), "--output_dir", str(folder), "--features", options.features,
+         "--metrics", "fid,prdc", *sampler, *more)  # fmt: skip
     return json.loads((folder / "evaluation.json").read_text())["results"][0]
 
 
@@ -80,7 +74,7 @@ def main(options: argparse.Namespace) -> None:
     trial = [] if options.steps is None else trial_arguments(options.steps)
     for name, recipe in RECIPES.items():
         if not (runs[name] / "pipeline").exists():
-            call("train_ddpm.py", "--config", f"configs/{recipe}.yaml", "--output_dir", str(runs[name]), *trial)
+            call("python", "train_ddpm.py", "--config", f"configs/{recipe}.yaml", "--output_dir", str(runs[name]), *trial)
     results: dict = {"num_images": options.num_images}
     results["steps"] = {name: steps_of(run) for name, run in runs.items()}
     results["levels"] = options.levels
@@ -91,37 +85,31 @@ def main(options: argparse.Namespace) -> None:
         results[kind] = [figures(row["figures"]) for row in result["sweep"]]
     result = evaluate(runs["single"], options.work / "evaluation-single", options)
     results["single"], results["real images"] = of_column(result, "samples"), of_column(result, "real images")
-    results |= draw(runs, options.out)
+    results["seconds_per_image"] = draw(runs, options.out)
     (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(options.out / "results.json")
 
 
-def draw(runs: dict[str, Path], out: Path) -> dict:
-    """Save rows of images. Returns the parameters and seconds an image of the cascade and the single model."""
+def draw(runs: dict[str, Path], out: Path) -> dict[str, float]:
+    """Save rows of images. Returns the seconds an image of the first stage, the cascade and the single model."""
     out.mkdir(parents=True, exist_ok=True)
     first, second, single = (load_model(str(run)) for run in runs.values())
-    found: dict = {"seconds_per_image": {}, "parameters": {}}
-    plain, rows = SamplerSettings(scheduler=SAMPLER, num_inference_steps=STEPS, guidance_scale=1.0), {}
-    rows["small"] = next(sampling.sample(first, SHOWN, SHOWN, 0, plain))
-    for level, name in ((0.0, "none"), (0.8, "much")):
-        rows[name] = next(cascade.sample_chain([first, second], SHOWN, SHOWN, 0, replace(plain, augmentation=level)))
-    ways = {"first": lambda: next(sampling.sample(first, SHOWN, SHOWN, 0, plain)),
-            "cascade": lambda: next(cascade.sample_chain([first, second], SHOWN, SHOWN, 0, plain)),
-            "single": lambda: next(sampling.sample(single, SHOWN, SHOWN, 0, plain))}  # fmt: skip
-    for name, way in ways.items():
+    plain = SamplerSettings(scheduler=SAMPLER, num_inference_steps=STEPS, guidance_scale=1.0, augmentation=0.0)
+    much, chain, rows, seconds = replace(plain, augmentation=0.8), [first, second], {}, {}
+    ways = {"first": ("small", lambda: sampling.sample(first, SHOWN, SHOWN, 0, plain)),
+            "cascade": ("none", lambda: cascade.sample_chain(chain, SHOWN, SHOWN, 0, plain)),
+            "single": ("single", lambda: sampling.sample(single, SHOWN, SHOWN, 0, plain))}  # fmt: skip
+    for name, (row, way) in ways.items():
         start = time.perf_counter()
-        drawn = way()
-        found["seconds_per_image"][name] = (time.perf_counter() - start) / SHOWN
-        if name == "single":
-            rows[name] = drawn
+        rows[row] = next(way())
+        seconds[name] = (time.perf_counter() - start) / SHOWN
+    rows["much"] = next(cascade.sample_chain(chain, SHOWN, SHOWN, 0, much))
     first_held_out = toyfaces.SPLITS["validation"][0]
     faces = [np.asarray(toyfaces.draw(0, first_held_out + i, single.side)) for i in range(SHOWN)]
     rows["real"] = torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2)
     for name, images in rows.items():
-        pictures.grid(images, SHOWN).save(out / f"{name.replace(' ', '-')}.png")
-    for name, models in {"first": (first,), "cascade": (first, second), "single": (single,)}.items():
-        found["parameters"][name] = sum(p.numel() for model in models for p in model.denoiser.parameters())
-    return found
+        pictures.grid(images, SHOWN).save(out / f"{name}.png")
+    return seconds
 
 
 if __name__ == "__main__":

@@ -183,9 +183,9 @@ class TinyLDMPipeline(DiffusionPipeline):
 
     def _numbers(self, labels: Any, seeds: Sequence[int], edited: bool) -> torch.Tensor | None:
         """The labels of these seeds (B, A). Those that are not given are drawn, or left to the image that is edited."""
-        if self.labels is None and labels:
-            raise ValueError("this model has no labels")
         if self.labels is None:
+            if labels:
+                raise ValueError("this model has no labels")
             return None
         given = self.labels.numbers(labels)
         if not edited:

@@ -35,6 +35,11 @@ class LabelColumn:
         return number if number is not None and 0 <= number < len(self.values) else UNKNOWN
 
 
+def names_and_values(columns: Iterable[LabelColumn]) -> list[list[Any]]:
+    """[[name, values], ...] as JSON. A list, since labels are numbered by the order of the columns."""
+    return [[column.name, column.values] for column in columns]
+
+
 def image_column(data: DataConfig, features: datasets.Features) -> str:
     """The column of images: data.image_column, else `image`, else the only one of type Image."""
     names = ", ".join(features)

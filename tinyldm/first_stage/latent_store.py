@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.batch import Batch, Condition
+from tinyldm.data.columns import names_and_values
 from tinyldm.data.identity import cache_key, hub_id
 from tinyldm.data.images import Images, collate, to_float
 from tinyldm.data.prefetch import read_ahead
@@ -148,7 +149,7 @@ def open_store(
         if small:
             made_of["small"] = small
         if source.labels:
-            made_of["labels"] = [[column.name, column.values] for column in source.labels]  # their order counts
+            made_of["labels"] = names_and_values(source.labels)
         stores = Path(data.cache_dir).expanduser() / "latents"
         if made_of["commit"] is None and hub_id(data.name):
             made_of = _of_last_commit(stores, made_of)

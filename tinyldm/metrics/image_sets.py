@@ -17,6 +17,7 @@ import torch
 
 from tinyldm.config.schema import DataConfig
 from tinyldm.data.batch import Batch
+from tinyldm.data.columns import names_and_values
 from tinyldm.data.given import files_in
 from tinyldm.data.identity import cache_key
 from tinyldm.data.images import Images, collate
@@ -66,8 +67,8 @@ def part_labels(source: Source, data: DataConfig, part: str, split_seed: int, ba
     They belong to the images of random_part or data_part: decoding tells which images are left out as unreadable.
     """
     order = {} if limit is None else {"order": RANDOM}
-    labels = {"labels": [[column.name, column.values] for column in source.labels]}
-    key = {**cache_key(data, part, split_seed), **order, **labels, **_buffer(source, limit is not None)}
+    labels = names_and_values(source.labels)
+    key = {**cache_key(data, part, split_seed), **order, "labels": labels, **_buffer(source, limit is not None)}
     chunks = Chunks(Path(data.cache_dir).expanduser() / "labels" / digest(key), key, "delete it")
     batches = _from_source(source, data, batch_size, limit is not None, _labels)
     doing = f"labels of the {part.replace('_', '-')} part"

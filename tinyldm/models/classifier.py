@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from tinyldm.config.networks import UNetConfig
-from tinyldm.data.columns import LabelColumn
+from tinyldm.data.columns import LabelColumn, names_and_values
 from tinyldm.errors import boundary
 from tinyldm.limits import check_parameters
 from tinyldm.models.denoiser import unet_arguments
@@ -67,7 +67,7 @@ def make_classifier(
     Raises:
         UserError: see make_denoiser.
     """
-    columns = [[column.name, column.values] for column in labels]
+    columns = names_and_values(labels)
     with boundary("cannot build a classifier from the section unet"):
         arguments: dict[str, Any] = {
             "columns": columns,

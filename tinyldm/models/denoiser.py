@@ -15,7 +15,7 @@ from tinyldm.config.networks import UNetConfig
 from tinyldm.config.schema import TrainConfig
 from tinyldm.data.augment import CHANGES
 from tinyldm.data.batch import UNCONDITIONAL, Condition
-from tinyldm.data.columns import LabelColumn
+from tinyldm.data.columns import LabelColumn, names_and_values
 from tinyldm.errors import UserError, boundary
 from tinyldm.limits import check_parameters
 from tinyldm.portable.label_embedding import LabelEmbedding
@@ -99,7 +99,7 @@ def make_denoiser(
     with boundary("cannot build a UNet2DModel from the section unet"):
         try_denoiser(arguments)
         unet = UNet2DModel(**arguments)
-    width, columns = embedding_width(unet), [[column.name, column.values] for column in labels]
+    width, columns = embedding_width(unet), names_and_values(labels)
     embedding = LabelEmbedding(columns, width, rows) if labels else None
     small = LowResolution(low_resolution[0], low_resolution[1], width, low_resolution[2]) if low_resolution else None
     changes = nn.Linear(CHANGES, width, bias=False) if augment else None
